@@ -1,0 +1,3 @@
+"""A benchmark suite for long-tailed recognition."""
+
+__version__ = "0.1.0"

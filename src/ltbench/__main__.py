@@ -1,0 +1,5 @@
+"""``python -m ltbench`` is the same as ``ltbench``."""
+
+from ltbench.cli import main
+
+main()

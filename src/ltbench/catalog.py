@@ -1,0 +1,138 @@
+"""What there is: ``ltbench list`` and ``ltbench show``, answered from source files without torch."""
+
+import argparse
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ltbench.data.sources import DESCRIPTIONS
+from ltbench.errors import UserError, unknown_name
+
+KINDS = ("methods", "datasets", "configs", "suites")
+
+
+def methods() -> dict[str, str]:
+    """Return method name -> first line of its file, for each file of ``ltbench.methods``."""
+    found = {}
+    for path in sorted(_methods_folder().glob("*.py")):
+        if path.stem not in ("__init__", "base"):
+            found[path.stem] = _first_line(ast.get_docstring(ast.parse(path.read_text())))
+    return found
+
+
+def configs() -> dict[str, str]:
+    """Return config name -> its leading comment, for the configs at hand."""
+    return {path.stem: _comment(path) for path in sorted(_folder("configs").glob("*.yaml"))}
+
+
+def suites() -> dict[str, str]:
+    """Return suite name -> its leading comment, for the suites at hand."""
+    found = sorted(_folder("benchmarks").glob("*.yaml"))
+    return {path.stem: _comment(path) for path in found if path.stem != "claims"}
+
+
+def paper(method: str) -> dict[str, Any]:
+    """Return the ``Paper`` card that a method's class declares, as plain data.
+
+    The card is read from the source, where it is a literal, so nothing is imported.
+
+    Args:
+        method: A key of :func:`methods`.
+    """
+    tree = ast.parse((_methods_folder() / f"{method}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Paper":
+            return {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+    raise UserError(f"method '{method}' declares no Paper card.")
+
+
+def list_command(args: Sequence[str]) -> None:
+    """Print what there is of one kind, or of every kind."""
+    parser = argparse.ArgumentParser("ltbench list", allow_abbrev=False)
+    parser.add_argument("kind", nargs="?", help="|".join(KINDS))
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(args)
+    if given.kind and given.kind not in KINDS:
+        raise unknown_name("kind", given.kind, KINDS)
+    sections = {kind: _SECTIONS[kind]() for kind in ([given.kind] if given.kind else KINDS)}
+    if given.json:
+        print(json.dumps(sections[given.kind] if given.kind else sections, indent=1))
+        return
+    for kind, rows in sections.items():
+        _print_rows(kind, rows)
+
+
+def show_command(args: Sequence[str]) -> None:
+    """Print one method's card, one data set or one config."""
+    parser = argparse.ArgumentParser("ltbench show", allow_abbrev=False)
+    parser.add_argument("name")
+    name = parser.parse_args(args).name
+    if name in methods():
+        _show_method(name)
+    elif name in DESCRIPTIONS:
+        Console().print(f"[bold]{name}[/]  {escape(DESCRIPTIONS[name])}", highlight=False)
+    else:
+        path = Path(name) if name.endswith(".yaml") else _folder("configs") / f"{name}.yaml"
+        if not path.is_file():
+            raise unknown_name("name", name, [*methods(), *DESCRIPTIONS, *configs()])
+        print(path.read_text(), end="")
+
+
+def _show_method(name: str) -> None:
+    console, card = Console(highlight=False), paper(name)
+    console.print(f"[bold]{name}[/]  {escape(methods()[name])}")
+    console.print(f"{escape(card['title'])}, {card['venue']}, arXiv {card['arxiv']}\n")
+    _print_rows("equations", card.get("equations", {}))
+    for deviation in card.get("deviations", ()):
+        console.print(f"differs: {escape(deviation)}")
+    users = [c for c in configs() if _uses(_folder("configs") / f"{c}.yaml", name)]
+    console.print(f"\nconfigs: {', '.join(users) or 'none at hand'}")
+
+
+def _uses(config: Path, method: str) -> bool:
+    classes = {
+        node.name
+        for node in ast.parse((_methods_folder() / f"{method}.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return any(f"class_path: {name}\n" in config.read_text() for name in classes)
+
+
+def _print_rows(title: str, rows: dict[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for name, text in rows.items():
+        table.add_row(escape(name), escape(text))
+    Console().print(table)
+
+
+def _methods_folder() -> Path:
+    return Path(__file__).parent / "methods"
+
+
+def _folder(name: str) -> Path:
+    """Return ``configs`` or ``benchmarks`` of the working folder, else of this checkout."""
+    here = Path(name)
+    return here if here.is_dir() else Path(__file__).parents[2] / name
+
+
+def _comment(path: Path) -> str:
+    first = path.read_text().splitlines()[:1]
+    return first[0].removeprefix("#").strip() if first else ""
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]
+
+
+_SECTIONS = {
+    "methods": methods,
+    "datasets": lambda: dict(DESCRIPTIONS),
+    "configs": configs,
+    "suites": suites,
+}

@@ -1,0 +1,86 @@
+"""The one entry point: training commands through Lightning, the light ones without torch."""
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ltbench import __version__
+from ltbench.errors import UserError, unknown_name
+
+USAGE = """\
+usage: ltbench COMMAND ...
+
+  fit       train, test and record a run          --config FILE [overrides]
+  validate  evaluate a checkpoint on validation   --config FILE --ckpt_path FILE
+  test      evaluate a checkpoint on test         --config FILE --ckpt_path FILE
+  predict   classify a folder of images to a CSV  --config FILE --ckpt_path FILE
+                                                  --data.predict_folder DIR [--output CSV]
+  data      show counts, imbalance, groups        --config FILE [overrides]
+  list      what there is                         [methods|datasets|configs|suites] [--json]
+  show      one method, data set or config        NAME
+
+  --version    --debug (tracebacks)    COMMAND --help"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: The command line without the program's name; default: ``sys.argv``.
+
+    Raises:
+        SystemExit: With code 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    try:
+        _run(argv)
+    except UserError as error:
+        _stop(f"error: {error}", 2, debug)
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on from the last checkpoint.", 130, debug)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        _stop(
+            f"error: the disk is full{where}. Finished files are whole; make room, then give the "
+            "same command again: it goes on from the last checkpoint.",
+            1,
+            debug,
+        )
+
+
+def _stop(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(message + "\n")
+    raise SystemExit(code)
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    command, *rest = argv
+    if command == "--version":
+        print(f"ltbench {__version__}")
+    elif command in ("list", "show"):
+        from ltbench import catalog
+
+        {"list": catalog.list_command, "show": catalog.show_command}[command](rest)
+    elif command in ("fit", "validate", "test", "predict"):
+        from ltbench.training import TrainingCLI
+
+        TrainingCLI(argv)
+    elif command == "data":
+        from ltbench.training import show_data
+
+        show_data(rest)
+    else:
+        raise unknown_name("command", command, _COMMANDS)
+
+
+_COMMANDS = ("fit", "validate", "test", "predict", "data", "list", "show")

@@ -1,0 +1,1 @@
+"""Data = source x profile x split."""

@@ -1,0 +1,75 @@
+"""Augmentation of whole batches of uint8 images, on the device, each image with its own draw.
+
+Every transform takes ``(B, C, H, W)`` uint8 images and a generator on their device, and returns
+images of the same kind; the data module normalises afterwards.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BatchTransform(nn.Module):
+    """Base of the batched transforms."""
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Transform ``(B, C, H, W)`` uint8 images with draws from ``generator`` only."""
+        raise NotImplementedError
+
+
+class RandomCrop(BatchTransform):
+    """Pad with black, then cut a window of the original size at a random place."""
+
+    def __init__(self, padding: int = 4) -> None:
+        """Pad each side by ``padding`` pixels."""
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop each image at its own offset."""
+        batch, _, height, width = images.shape
+        pad, device = self.padding, images.device
+        offset = torch.randint(0, 2 * pad + 1, (2, batch, 1), generator=generator, device=device)
+        rows = offset[0] + torch.arange(height, device=device)
+        cols = offset[1] + torch.arange(width, device=device)
+        padded = F.pad(images, (pad, pad, pad, pad))
+        which = torch.arange(batch, device=device)[:, None, None]
+        # The separated index tensors move channels last, which is the layout convolutions like.
+        cropped: Tensor = padded[which, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+        return cropped
+
+
+class HorizontalFlip(BatchTransform):
+    """Mirror each image left to right with probability ``p``."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        """Flip with probability ``p`` in [0, 1]."""
+        super().__init__()
+        self.p = p
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Flip each image or not."""
+        chosen = torch.rand(len(images), generator=generator, device=images.device) < self.p
+        return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+class Cutout(BatchTransform):
+    """Black out one square at a random centre (arXiv 1708.04552); it may hang over the edge."""
+
+    def __init__(self, size: int = 16) -> None:
+        """Cut a square of ``size`` pixels a side."""
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Cut each image at its own place."""
+        batch, _, height, width = images.shape
+        device = images.device
+        top = torch.randint(0, height, (batch, 1), generator=generator, device=device)
+        left = torch.randint(0, width, (batch, 1), generator=generator, device=device)
+        rows = torch.arange(height, device=device) - (top - self.size // 2)
+        cols = torch.arange(width, device=device) - (left - self.size // 2)
+        inside = ((rows >= 0) & (rows < self.size))[:, None, :, None] & (
+            (cols >= 0) & (cols < self.size)
+        )[:, None, None, :]
+        return images.masked_fill(inside, 0)

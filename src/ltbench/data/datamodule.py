@@ -1,0 +1,296 @@
+"""Data = source x profile x split: the data module of every supervised classification run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ltbench import seeding
+from ltbench.data import profiles
+from ltbench.data.augment import BatchTransform
+from ltbench.data.samplers import EvaluationSampler, ShuffledSampler
+from ltbench.data.sources import build_source
+from ltbench.data.sources.base import Source
+from ltbench.errors import UserError
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a source: which folder or file of it, which positions, which labels."""
+
+    part: str
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+class MemoryImages(Dataset[Batch]):
+    """A split held in memory as one uint8 tensor; a whole batch is one indexing operation."""
+
+    def __init__(self, source: Source, split: Split) -> None:
+        """Decode every image of ``split``."""
+        self.images = source.images(split.part, split.indices)
+        self.labels = torch.from_numpy(split.labels)
+        self.indices = torch.from_numpy(split.indices)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Return the batch of these rows."""
+        at = torch.as_tensor(rows)
+        return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
+
+    def __getitem__(self, row: int) -> Batch:
+        """Return one image, as a batch of one."""
+        return self.__getitems__([row])
+
+
+class DecodedImages(Dataset[Batch]):
+    """A split whose images are decoded by the loader's workers, for sets too large for memory."""
+
+    def __init__(self, source: Source, split: Split) -> None:
+        """Remember where the images are."""
+        self.source = source
+        self.split = split
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.split.labels)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Decode the batch of these rows."""
+        indices = self.split.indices[rows]
+        return {
+            "image": self.source.images(self.split.part, indices),
+            "label": torch.from_numpy(self.split.labels[rows]),
+            "index": torch.from_numpy(indices),
+        }
+
+    def __getitem__(self, row: int) -> Batch:
+        """Decode one image, as a batch of one."""
+        return self.__getitems__([row])
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+class LongTailDataModule(L.LightningDataModule):
+    """A long tail cut from a source, with validation carved from training data, never from test.
+
+    Batches are dicts: ``image`` (B, C, H, W), uint8 in the loader, normalised float32 after the
+    transfer to the device; ``label`` (B,) int64; ``index`` (B,) int64, the position in the source.
+
+    Args:
+        source: Where images come from; ``ltbench list datasets`` names them.
+        root: Folder of the data; default: the environment variable ``LTBENCH_DATA``, else ``data``.
+        profile: How many training images each class keeps (:mod:`ltbench.data.profiles`);
+            ``natural`` keeps all.
+        imbalance_factor: Largest over smallest class, >= 1; not used by ``natural``.
+        largest: Images of the largest class; default: as many as every class could give.
+        subset_seed: Seed of the draw of the long tail, apart from the run's seed, as in the field.
+        val_fraction: Share of the long-tailed training images kept for validation, stratified;
+            0 trains on all of them, as the papers do, and leaves only the last epoch to report.
+        watch_test: Also evaluate the test set during training, as ``test_watched/...``. Those
+            numbers are for learning curves; no checkpoint is ever chosen by them.
+        batch_size: Images per step over all ranks.
+        eval_batch_size: Images per evaluation step and rank.
+        augment: Batched transforms of training images, in order.
+        image_size: Side in pixels that images of a folder are brought to; default: their own.
+        num_workers: Processes that decode images of sets too large for memory.
+        on_bad_image: What an unreadable image of a folder does: stop with its path, or be left out.
+        predict_folder: Folder of images to classify with ``ltbench predict``.
+    """
+
+    def __init__(
+        self,
+        source: str = "digits",
+        root: str | None = None,
+        profile: str = "exp",
+        imbalance_factor: float = 100,
+        largest: int | None = None,
+        subset_seed: int = 0,
+        val_fraction: float = 0.1,
+        watch_test: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        augment: Sequence[BatchTransform] = (),
+        image_size: int | None = None,
+        num_workers: int = 2,
+        on_bad_image: Literal["error", "skip"] = "error",
+        predict_folder: str | None = None,
+    ) -> None:
+        """Look at the source's files; nothing is decoded before :meth:`setup`."""
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"data.val_fraction is {val_fraction}; it must lie in [0, 1).")
+        self.source_name = source
+        self.root = Path(root or os.environ.get("LTBENCH_DATA", "data"))
+        self.profile = profile
+        self.imbalance_factor = imbalance_factor
+        self.largest = largest
+        self.subset_seed = subset_seed
+        self.val_fraction = val_fraction
+        self.watch_test = watch_test
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.augment = list(augment)
+        self.num_workers = num_workers
+        self.predict_folder = predict_folder
+        self.source = build_source(source, self.root, image_size, on_bad_image=on_bad_image)
+        self.splits: dict[str, Split] = {}
+        self._loaded: dict[str, MemoryImages | DecodedImages] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the source."""
+        return self.source.num_classes
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.source.channels
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class, (C,), after validation was carved off."""
+        return np.bincount(self.splits["train"].labels, minlength=self.num_classes)
+
+    @property
+    def index_hash(self) -> str:
+        """Hash of which images are trained on: equal hashes mean the same training set."""
+        return profiles.index_hash(self.splits["train"].indices)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Draw the long tail and name the splits; the same on every rank and at every call."""
+        if self.splits:
+            return
+        labels = self.source.labels("train")
+        train = self._long_tail(labels)
+        if self.source.has("val"):
+            self.splits["val"] = self._whole("val")
+        elif self.val_fraction:
+            train, val = profiles.split_validation(
+                labels, train, self.val_fraction, self.subset_seed
+            )
+            self.splits["val"] = Split("train", val, labels[val])
+        self.splits["train"] = Split("train", train, labels[train])
+        if self.source.has("test"):
+            self.splits["test"] = self._whole("test")
+
+    def _long_tail(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self.profile == "natural":
+            return np.arange(len(labels))
+        available = np.bincount(labels, minlength=self.num_classes)
+        counts = profiles.class_counts(
+            self.largest or int(available.min()),
+            self.num_classes,
+            self.imbalance_factor,
+            self.profile,
+        )
+        return profiles.select(labels, counts, self.subset_seed)
+
+    def _whole(self, part: str) -> Split:
+        labels = self.source.labels(part)
+        return Split(part, np.arange(len(labels)), labels)
+
+    def dataset(self, name: str) -> MemoryImages | DecodedImages:
+        """Return the images of a split; small sets are decoded once and kept."""
+        if name not in self.splits:
+            raise UserError(
+                f"{self.source.display_name} has no {name} images: add {self.root / name}/<class>/ "
+                "or choose another source."
+            )
+        if name not in self._loaded:
+            kind = MemoryImages if self.source.in_memory else DecodedImages
+            self._loaded[name] = kind(self.source, self.splits[name])
+        return self._loaded[name]
+
+    def _workers(self) -> int:
+        return 0 if self.source.in_memory else self.num_workers
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return shuffled training batches; the last one of an epoch may be smaller."""
+        world = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % world:
+            raise UserError(
+                f"data.batch_size {self.batch_size} is the batch over all ranks and does not "
+                f"divide by {world}; the next that does is {-(-self.batch_size // world) * world}."
+            )
+        dataset = self.dataset("train")
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size // world,
+            sampler=ShuffledSampler(dataset, seeding.run_seed()),
+            collate_fn=_as_is,
+            num_workers=self._workers(),
+            persistent_workers=self._workers() > 0,
+        )
+
+    def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
+        """Return a split in order, each image on exactly one rank."""
+        dataset = self.dataset(name)
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=EvaluationSampler(dataset),
+            collate_fn=_as_is,
+            num_workers=self._workers(),
+        )
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the splits evaluated during training, in the order of their loaders."""
+        names = ["val"] if "val" in self.splits else []
+        return [*names, "test"] if self.watch_test else names
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return one loader for each split in :attr:`watched`."""
+        return [self.evaluation_dataloader(name) for name in self.watched]
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test split."""
+        return self.evaluation_dataloader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (training only) and normalise on the device."""
+        images = batch["image"]
+        if self.trainer and self.trainer.training:
+            key = ("augment", self.trainer.global_rank, self.trainer.global_step)
+            draws = seeding.generator(images.device, seeding.run_seed(), *key)
+            for transform in self.augment:
+                images = transform(images, draws)
+        return {**batch, "image": self.normalise(images)}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn (B, C, H, W) uint8 images into standardised float32, channels last."""
+        mean, std = (
+            torch.tensor(v, device=images.device).view(-1, 1, 1)
+            for v in (self.source.mean, self.source.std)
+        )
+        images = images.contiguous(memory_format=torch.channels_last)
+        return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record says of the data; needs :meth:`setup`."""
+        counts = self.class_counts
+        return {
+            "source": self.source.display_name,
+            "profile": self.profile,
+            "imbalance_factor": float(counts.max() / counts.min()),
+            "class_names": self.source.class_names,
+            "class_counts": counts.tolist(),
+            "images": {name: len(split.labels) for name, split in self.splits.items()},
+            "index_hash": self.index_hash,
+        }

@@ -1,0 +1,187 @@
+"""Empirical risk minimisation: backbone x loss x re-weighting x SAM x mixing x averaging.
+
+CE, CE+DRW, LDAM+DRW, logit adjustment, VS, each with and without SAM, are configs of this file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.transforms import v2
+
+from ltbench.data.datamodule import Batch
+from ltbench.errors import UserError
+from ltbench.losses import bind_loss, check_counts, class_balanced_weights
+from ltbench.methods.base import ClassificationModule, Paper
+from ltbench.models import build_backbone
+from ltbench.sam import Plain, GradientRule
+from ltbench.schedules import LRSchedule, MultiStep, epoch_of
+
+
+@dataclass
+class Reweighting:
+    """Class-balanced weights (arXiv 1901.05555), from the first epoch or deferred (DRW).
+
+    Args:
+        start: Point in training from which the weights apply; before it all are 1.
+        beta: Of the effective number of samples (1 - beta^n) / (1 - beta), in [0, 1).
+    """
+
+    start: int | float = 0
+    beta: float = 0.9999
+
+
+class ERM(ClassificationModule):
+    """Train one classifier by minimising one loss on the long-tailed training set.
+
+    Args:
+        num_classes: Number of classes; the command line takes it from the data.
+        in_chans: Number of image channels; the command line takes it from the data.
+        backbone: Any timm name; ``resnet32_cifar``, ``wrn_28_2`` and ``wrn_28_10`` are added here.
+        backbone_args: Further arguments of ``timm.create_model``.
+        head: ``linear``, or the ``cosine`` classifier that LDAM needs.
+        loss: A function of :mod:`ltbench.losses`.
+        loss_args: Its constants, for example ``{gamma: 0.15, tau: 1.25}`` for ``vs_loss``.
+        reweighting: Class weights and when they start; none by default.
+        optimizer: Any torch or timm optimizer.
+        lr_schedule: Factor on the learning rate by epoch.
+        gradient_rule: Where the gradient is taken: plain, SAM, LPF-SGD or PGD
+            (:mod:`ltbench.sam`).
+        clip_norm: Largest global norm of the descent gradient; default: no clipping.
+        mixup: Alpha of mixup's Beta distribution (arXiv 1710.09412); 0 is off.
+        cutmix: Alpha of CutMix (arXiv 1905.04899); with mixup on, each batch takes one of the two.
+        ema_decay: Decay per step of an average of the weights, which is then what is evaluated.
+        compile: Compile the network with ``torch.compile``.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        title="Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data",
+        venue="NeurIPS 2022",
+        arxiv="2212.13827",
+        equations={
+            "class-balanced weights (1901.05555, eq. 2)": "ltbench.losses.class_balanced_weights",
+            "focal loss (1708.02002, eq. 5)": "ltbench.losses.focal_loss",
+            "LDAM (1906.07413, eq. 13)": "ltbench.losses.ldam_loss",
+            "logit adjustment (2007.07314, eq. 10)": "ltbench.losses.logit_adjusted_loss",
+            "balanced softmax (2007.10740, eq. 4)": "ltbench.losses.balanced_softmax_loss",
+            "CDT (2001.01385)": "ltbench.losses.cdt_loss",
+            "VS loss (2103.01550, eq. 2)": "ltbench.losses.vs_loss",
+            "SAM (2010.01412, eq. 2)": "ltbench.sam.SAM",
+            "LPF-SGD (2201.08025)": "ltbench.sam.LPFSGD",
+            "PGD (1703.00887)": "ltbench.sam.PGD",
+        },
+        deviations=(
+            "The last epoch is reported; the published code reports the best epoch on test.",
+            "Batch norm statistics are updated in SAM's first pass only; bn_update: both is theirs.",
+            "Focal loss takes p from the unweighted cross-entropy; focal_official_loss is theirs.",
+        ),
+    )
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        backbone: str = "resnet32_cifar",
+        backbone_args: dict[str, Any] | None = None,
+        head: Literal["linear", "cosine"] = "linear",
+        loss: str = "cross_entropy_loss",
+        loss_args: dict[str, float] | None = None,
+        reweighting: Reweighting | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
+            p, lr=0.1, momentum=0.9, weight_decay=2e-4
+        ),
+        lr_schedule: LRSchedule = MultiStep(),
+        gradient_rule: GradientRule = Plain(),
+        clip_norm: float | None = None,
+        mixup: float = 0,
+        cutmix: float = 0,
+        ema_decay: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        """Build the network; what depends on the data waits for ``setup``."""
+        super().__init__(num_classes)
+        self.automatic_optimization = False
+        self.net = build_backbone(backbone, num_classes, in_chans, head, **(backbone_args or {}))
+        self.net.to(memory_format=torch.channels_last)
+        if compile:
+            self.net.compile()
+        self.loss = bind_loss(loss, loss_args or {})
+        self.reweighting = reweighting
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.gradient_rule = gradient_rule
+        self.clip_norm = clip_norm
+        self.ema_decay = ema_decay
+        mixers = [
+            mixer(alpha=alpha, num_classes=num_classes)
+            for mixer, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+            if alpha
+        ]
+        self.mix = v2.RandomChoice(mixers) if mixers else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, C) of normalised images (B, in_chans, H, W)."""
+        return self.net(images)  # type: ignore[no-any-return]
+
+    def setup(self, stage: str) -> None:
+        """Take the class counts and derive the class weights from them."""
+        super().setup(stage)
+        if stage == "fit":
+            check_counts(self.class_counts)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer, whose learning rate follows ``lr_schedule`` by epoch."""
+        epochs = self.trainer.max_epochs
+        if not epochs or epochs < 0:
+            raise UserError("trainer.max_epochs must be set: the schedules are fractions of it.")
+        optimizer = self.optimizer(self.net.parameters())
+        schedule = LambdaLR(optimizer, lambda epoch: self.lr_schedule.factor(epoch, epochs))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Average the weights where ``ema_decay`` asks for it."""
+        return [] if self.ema_decay is None else [EMAWeightAveraging(decay=self.ema_decay)]
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """Weights (C,) of the current epoch, or None while all are 1."""
+        rule, epochs = self.reweighting, self.trainer.max_epochs or 0
+        if rule is None or self.current_epoch < epoch_of(rule.start, epochs):
+            return None
+        return class_balanced_weights(self.class_counts, rule.beta)
+
+    def on_train_epoch_start(self) -> None:
+        """Fix the class weights of this epoch."""
+        self.weight = self.class_weights
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take one step along the gradient that the rule finds."""
+        images, targets = batch["image"], batch["label"]
+        if self.mix:
+            images, targets = self.mix(images, targets)
+
+        def loss_of(part: slice) -> Tensor:
+            logits = self(images[part])
+            return self.loss(logits, targets[part], self.class_counts, weight=self.weight)
+
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        loss = self.gradient_rule.backward(self, loss_of, len(images))
+        if self.clip_norm is not None:
+            clip_gradients(self.trainer, optimizer, self.clip_norm)
+        optimizer.step()
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
+
+    def on_train_epoch_end(self) -> None:
+        """Move the learning rate on."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        schedule.step()

@@ -1,0 +1,73 @@
+"""Backbones: every one is a timm name; importing this package registers those timm lacks."""
+
+import difflib
+from typing import Any, Literal
+
+import timm
+from torch import nn
+
+from ltbench.errors import UserError
+from ltbench.models import resnet_cifar, wide_resnet  # noqa: F401  (importing registers them)
+from ltbench.models.heads import NormedLinear
+
+__all__ = ["NormedLinear", "build_backbone"]
+
+
+def build_backbone(
+    name: str,
+    num_classes: int,
+    in_chans: int = 3,
+    head: Literal["linear", "cosine"] = "linear",
+    pretrained: bool = False,
+    **kwargs: Any,  # noqa: ANN401
+) -> nn.Module:
+    """Build a timm model with a classifier of the wanted kind.
+
+    Args:
+        name: A timm model name, such as ``resnet32_cifar`` or ``resnet50.a1_in1k``.
+        num_classes: Outputs of the classifier; 0 gives the pooled features instead.
+        in_chans: Channels of the input image.
+        head: ``linear``, the model's own classifier, or ``cosine``, a :class:`NormedLinear` in
+            its place.
+        pretrained: Start from timm's weights for this name (downloaded on first use).
+        **kwargs: Passed on to the model, for example ``drop_path_rate`` or ``img_size``.
+
+    Raises:
+        UserError: The name is unknown, it has no pretrained weights or they cannot be fetched,
+            the model does not take one of ``kwargs``, or it has no single linear classifier to
+            replace.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise UserError(
+            f"unknown backbone '{name}'.{hint}\n"
+            "Any timm name will do; 'timm.list_models(\"*resnet*\")' searches them."
+        )
+    if pretrained and not timm.is_model_pretrained(name):
+        raise UserError(f"backbone '{name}' has no pretrained weights: set pretrained to false.")
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs
+        )
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise UserError(f"backbone '{name}' does not take that option: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot load the pretrained weights of '{name}': {error}") from error
+    if head == "cosine" and num_classes:
+        _make_cosine(model, name)
+    return model
+
+
+def _make_cosine(model: nn.Module, name: str) -> None:
+    """Put a cosine classifier where timm's own API says the classifier is."""
+    linear = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(linear, nn.Linear):
+        raise UserError(
+            f"backbone '{name}' has no single linear classifier that a cosine head could replace: "
+            "use head 'linear' or another backbone."
+        )
+    place = next(path for path, module in model.named_modules() if module is linear)
+    model.set_submodule(place, NormedLinear(linear.in_features, linear.out_features))

@@ -1,0 +1,132 @@
+"""What a run leaves: ``record.json``, written whole, read back the same.
+
+Schema (version 1): ``schema``, ``job_id``, ``name``, ``method``, ``dataset``, ``seed``, ``stage``,
+``lineage``, ``config``, ``data`` (class counts and index hash), ``metrics`` by selection (``last``,
+``best``) and split, ``selected_epoch``, ``weights`` (raw or averaged), ``deviations``, ``versions``,
+``git``, ``device``, ``precision``, ``world_size``, ``batch_size``, ``epochs``, ``steps``,
+``images_seen``, ``wall_seconds``, ``images_per_second``, ``peak_memory_bytes``, ``status`` and, where
+it failed, ``cause``. Metrics are fractions in [0, 1]; an undefined one is null.
+"""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from ltbench.errors import UserError
+
+SCHEMA = 1
+
+# What a user may change without making it another experiment.
+_INCIDENTAL = {
+    "data": {"root", "num_workers", "predict_folder", "eval_batch_size"},
+    "trainer": {
+        "logger",
+        "default_root_dir",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_checkpointing",
+        "log_every_n_steps",
+        "profiler",
+    },
+}
+
+
+def job_id(config: dict[str, Any]) -> str:
+    """Return the 16 hex digits that name an experiment: a hash of its resolved config.
+
+    Where the data lies, how it is decoded and how progress is shown do not count.
+
+    Args:
+        config: The resolved config: ``seed_everything``, ``model``, ``data``, ``trainer``.
+    """
+    data = config["data"]
+    kept = {
+        "seed_everything": config["seed_everything"],
+        "model": config["model"],
+        "data": {**data, "init_args": _without(data.get("init_args", {}), _INCIDENTAL["data"])},
+        "trainer": _without(config["trainer"], _INCIDENTAL["trainer"]),
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _without(mapping: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place and rename it there: readers see the old one or the new one.
+
+    Args:
+        path: Where the file goes; its folder is made.
+        write: Called with the open binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON; NaN becomes null, so that any JSON reader can take it."""
+    text = json.dumps(_plain(record), indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        UserError: The file is cut off, is no record, or comes from a newer ltbench.
+    """
+    try:
+        record = json.loads(path.read_text())
+        schema = record["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no readable run record: {error}") from error
+    if schema > SCHEMA:
+        raise UserError(f"{path} has schema {schema}; this ltbench reads {SCHEMA}: upgrade ltbench.")
+    return record  # type: ignore[no-any-return]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that numbers depend on."""
+    names = ("ltbench", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Return the commit that ``folder`` stands at and whether it has uncommitted changes."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
