@@ -42,6 +42,7 @@ def close(actual, expected, tol=1e-6):
     assert_close(torch.as_tensor(actual), torch.tensor(expected), atol=tol, rtol=0)
 
 
+@pytest.mark.paper
 def test_ldam_margins():
     facts = [0.158114, 0.179697, 0.204238, 0.232091, 0.263829]
     facts += [0.299768, 0.340675, 0.387221, 0.440497, 0.5]
@@ -50,6 +51,7 @@ def test_ldam_margins():
     close(ldam_margins(CIFAR100)[[0, 49, 50, 99]], [0.158114, 0.279782, 0.284055, 0.5])
 
 
+@pytest.mark.paper
 def test_class_balanced_weights():
     facts = [0.050611, 0.076900, 0.121134, 0.195037, 0.318805]
     facts += [0.524590, 0.868349, 1.442627, 2.409223, 3.992724]
@@ -63,6 +65,7 @@ def test_class_balanced_weights():
     close(class_balanced_weights(CIFAR10, beta=0), [1.0] * 10)
 
 
+@pytest.mark.paper
 def test_vs_offsets():
     facts = [-0.908742, -1.420568, -1.932618, -2.444001, -2.956685]
     facts += [-3.467511, -3.979198, -4.491462, -5.007095, -5.513913]
@@ -71,6 +74,7 @@ def test_vs_offsets():
     close(vs_offsets(CIFAR100, 1)[[0, 49, 50, 99]], [-3.077036, -5.359818, -5.420443, -7.682206])
 
 
+@pytest.mark.paper
 @pytest.mark.parametrize(
     ("gamma", "facts"),
     [
@@ -89,6 +93,7 @@ def test_vs_divisors(gamma, facts):
     close(vs_divisors(CIFAR10, gamma), [float(fact) for fact in facts.split()])
 
 
+@pytest.mark.paper
 @pytest.mark.parametrize(
     ("name", "constants", "plain", "weighted"),
     [
@@ -112,6 +117,7 @@ def test_toy_batch(name, constants, plain, weighted):
     close(loss(LOGITS, LABELS, COUNTS, weight=WEIGHTS), weighted)
 
 
+@pytest.mark.paper
 def test_toy_batch_by_sample():
     losses = [
         cross_entropy_loss(z[None], y[None], COUNTS) for z, y in zip(LOGITS, LABELS, strict=True)
@@ -119,6 +125,7 @@ def test_toy_batch_by_sample():
     close(torch.stack(losses), [2.317030, 1.407606, 2.104131, 1.153287])
 
 
+@pytest.mark.paper
 @pytest.mark.parametrize(
     ("max_margin", "plain", "weighted"), [(0.5, 19.806783, 34.515803), (0.3, 16.988929, 28.867521)]
 )
@@ -128,6 +135,7 @@ def test_ldam_toy_batch(max_margin, plain, weighted):
     close(loss, weighted, tol=5e-6)
 
 
+@pytest.mark.paper
 def test_ldam_by_sample():
     losses = [
         ldam_loss(x[None], y[None], COUNTS) for x, y in zip(COSINES[:3], LABELS[:3], strict=True)

@@ -1,4 +1,4 @@
-"""Which images make the long tail: class counts, the subset that has them, and its validation split.
+"""Which images make the long tail: class counts, the subset, and its validation split.
 
 NumPy only, and only private generators: the same arguments give the same indices on any machine.
 """
@@ -6,6 +6,7 @@ NumPy only, and only private generators: the same arguments give the same indice
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -163,7 +164,7 @@ def _by_class(labels: npt.NDArray[np.integer], num_classes: int) -> list[Indices
     """Ascending positions of each class 0..num_classes-1 in one sort, however many the classes."""
     order = np.argsort(labels, kind="stable").astype(np.int64)
     bounds = np.searchsorted(labels[order], np.arange(num_classes + 1))
-    return [order[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [order[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _abbreviate(counts: list[int]) -> str:

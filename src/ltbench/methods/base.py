@@ -1,6 +1,7 @@
 """What every classification method shares: exact evaluation, seeded steps, and its paper's card."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -86,6 +87,11 @@ class ClassificationModule(L.LightningModule):
         """Seed dropout, mixing and noise of this step by (seed, rank, step)."""
         key = ("step", self.global_rank, self.trainer.global_step)
         torch.manual_seed(seeding.derive(seeding.run_seed(), *key))
+
+    def no_sync(self) -> AbstractContextManager[object]:
+        """Open a context in which backward passes do not average gradients over ranks."""
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block else nullcontext()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of a watched split."""

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 
+from ltbench import seeding
 from ltbench.data.datamodule import Batch
 from ltbench.errors import UserError
 from ltbench.losses import bind_loss, check_counts, class_balanced_weights
 from ltbench.methods.base import ClassificationModule, Paper
 from ltbench.models import build_backbone
-from ltbench.sam import Plain, GradientRule
+from ltbench.sam import GradientRule, Plain
 from ltbench.schedules import LRSchedule, MultiStep, epoch_of
 
 
@@ -174,11 +175,30 @@ class ERM(ClassificationModule):
 
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        loss = self.gradient_rule.backward(self, loss_of, len(images))
-        if self.clip_norm is not None:
-            clip_gradients(self.trainer, optimizer, self.clip_norm)
+        loss = self.gradient_rule.backward(
+            self,
+            loss_of,
+            len(images),
+            fraction=self.current_epoch / (self.trainer.max_epochs or 1),
+            generator=seeding.generator(
+                self.device, seeding.run_seed(), "noise", self.trainer.global_step
+            ),
+            backward=self.manual_backward,
+            no_sync=self.no_sync,
+        )
+        self.clip(optimizer)
         optimizer.step()
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log_dict({f"train/{k}": v for k, v in self.gradient_rule.diagnostics.items()})
+
+    def clip(self, optimizer: LightningOptimizer) -> None:
+        """Clip the descent gradient, at its true size: float16's loss scale is taken off first."""
+        if self.clip_norm is None:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
 
     def on_train_epoch_end(self) -> None:
         """Move the learning rate on."""

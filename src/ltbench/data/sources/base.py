@@ -1,8 +1,9 @@
 """What every source of images offers: uint8 images and integer labels, split by split."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,46 +11,63 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ltbench.errors import UserError
+
 Labels = npt.NDArray[np.int64]
+Images = npt.NDArray[np.uint8]
+OnBadImage = Literal["error", "skip"]
 
 # The constants of the CIFAR-LT literature. The true CIFAR-10 std is (0.247, 0.243, 0.262); these
 # are kept, for both CIFARs, because the published numbers were made with them.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_CHUNK = 4096  # images resized at a time, so that the full-size copies stay small
 
 
 class Source(ABC):
     """A set of images as it lies on disk: no profile, no augmentation, no random choice.
 
+    Args:
+        root: Folder of the data.
+        image_size: Side in pixels that images are brought to; None keeps the source's own.
+        on_bad_image: What a file that cannot be decoded does: stop with its path, or be left out
+            of its split as if it were not there. Only a folder can have such files.
+
     Attributes:
-        name: Key in `SOURCES`.
+        name: Key in `ltbench.data.sources.DESCRIPTIONS`.
         display_name: Name for tables, such as ``CIFAR-10``.
+        num_classes: Number of classes.
         class_names: Name of each class, in label order.
         channels: Channels of every image, 1 or 3.
         mean: Per-channel mean to normalise with, of values scaled to [0, 1].
         std: Per-channel standard deviation, same scale.
         splits: The splits there are, among train, val, test and unlabelled.
-        uniform: Whether all images of a split fit in memory as one tensor; if not, `images` is
-            meant to be called on a few indices at a time, in workers.
+        in_memory: Whether a split is meant to be held as one tensor; if not, `images` is to be
+            called on a few indices at a time, in workers.
     """
 
-    name: str
+    name: ClassVar[str]
     display_name: str
-    class_names: list[str]
+    num_classes: int
     channels: int = 3
-    mean: tuple[float, ...] = CIFAR_MEAN
-    std: tuple[float, ...] = CIFAR_STD
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     splits: frozenset[str]
-    uniform: bool = True
+    in_memory: bool = True
+
+    def __init__(
+        self, root: Path, image_size: int | None = None, on_bad_image: OnBadImage = "error"
+    ) -> None:
+        if image_size is not None and image_size < 1:
+            raise UserError(f"image size {image_size} must be at least 1 pixel.")
+        self.root = root
+        self.image_size = image_size
+        self.on_bad_image = on_bad_image
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    def has(self, split: str) -> bool:
-        """Whether the source comes with `split`."""
-        return split in self.splits
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Name of each class, in label order."""
 
     @abstractmethod
     def labels(self, split: str) -> Labels:
@@ -59,37 +77,80 @@ class Source(ABC):
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
         """(len(indices), channels, H, W) uint8 images, in the order of `indices`."""
 
+    def has(self, split: str) -> bool:
+        """Whether the source comes with `split`."""
+        return split in self.splits
 
-class MemorySource(Source):
-    """A source whose splits are whole arrays: images (n, channels, H, W) uint8 with labels (n,)."""
+    def _check(self, split: str) -> None:
+        if not self.has(split):
+            available = ", ".join(sorted(self.splits))
+            raise UserError(f"{self.display_name} has no split '{split}'; it has {available}.")
 
-    def __init__(self, image_size: int | None = None) -> None:
-        self.image_size = image_size
+
+class ArraySource(Source):
+    """A source that reads each split whole, as one array of images and one of labels."""
+
+    def __init__(
+        self, root: Path, image_size: int | None = None, on_bad_image: OnBadImage = "error"
+    ) -> None:
+        super().__init__(root, image_size, on_bad_image)
+        self._loaded: dict[str, tuple[Images, Labels]] = {}
 
     @abstractmethod
-    def _arrays(self, split: str) -> tuple[npt.NDArray[np.uint8], Labels]:
-        """Images and labels of one split, kept by the subclass between calls."""
+    def _load(self, split: str) -> tuple[Images, Labels]:
+        """Read (n, channels, H, W) images and (n,) labels of a split that the source has."""
+
+    def _arrays(self, split: str) -> tuple[Images, Labels]:
+        self._check(split)
+        if split not in self._loaded:
+            self._loaded[split] = self._load(split)
+        return self._loaded[split]
 
     def labels(self, split: str) -> Labels:
         """See `Source.labels`."""
         return self._arrays(split)[1]
 
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """See `Source.images`; resized where `image_size` differs from the stored size."""
-        images = self._arrays(split)[0][np.asarray(indices, dtype=np.int64)]
-        return resize(torch.from_numpy(np.ascontiguousarray(images)), self.image_size)
+        """See `Source.images`."""
+        images, indices = self._arrays(split)[0], np.asarray(indices, dtype=np.int64)
+        chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
+        return torch.cat([fit(torch.from_numpy(images[rows]), self.image_size) for rows in chunks])
 
 
-def resize(images: Tensor, size: int | None) -> Tensor:
-    """Scale the shorter side of (..., H, W) uint8 images to `size`, then crop the centre square.
+class DownloadedSource(ArraySource):
+    """A source that is one of torchvision's data sets, in its files, downloaded when missing."""
 
-    Bilinear with antialiasing. `size` None, or the size the images have, leaves them as they are.
+    dataset: ClassVar[Any]  # the class in torchvision.datasets, which carries no types
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class, in label order, as the files have them."""
+        self._arrays("train")
+        return self._class_names
+
+    def _open(self, **split: object) -> Any:  # noqa: ANN401 - an instance of `dataset`
+        """Open one split with torchvision, which checks the md5 of every file."""
+        try:
+            opened = self.dataset(self.root, **split)
+        except RuntimeError:  # how torchvision says that a file is missing or damaged
+            try:
+                opened = self.dataset(self.root, **split, download=True)
+            except (OSError, RuntimeError, HTTPException) as error:
+                raise UserError(
+                    f"{self.display_name} is not in {self.root} and could not be downloaded "
+                    f"({error}).\nPut {self.dataset.filename} (md5 {self.dataset.tgz_md5}, from "
+                    f"{self.dataset.url}) into {self.root} and run again."
+                ) from error
+        self._class_names = list(opened.classes)
+        return opened
+
+
+def fit(images: Tensor, size: int | None) -> Tensor:
+    """Bring (..., H, W) uint8 images to squares of `size` pixels, or leave them for None.
+
+    The shorter side is scaled, bilinear with antialiasing, then the centre is cropped.
     """
     if size is None or tuple(images.shape[-2:]) == (size, size):
         return images
-    return F.center_crop(F.resize(images, [size], antialias=True), [size, size])
-
-
-def no_split(source: Source, split: str, available: Mapping[str, object]) -> KeyError:
-    """Placeholder."""
-    return KeyError(split)
+    square: Tensor = F.center_crop(F.resize(images, [size], antialias=True), [size, size])
+    return square

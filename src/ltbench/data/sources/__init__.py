@@ -1,0 +1,50 @@
+"""Where images and labels come from. Importing this package does not import torch."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ltbench.errors import unknown_name
+
+if TYPE_CHECKING:
+    from ltbench.data.sources.base import OnBadImage, Source
+
+DESCRIPTIONS = {
+    "digits": "8x8 grey handwritten digits bundled with scikit-learn: 10 classes, no download",
+    "cifar10": "CIFAR-10: 32x32 colour images, 10 classes of 5,000",
+    "cifar100": "CIFAR-100: 32x32 colour images, 100 classes of 500",
+    "stl10": "STL-10: 96x96 colour images, 10 classes of 500, and 100,000 unlabelled images",
+    "folder": "your own images: ROOT/train/<class>/*, optionally ROOT/val and ROOT/test",
+}
+
+_CLASSES = {
+    "digits": "digits.Digits",
+    "cifar10": "cifar.Cifar10",
+    "cifar100": "cifar.Cifar100",
+    "stl10": "stl10.Stl10",
+    "folder": "folder.Folder",
+}
+
+
+def source_class(name: str) -> "type[Source]":
+    """Import the class of a source.
+
+    Raises:
+        UserError: If `name` is not one of `DESCRIPTIONS`.
+    """
+    if name not in _CLASSES:
+        raise unknown_name("source", name, _CLASSES)
+    module, attribute = _CLASSES[name].split(".")
+    source: type[Source] = getattr(import_module(f"{__name__}.{module}"), attribute)
+    return source
+
+
+def build_source(
+    name: str, root: Path, image_size: int | None = None, on_bad_image: "OnBadImage" = "error"
+) -> "Source":
+    """Build a source by name; the arguments are those of `ltbench.data.sources.base.Source`.
+
+    Raises:
+        UserError: If `name` is not one of `DESCRIPTIONS`, or the source finds a mistake in `root`.
+    """
+    return source_class(name)(root, image_size, on_bad_image)
