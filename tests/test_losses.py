@@ -328,3 +328,12 @@ def test_counts_are_checked_once():
         class_balanced_weights(torch.tensor([5, 0]))
     with pytest.raises(UserError, match="beta must be in"):
         class_balanced_weights(CIFAR10, beta=1.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_step_reads_nothing_back_from_the_device(name, soft):
+    # Meta tensors have no values, so that reading one fails.
+    targets = F.one_hot(LABELS, 3).float() if soft else LABELS
+    args = (tensor.to("meta") for tensor in (LOGITS, targets, COUNTS))
+    assert LOSSES[name](*args, weight=WEIGHTS.to("meta")).is_meta

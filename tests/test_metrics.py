@@ -307,3 +307,10 @@ def test_ranks_with_unequal_shares_give_the_bits_of_one():
         for name, value in rank.compute().items():
             np.testing.assert_array_equal(value, whole.compute()[name])
         assert int(rank.support.sum()) == len(targets[share])  # the rank's own state is back
+
+
+def test_update_reads_nothing_back_from_the_device():
+    metric = LongTailMetrics(5).to("meta")  # has no values, so that reading one fails
+    targets = torch.zeros(4, dtype=torch.long, device="meta")
+    metric.update(torch.zeros(4, 5, device="meta"), targets)
+    assert metric.support.is_meta

@@ -258,11 +258,12 @@ def ascend(params: list[Tensor], rho: float, adaptive: bool = False) -> Tensor:
     wide = torch.promote_types(direction[0].dtype, torch.float32)
     norms = torch._foreach_norm(direction, dtype=wide)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    move = torch._foreach_mul(direction, torch.where(norm.isfinite(), rho / (norm + 1e-12), 0.0))
+    move = torch._foreach_mul(direction, rho / (norm + 1e-12))
     if size is not None:
         torch._foreach_mul_(move, size)
     for tensor in move:
-        tensor.nan_to_num_(0.0, 0.0, 0.0)  # 0 times infinity, where the gradient is not finite
+        # An infinite norm has scaled finite entries to 0 and made the others NaN; a NaN, all.
+        tensor.nan_to_num_(0.0, 0.0, 0.0)
     torch._foreach_add_(params, move)
     return norm
 

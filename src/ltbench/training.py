@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -73,6 +73,10 @@ class TrainingCLI(LightningCLI):
                 f"data.{ours}", f"model.init_args.{theirs}", apply_on="instantiate"
             )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse exactly ``args``; Lightning would warn that ``sys.argv`` exists as well."""
+        self.config = parser.parse_args(args)
+
     def _parse_ckpt_path(self) -> None:
         """Take nothing from a checkpoint: the config alone says what is built."""
 
@@ -105,13 +109,13 @@ class TrainingCLI(LightningCLI):
             "config": self.resolved,
         }
         self.record = RunRecord(self.folder, identity)
-        callbacks = [Progress()]
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        callbacks: list[Callback] = [] if config["enable_progress_bar"] is False else [Progress()]
         if self.subcommand == "fit":
-            kwargs["logger"] = TensorBoardLogger(self.folder, name="", version="")
+            config["logger"] = TensorBoardLogger(self.folder, name="", version="")
             callbacks += [self.record, *self._checkpoints()]
         else:
-            kwargs["logger"] = False
-        config = {**self._get(self.config_init, "trainer"), **kwargs}
+            config["logger"] = False
         return self._instantiate_trainer(config, callbacks)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:

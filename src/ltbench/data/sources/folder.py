@@ -156,7 +156,7 @@ def _reading(path: Path) -> Iterator[Image.Image]:
 def _is_readable(path: Path) -> bool:
     try:
         with _reading(path) as image:
-            image.load()
+            image.convert("RGB")
     except UserError:
         return False
     return True
