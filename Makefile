@@ -28,7 +28,7 @@ install: $(INSTALLED) ## Build the environment in .venv from the lock file
 
 .PHONY: demo
 demo: $(INSTALLED) ## Train VS loss + SAM on a long tail of handwritten digits, in under a minute
-	$(BIN)/ltbench fit --config configs/demo.yaml
+	$(BIN)/ltbench fit --config configs/vssam_digits.yaml
 
 .PHONY: test
 test: lint type unit ## Lint, types and the quick tests

@@ -12,9 +12,7 @@ keys = st.tuples(st.integers(0, 2**31), st.sampled_from(["step", "augment"]), st
 
 
 @given(keys, keys)
-def test_other_keys_give_other_seeds(
-    one: tuple[int, str, int], two: tuple[int, str, int]
-) -> None:
+def test_other_keys_give_other_seeds(one: tuple[int, str, int], two: tuple[int, str, int]) -> None:
     assert (seeding.derive(*one) == seeding.derive(*two)) == (one == two)
     assert 0 <= seeding.derive(*one) < 2**63
 

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -27,15 +28,15 @@ LOGITS_KEPT = 10_000_000
 
 TABLE = (
     ("accuracy", "accuracy"),
-    ("many_recall", "many >100"),
-    ("medium_recall", "medium 20-100"),
-    ("few_recall", "few <20"),
-    ("head_recall", "head"),
-    ("mid_recall", "mid"),
-    ("tail_recall", "tail"),
-    ("hmean_recall", "H-mean"),
-    ("gmean_recall", "G-mean"),
-    ("min_recall", "min"),
+    ("many_recall", "many-shot recall (> 100 training images)"),
+    ("medium_recall", "medium-shot recall (20 to 100)"),
+    ("few_recall", "few-shot recall (< 20)"),
+    ("head_recall", "head recall (by index)"),
+    ("mid_recall", "mid recall"),
+    ("tail_recall", "tail recall"),
+    ("hmean_recall", "H-mean recall"),
+    ("gmean_recall", "G-mean recall"),
+    ("min_recall", "min recall"),
 )
 
 
@@ -48,12 +49,14 @@ class RunRecord(Callback):
     Args:
         folder: The run folder.
         identity: What is known before the run: name, method, job id, resolved config.
+        keep: Whether predictions are stored; an evaluation alone leaves nothing behind.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], keep: bool = True) -> None:
         """Remember where to write; nothing is written before training starts."""
         self.folder = folder
         self.identity = identity
+        self.keep = keep
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
         self.seconds = 0.0
@@ -102,7 +105,7 @@ class RunRecord(Callback):
         row = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(fresh) and not name.endswith("_step")
+            if name.startswith(fresh) and not name.endswith(("_step", "_epoch"))
         }
         self._validated = ()
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **row})
@@ -141,7 +144,7 @@ class RunRecord(Callback):
             columns = [np.concatenate(column) for column in zip(*shards, strict=True)]
         order = np.argsort(columns[0], kind="stable")
         index, label, logits = (column[order] for column in columns)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.keep:
             self.save_predictions(index, label, logits)
 
     def save_predictions(
@@ -185,10 +188,23 @@ class RunRecord(Callback):
     ) -> None:
         if not trainer.is_global_zero:
             return
+        record = self.summary(trainer, pl_module, status, cause)
+        records.write_record(self.folder / "record.json", record)
+        curves = pd.DataFrame(self.history).to_csv(index=False).encode()
+        records.write_whole(self.folder / "metrics.csv", lambda file: file.write(curves))
+
+    def summary(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        status: str,
+        cause: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the record as it stands (:mod:`ltbench.records` says what is in it)."""
         method = _method(pl_module)
         seconds = self._clock()
         averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
-        record = {
+        return {
             "schema": records.SCHEMA,
             **self.identity,
             "seed": seeding.run_seed(),
@@ -213,9 +229,6 @@ class RunRecord(Callback):
             "status": status,
             "cause": cause,
         }
-        records.write_record(self.folder / "record.json", record)
-        curves = pd.DataFrame(self.history).to_csv(index=False).encode()
-        records.write_whole(self.folder / "metrics.csv", lambda file: file.write(curves))
 
 
 class Progress(RichProgressBar):
@@ -271,20 +284,22 @@ def peak_memory(device: torch.device) -> int:
 
 
 def result_table(record: dict[str, Any]) -> Table:
-    """Lay out a record's test metrics, in percent, a row a selection (last epoch, best on val)."""
-    table = Table(title=f"{record['name']} on the test set of {record['data']['source']} (%)")
-    table.add_column("weights")
-    for _, heading in TABLE:
-        table.add_column(heading, justify="right")
-    names = record["data"]["class_names"]
-    for selection, splits in record["metrics"].items():
-        test = splits["test"]
-        cells = [percent(test[name]) for name, _ in TABLE]
-        recalls = np.array(test["per_class_recall"], dtype=float)
-        if np.isfinite(recalls).any():
-            cells[-1] += f" ({names[int(np.nanargmin(recalls))]})"
-        table.add_row(selection, *cells)
+    """Lay out a record's test metrics in percent: a column a selection (last, best on val)."""
+    table = Table(title=f"{record['name']}: test set of {record['data']['source']}, %")
+    table.add_column("")
+    tests = {selection: splits["test"] for selection, splits in record["metrics"].items()}
+    for selection in tests:
+        table.add_column({"best": "best on val"}.get(selection, selection), justify="right")
+    for name, title in TABLE:
+        table.add_row(title, *(percent(test[name]) for test in tests.values()))
+    worst = (_worst_class(test, record["data"]["class_names"]) for test in tests.values())
+    table.add_row("class with the min recall", *worst)
     return table
+
+
+def _worst_class(test: dict[str, Any], names: Sequence[str]) -> str:
+    recalls = np.array(test["per_class_recall"], dtype=float)
+    return escape(names[int(np.nanargmin(recalls))]) if np.isfinite(recalls).any() else "-"
 
 
 def percent(value: float | None) -> str:

@@ -76,9 +76,9 @@ def _run(argv: list[str]) -> None:
 
         TrainingCLI(argv)
     elif command == "data":
-        from ltbench.training import show_data
+        from ltbench.data_report import data_command
 
-        show_data(rest)
+        data_command(rest)
     else:
         raise unknown_name("command", command, _COMMANDS)
 

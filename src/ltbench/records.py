@@ -106,7 +106,9 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no readable run record: {error}") from error
     if schema > SCHEMA:
-        raise UserError(f"{path} has schema {schema}; this ltbench reads {SCHEMA}: upgrade ltbench.")
+        raise UserError(
+            f"{path} has schema {schema}; this ltbench reads {SCHEMA}: upgrade ltbench."
+        )
     return record  # type: ignore[no-any-return]
 
 

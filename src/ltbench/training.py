@@ -1,14 +1,20 @@
 """The heavy half of the command line: fit, validate, test and predict through LightningCLI."""
 
+import logging
 import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import pandas as pd
+import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from torch import Tensor
 
 import ltbench.methods  # noqa: F401  (so that a config may name a method without its module)
 from ltbench import records
@@ -16,20 +22,9 @@ from ltbench.callbacks import Progress, RunRecord, result_table
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import ClassificationModule
+from ltbench.parsing import Parser, cause
 
 BEST = "val/mean_recall"
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are one line with the nearest valid name."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the mistake as a UserError.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(message) from ex
 
 
 class TrainingCLI(LightningCLI):
@@ -43,6 +38,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         """Parse ``args``, build everything and run the sub-command."""
+        quiet()
         super().__init__(
             ClassificationModule,
             LongTailDataModule,
@@ -65,9 +61,11 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, and take from the data what the model must know of it."""
-        parser.add_argument("--name", type=str | None, help="Name of the run; default: the config's.")
+        parser.add_argument(
+            "--name", type=str | None, help="Name of the run; default: the config's."
+        )
         parser.add_argument("--fresh", type=bool, default=False, help="Start over, even if done.")
-        parser.add_argument("--output", type=str, default="predictions.csv", help="For predict.")
+        parser.add_argument("--output", type=str | None, help="File that predict or data writes.")
         for ours, theirs in (("num_classes", "num_classes"), ("channels", "in_chans")):
             parser.link_arguments(
                 f"data.{ours}", f"model.init_args.{theirs}", apply_on="instantiate"
@@ -79,6 +77,17 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from a checkpoint: the config alone says what is built."""
+
+    def instantiate_classes(self) -> None:
+        """Build everything, and let a user's mistake through as it was raised.
+
+        Raises:
+            UserError: What a constructor refused; jsonargparse buries it in errors of its own.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise cause(error) or error from None
 
     def before_instantiate_classes(self) -> None:
         """Name the run and its folder."""
@@ -108,21 +117,22 @@ class TrainingCLI(LightningCLI):
             "lineage": [],
             "config": self.resolved,
         }
-        self.record = RunRecord(self.folder, identity)
+        self.record = RunRecord(self.folder, identity, keep=self.subcommand == "fit")
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         callbacks: list[Callback] = [] if config["enable_progress_bar"] is False else [Progress()]
+        self.datamodule.setup()
         if self.subcommand == "fit":
             config["logger"] = TensorBoardLogger(self.folder, name="", version="")
             callbacks += [self.record, *self._checkpoints()]
         else:
             config["logger"] = False
+            callbacks += [self.record] if self.subcommand == "test" else []
         return self._instantiate_trainer(config, callbacks)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
         where = {"dirpath": self.folder / "checkpoints", "enable_version_counter": False}
         self.last = ModelCheckpoint(**where, filename="last", save_on_train_epoch_end=True)
         self.best = ModelCheckpoint(**where, filename="best", monitor=BEST, mode="max")
-        self.datamodule.setup()
         return [self.last, self.best] if "val" in self.datamodule.splits else [self.last]
 
     def fit(
@@ -148,6 +158,7 @@ class TrainingCLI(LightningCLI):
             dump = yaml.safe_dump(self.resolved, sort_keys=False).encode()
             records.write_whole(self.folder / "config.yaml", lambda file: file.write(dump))
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            self.trainer.loggers = []
             self._test_selections(model, datamodule)
         console.print(result_table(records.read_record(record)))
         console.print(f"Record: {record}")
@@ -160,6 +171,66 @@ class TrainingCLI(LightningCLI):
                 model, data, ckpt_path=checkpoint.best_model_path, verbose=False, weights_only=True
             )
         self.record.finish(self.trainer, model)
+
+    def validate(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Evaluate a checkpoint on the validation split."""
+        self._need_checkpoint()
+        if "val" not in self.datamodule.splits:
+            raise UserError("there is no validation split: set data.val_fraction above 0.")
+        self.trainer.validate(**{**kwargs, "weights_only": True})
+
+    def test(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Evaluate a checkpoint on the test split and print the table; nothing is written."""
+        self._need_checkpoint()
+        self.trainer.test(**{**kwargs, "verbose": False, "weights_only": True})
+        Console().print(result_table(self.record.summary(self.trainer, self.model, "evaluated")))
+
+    def predict(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Classify the images of ``data.predict_folder`` and write one CSV row an image."""
+        self._need_checkpoint()
+        kwargs.pop("return_predictions", None)
+        batches = self.trainer.predict(**{**kwargs, "weights_only": True})
+        assert batches is not None
+        output = Path(self.config[self.subcommand].output or "predictions.csv")
+        dataset = self.datamodule.images_to_predict()
+        table = prediction_table(
+            dataset.paths, torch.cat(batches), self.datamodule.source.class_names
+        )
+        records.write_whole(output, lambda file: table.to_csv(file, index=False))
+        Console().print(f"{len(table)} images classified: {output}")
+
+    def _need_checkpoint(self) -> None:
+        path = self.config[self.subcommand].ckpt_path
+        if not path:
+            raise UserError(f"{self.subcommand} needs --ckpt_path FILE: a run keeps checkpoints/.")
+        if not Path(path).is_file():
+            raise UserError(f"there is no checkpoint {path}.")
+
+
+def quiet() -> None:
+    """Leave Lightning's notices out: what matters of them is in the record."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning calls a name that torch has deprecated; a user can do nothing about it.
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+
+
+def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]) -> pd.DataFrame:
+    """Lay out predictions: path, class, confidence, and the five most likely classes.
+
+    Args:
+        paths: The N images.
+        scores: Class probabilities, (N, C).
+        names: Names of the C classes.
+    """
+    top, which = scores.topk(min(5, len(names)))
+    table = pd.DataFrame({"image": [str(path) for path in paths]})
+    table["class"] = [names[i] for i in which[:, 0].tolist()]
+    table["confidence"] = top[:, 0].numpy()
+    for k in range(top.shape[1]):
+        table[f"top{k + 1}"] = [names[i] for i in which[:, k].tolist()]
+        table[f"top{k + 1}_confidence"] = top[:, k].numpy()
+    return table
 
 
 def _flat(model: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ltbench.data.augment import BatchTransform
 from ltbench.data.samplers import EvaluationSampler, ShuffledSampler
 from ltbench.data.sources import build_source
 from ltbench.data.sources.base import Source
+from ltbench.data.sources.folder import decode, image_files
 from ltbench.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -82,6 +83,28 @@ class DecodedImages(Dataset[Batch]):
         return self.__getitems__([row])
 
 
+class ImagesOfFolder(Dataset[Batch]):
+    """All images below a folder, without labels, decoded when they are asked for."""
+
+    def __init__(self, folder: Path, channels: int, size: int) -> None:
+        """List the images of ``folder``, hidden ones left out, in path order."""
+        self.paths = image_files(folder)
+        self.channels, self.size = channels, size
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Decode the batch of these rows."""
+        images = [decode(self.paths[row], self.channels, self.size) for row in rows]
+        return {"image": torch.stack(images), "index": torch.as_tensor(rows)}
+
+    def __getitem__(self, row: int) -> Batch:
+        """Decode one image, as a batch of one."""
+        return self.__getitems__([row])
+
+
 def _as_is(batch: Batch) -> Batch:
     return batch
 
@@ -131,7 +154,7 @@ class LongTailDataModule(L.LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         predict_folder: str | None = None,
     ) -> None:
-        """Look at the source's files; nothing is decoded before :meth:`setup`."""
+        """Find the source; its images are decoded when a loader first needs them."""
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}; it must lie in [0, 1).")
@@ -190,15 +213,15 @@ class LongTailDataModule(L.LightningDataModule):
             self.splits["test"] = self._whole("test")
 
     def _long_tail(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self.profile == "natural":
-            return np.arange(len(labels))
-        available = np.bincount(labels, minlength=self.num_classes)
-        counts = profiles.class_counts(
-            self.largest or int(available.min()),
-            self.num_classes,
-            self.imbalance_factor,
-            self.profile,
-        )
+        counts = None
+        if self.profile != "natural":
+            available = np.bincount(labels, minlength=self.num_classes)
+            counts = profiles.class_counts(
+                self.largest or int(available.min()),
+                self.num_classes,
+                self.imbalance_factor,
+                self.profile,
+            )
         return profiles.select(labels, counts, self.subset_seed)
 
     def _whole(self, part: str) -> Split:
@@ -262,6 +285,23 @@ class LongTailDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test split."""
         return self.evaluation_dataloader("test")
+
+    def images_to_predict(self) -> ImagesOfFolder:
+        """Return the images below ``predict_folder``, brought to the size that was trained on."""
+        if self.predict_folder is None:
+            raise UserError("predict needs --data.predict_folder DIR: the images to classify.")
+        example = self.source.images("train", [0])
+        return ImagesOfFolder(Path(self.predict_folder), example.shape[1], example.shape[2])
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the images of ``predict_folder`` in path order."""
+        dataset = self.images_to_predict()
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=EvaluationSampler(dataset),
+            collate_fn=_as_is,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (training only) and normalise on the device."""

@@ -103,9 +103,7 @@ class Folder(Source):
         return images
 
     def _decode(self, path: Path) -> Tensor:
-        with _reading(path) as image:
-            pixels = np.array(image.convert("RGB"))
-        return fit(torch.from_numpy(pixels).permute(2, 0, 1), self._size)
+        return decode(path, self.channels, self._size)
 
     def _own_size(self) -> int:
         with _reading(self._paths["train"][0]) as image:
@@ -127,6 +125,33 @@ class Folder(Source):
             if path.suffix.lower() in IMG_EXTENSIONS
         ]
         return _readable(folder, paths) if self.on_bad_image == "skip" else paths
+
+
+def decode(path: Path, channels: int, size: int) -> Tensor:
+    """Read one image as (channels, size, size) uint8; 1 channel is grey, 3 are RGB.
+
+    Raises:
+        UserError: If the file cannot be decoded, naming it.
+    """
+    with _reading(path) as image:
+        pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
+    return fit(torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1), size)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images anywhere below a folder, hidden ones left out, in path order.
+
+    Raises:
+        UserError: If there is no such folder or no image in it.
+    """
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"there are no images below {folder} ({', '.join(IMG_EXTENSIONS)}).")
+    return found
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,0 +1,224 @@
+"""RandAugment of a whole batch on the device, each image with its own operations (1909.13719).
+
+A batch is cut into one sub-batch for each operation, so that the loop runs over the 14 operations
+and never over images. The results are those of :class:`torchvision.transforms.v2.RandAugment`,
+which works on one image at a time: nearest neighbour, black outside the image.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from ltbench.data.augment import BatchTransform
+from ltbench.errors import UserError, unknown_name
+
+_MAX_MAGNITUDE = 30
+_CUTOUT_FILL = (125, 123, 114)  # about the mean colour of natural images
+
+# Every operation takes (b, C, H, W) uint8 images and their magnitudes, (b, 1, 1, 1) float32.
+
+
+def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Fetch each pixel from column ``x`` and row ``y``, which broadcast to (b, 1, H, W)."""
+    batch, channels, height, width = images.shape
+    columns, rows = x.round().long(), y.round().long()
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    source = (rows * width + columns).where(inside, 0).expand(batch, channels, height, width)
+    return images.flatten(2).gather(2, source.flatten(2)).view(source.shape) * inside
+
+
+def _pixels(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the columns (W,) and rows (H, 1) of the pixels of ``images``."""
+    height, width = images.shape[-2:]
+    columns = torch.arange(width, device=images.device)
+    return columns, torch.arange(height, device=images.device)[:, None]
+
+
+def _shear_x(images: Tensor, slope: Tensor) -> Tensor:
+    x, y = _pixels(images)
+    return _sample(images, x + slope * (y + 0.5), y)  # the upper edge, y = -0.5, stays in place
+
+
+def _shear_y(images: Tensor, slope: Tensor) -> Tensor:
+    x, y = _pixels(images)
+    return _sample(images, x, y + slope * (x + 0.5))
+
+
+def _translate_x(images: Tensor, share: Tensor) -> Tensor:
+    x, y = _pixels(images)
+    return _sample(images, x - (share * images.shape[-1]).trunc(), y)
+
+
+def _translate_y(images: Tensor, share: Tensor) -> Tensor:
+    x, y = _pixels(images)
+    return _sample(images, x, y - (share * images.shape[-2]).trunc())
+
+
+def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    x, y = _pixels(images)
+    middle_x, middle_y = (x.numel() - 1) / 2, (y.numel() - 1) / 2
+    x, y = x - middle_x, y - middle_y
+    cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+    return _sample(images, cos * x - sin * y + middle_x, sin * x + cos * y + middle_y)
+
+
+def _enhance(images: Tensor, degenerate: Tensor, change: Tensor) -> Tensor:
+    """Move away from the degenerate image (``change`` > 0) or towards it (-1 is all the way)."""
+    exact = images.float()
+    return (exact + change * (exact - degenerate)).clamp(0, 255).to(torch.uint8)
+
+
+def _brightness(images: Tensor, change: Tensor) -> Tensor:
+    return _enhance(images, torch.zeros_like(images), change)
+
+
+def _color(images: Tensor, change: Tensor) -> Tensor:
+    return _enhance(images, tv.rgb_to_grayscale(images), change)
+
+
+def _contrast(images: Tensor, change: Tensor) -> Tensor:
+    grey = tv.rgb_to_grayscale(images).float()
+    return _enhance(images, grey.mean((1, 2, 3), keepdim=True), change)
+
+
+def _sharpness(images: Tensor, change: Tensor) -> Tensor:
+    return _enhance(images, tv.adjust_sharpness(images, 0.0), change)  # factor 0 is the blur
+
+
+def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+    lowest = 2 ** (8 - bits.round())
+    return images & (256 - lowest).to(torch.uint8)
+
+
+def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(images >= threshold, 255 - images, images)
+
+
+class _Range(NamedTuple):
+    """Magnitudes from the mildest (bin 0) to the most severe (bin 30), perhaps with a sign."""
+
+    mild: float = 0.0
+    severe: float = 0.0
+    signed: bool = False
+
+
+class _Operation(NamedTuple):
+    apply: Callable[[Tensor, Tensor], Tensor]
+    standard: _Range = _Range()
+    fixmatch: _Range = _Range()
+
+
+_SHEAR = _Range(0, 0.3, signed=True)  # slope
+_ROTATE = _Range(0, 30, signed=True)  # degrees
+_TRANSLATE = _Range(0, 150 / 331, signed=True), _Range(0, 0.3, signed=True)  # of the side
+_ENHANCE = _Range(0, 0.9, signed=True), _Range(-0.05, -0.95)  # factor - 1
+_BITS = _Range(8, 4)
+
+_OPERATIONS = (
+    _Operation(lambda images, _: images),
+    _Operation(lambda images, _: tv.autocontrast(images)),
+    _Operation(lambda images, _: tv.equalize(images)),
+    _Operation(_shear_x, _SHEAR, _SHEAR),
+    _Operation(_shear_y, _SHEAR, _SHEAR),
+    _Operation(_translate_x, *_TRANSLATE),
+    _Operation(_translate_y, *_TRANSLATE),
+    _Operation(_rotate, _ROTATE, _ROTATE),
+    _Operation(_brightness, *_ENHANCE),
+    _Operation(_color, *_ENHANCE),
+    _Operation(_contrast, *_ENHANCE),
+    _Operation(_sharpness, *_ENHANCE),
+    _Operation(_posterize, _BITS, _BITS),
+    _Operation(_solarize, _Range(255, 0), _Range(256, 0)),
+)
+
+
+class RandAugment(BatchTransform):
+    """Apply ``num_ops`` random operations in turn to each image (arXiv 1909.13719).
+
+    Operations are drawn with replacement, all 14 equally often: identity, autocontrast, equalize,
+    shear and translate in x and y, rotate, brightness, color, contrast, sharpness, posterize,
+    solarize. A shear, translation or rotation, and in the standard space an enhancement, goes
+    either way with probability 1/2.
+
+    The defaults are torchvision's. The strong view of the FixMatch family as released with CSST
+    and SelMix is ``RandAugment(3, magnitude=None, space="fixmatch", cutout=0.5)``, followed by
+    flip and crop.
+
+    On CUDA a call waits for the device once, to learn how many images drew each operation.
+
+    Args:
+        num_ops: Operations in turn for each image, >= 0.
+        magnitude: Bin 0 (mildest) to 30 (most severe) of each range, or None to draw the magnitude
+            uniformly from the range each time (bits are rounded afterwards).
+        space: The ranges. ``standard``: slope 0.3, 150/331 of the side, 30 degrees, factor
+            1 +- 0.9, 8 to 4 bits, threshold 255 to 0. ``fixmatch``: translations up to 0.3 of the
+            side, factors 0.95 to 0.05 (only ever less colour, contrast, ...), threshold 256 to 0.
+        p: Probability in [0, 1] that a drawn operation is applied at all.
+        cutout: Afterwards paint one square with a side of U(0, ``cutout``) times the width, centred
+            anywhere in the image, in the grey (125, 123, 114); 0 paints none.
+
+    Raises:
+        UserError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_ops: int = 2,
+        magnitude: int | None = 9,
+        space: Literal["standard", "fixmatch"] = "standard",
+        p: float = 1.0,
+        cutout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_ops < 0:
+            raise UserError(f"num_ops of RandAugment is {num_ops}; give 0 or more.")
+        if space not in ("standard", "fixmatch"):
+            raise unknown_name("space of RandAugment", space, ("standard", "fixmatch"))
+        limits = (("magnitude", magnitude or 0, _MAX_MAGNITUDE), ("p", p, 1), ("cutout", cutout, 1))
+        for name, value, most in limits:
+            if not 0 <= value <= most:
+                raise UserError(f"{name} of RandAugment is {value}; give 0 to {most}.")
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self.space = space
+        self.p = p
+        self.cutout = cutout
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
+        size, device = (self.num_ops, len(images)), images.device
+        drawn = torch.randint(len(_OPERATIONS), size, generator=generator, device=device)
+        applied = torch.rand(size, generator=generator, device=device) < self.p
+        drawn = drawn * applied  # the first operation is the identity
+        negative = torch.randint(2, size, generator=generator, device=device)
+        if self.magnitude is None:
+            level = torch.rand(size, generator=generator, device=device)
+        else:
+            level = torch.full(size, self.magnitude / _MAX_MAGNITUDE, device=device)
+        ranges = torch.tensor([getattr(each, self.space) for each in _OPERATIONS], device=device)
+        mild, severe, signed = ranges[drawn].unbind(-1)
+        magnitude = (mild + (severe - mild) * level) * (1 - 2 * negative * signed)
+
+        images = images.clone()
+        kinds = torch.arange(len(_OPERATIONS), device=device)
+        counts = (drawn[:, :, None] == kinds).sum(1).tolist()  # the only wait for the device
+        for turn, order in enumerate(drawn.argsort(1)):
+            for operation, rows in zip(_OPERATIONS, order.split(counts[turn]), strict=True):
+                if len(rows) > 0:
+                    chosen = images.index_select(0, rows)
+                    strength = magnitude[turn, rows, None, None, None]
+                    images.index_copy_(0, rows, operation.apply(chosen, strength))
+        return self._cut(images, generator) if self.cutout else images
+
+    def _cut(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        batch, channels, height, width = images.shape
+        size = (3, batch, 1, 1, 1)
+        side, column, row = torch.rand(size, generator=generator, device=images.device)
+        x, y = _pixels(images)
+        away = (x + 0.5 - column * width).abs().maximum((y + 0.5 - row * height).abs())
+        inside = away < side * (self.cutout * width / 2)
+        fill = images.new_tensor(_CUTOUT_FILL).view(3, 1, 1)
+        return torch.where(inside, fill if channels == 3 else tv.rgb_to_grayscale(fill), images)

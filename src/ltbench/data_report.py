@@ -1,0 +1,90 @@
+"""``ltbench data``: how long the tail is, before anything is trained on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ltbench import records
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.metrics import index_groups, shot_groups
+from ltbench.training import TrainingCLI
+
+ROWS = 20
+
+
+class DataCLI(TrainingCLI):
+    """Parse like ``fit``, then look at the data alone."""
+
+    def instantiate_trainer(self, **kwargs: object) -> None:
+        """Need no trainer."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        output = Path(self.config[subcommand].output or f"{self.resolved['name']}_classes.png")
+        report(self.datamodule, output)
+
+
+def data_command(args: Sequence[str]) -> None:
+    """Run ``ltbench data`` with the arguments that ``fit`` would take."""
+    DataCLI(["fit", *args])
+
+
+def report(data: LongTailDataModule, output: Path) -> None:
+    """Print counts, imbalance, groups and the index hash, and draw the class histogram.
+
+    Args:
+        data: The data to describe.
+        output: Picture of the histogram; its ending says the format.
+    """
+    data.setup()
+    facts, counts = data.describe(), data.class_counts
+    groups = {
+        "by images (many > 100 >= medium >= 20 > few)": shot_groups(counts),
+        "by index (the papers' head, mid, tail)": index_groups(counts),
+    }
+    group_of = [
+        {label: name for name, labels in group.items() for label in labels.tolist()}
+        for group in groups.values()
+    ]
+    table = Table(title=f"{facts['source']}, {facts['profile']}")
+    for heading in ("class", "name", "train images", "by images", "by index"):
+        table.add_column(heading, justify="right" if heading == "train images" else "left")
+    order = np.argsort(-counts, kind="stable").tolist()
+    shown = order if len(order) <= 2 * ROWS else [*order[:ROWS], None, *order[-ROWS:]]
+    for c in shown:
+        if c is None:
+            table.add_section()
+            continue
+        named = (group[c] for group in group_of)
+        table.add_row(str(c), escape(facts["class_names"][c]), str(counts[c]), *named)
+    console = Console()
+    console.print(table)
+    for name, images in facts["images"].items():
+        console.print(f"{name}: {images} images")
+    console.print(f"imbalance factor (largest / smallest): {facts['imbalance_factor']:g}")
+    for title, group in groups.items():
+        sizes = ", ".join(f"{name} {len(labels)} classes" for name, labels in group.items())
+        console.print(f"groups {title}: {sizes}")
+    console.print(f"index hash: {facts['index_hash']}")
+    records.write_whole(
+        output, lambda file: _histogram(data).savefig(file, format=output.suffix[1:])
+    )
+    console.print(f"histogram: {output}")
+
+
+def _histogram(data: LongTailDataModule) -> Figure:
+    counts = np.sort(data.class_counts)[::-1]
+    figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    axes.bar(np.arange(len(counts)), counts, width=1 if len(counts) > 50 else 0.8)
+    axes.set(
+        yscale="log",
+        xlabel="class, by decreasing count",
+        ylabel="training images",
+        title=f"{data.source.display_name}: {counts.sum()} images, {len(counts)} classes",
+    )
+    return figure

@@ -1,0 +1,101 @@
+"""A parser whose complaints are for people: the key, what is wrong, the nearest valid name."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ltbench.data.augment import BatchTransform
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.errors import UserError
+from ltbench.methods.base import ClassificationModule
+from ltbench.sam import GradientRule
+from ltbench.schedules import LRSchedule
+
+# The bases of what a config may name by its class: their subclasses are the valid names.
+CHOICES = (ClassificationModule, LongTailDataModule, BatchTransform, GradientRule, LRSchedule)
+
+_UNKNOWN = re.compile(
+    r"(?:[Oo]ption '(?P<option>[^']+)' is not accepted"
+    r"|does not accept option '(?P<key>[^']+)'"
+    r"|unrecognized arguments: (?P<argument>--\S+)"
+    r"|Expected a dot import path string: (?P<name>\S+))"
+)
+_PLACE = re.compile(r'Parser key "([^"]+)":')
+_NOISE = re.compile(
+    r"\s*(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
+    r"|- Expected a <class 'NoneType'>|Given value.*|Parser key \"[^\"]+\":)\s*$"
+)
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, which raises its errors as :class:`~ltbench.errors.UserError`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the mistake in a line or two.
+
+        Raises:
+            UserError: Always.
+        """
+        raise cause(ex) or UserError(explain(message)) from ex
+
+
+def cause(error: BaseException | None) -> UserError | None:
+    """Find the UserError that jsonargparse wrapped in errors of its own, if there is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def explain(message: str) -> str:
+    """Shorten a message of jsonargparse to the place and the mistake, and add a suggestion.
+
+    >>> explain("unrecognized arguments: --trainer.max_epoch 3")
+    "unknown option '--trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"
+    """
+    if "are required: " in message:
+        return f"{message}. A config has them all: --config FILE (`ltbench list configs`)."
+    place = ".".join(_PLACE.findall(message))
+    unknown = _UNKNOWN.search(message)
+    if unknown is None:
+        lines = [line.strip(" -") for line in message.splitlines() if not _NOISE.match(line)]
+        given = re.search(r"^\s*Given value: (.{1,60})$", message, re.MULTILINE)
+        told = f" (given: {given[1]})" if given else ""
+        return f"{place + ': ' if place else ''}{'; '.join(filter(None, lines))}{told}"
+    name = next(group for group in unknown.groups() if group)
+    kind = "class" if unknown["name"] else "option"
+    where = f" in {place}" if place else ""
+    near = _nearest(name, unknown["name"] is not None)
+    hint = f" Did you mean '{near}'?" if near else ""
+    return f"unknown {kind} '{name}'{where}.{hint}"
+
+
+def _nearest(name: str, is_class: bool) -> str | None:
+    dashes = "--" if name.startswith("--") else ""
+    *path, last = name.removeprefix("--").split(".")
+    valid = {c.__name__ for c in _classes()} if is_class else {*_GROUPS, *_arguments()}
+    if path and path[0] not in _GROUPS:
+        path[0] = next(iter(difflib.get_close_matches(path[0], _GROUPS, 1)), path[0])
+    near = last if last in valid else next(iter(difflib.get_close_matches(last, valid, 1)), None)
+    found = dashes + ".".join([*path, near]) if near else None
+    return None if found == name else found
+
+
+_GROUPS = ("trainer", "model", "data", "seed_everything", "name", "fresh", "output", "ckpt_path")
+
+
+def _classes() -> Iterator[type]:
+    pending: list[type] = list(CHOICES)
+    while pending:
+        found = pending.pop()
+        yield found
+        pending.extend(found.__subclasses__())
+
+
+def _arguments() -> Iterator[str]:
+    for found in (Trainer, *_classes()):
+        yield from inspect.signature(found).parameters
