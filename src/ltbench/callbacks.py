@@ -25,6 +25,7 @@ from ltbench.data.datamodule import Batch
 from ltbench.methods.base import ClassificationModule
 
 LOGITS_KEPT = 10_000_000
+BEST = "val/mean_recall"  # what "best on validation" means
 
 TABLE = (
     ("accuracy", "accuracy"),
@@ -60,7 +61,7 @@ class RunRecord(Callback):
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
         self.seconds = 0.0
-        self.selection = "last"
+        self.selection: str | None = None
         self.metrics: dict[str, dict[str, Any]] = {}
         self._since = 0.0
         self._validated: tuple[str, ...] = ()
@@ -71,7 +72,9 @@ class RunRecord(Callback):
         return {"history": self.history, "images_seen": self.images_seen, "seconds": self._clock()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what a checkpoint remembers."""
+        """Go on from what a checkpoint remembers; not when it is loaded only to be tested."""
+        if self.selection is not None:
+            return
         self.history = state_dict["history"]
         self.images_seen = state_dict["images_seen"]
         self.seconds = state_dict["seconds"]
@@ -126,12 +129,13 @@ class RunRecord(Callback):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Tensor,
+        outputs: object,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the scores of every test image."""
+        assert isinstance(outputs, Tensor)
         self._batches.append((batch["index"].cpu(), batch["label"].cpu(), outputs.float().cpu()))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,7 +161,7 @@ class RunRecord(Callback):
         """
         scores = torch.from_numpy(logits)
         confidence, prediction = scores.softmax(1).max(1)
-        arrays = {
+        arrays: dict[str, Any] = {
             "index": index,
             "label": label,
             "prediction": prediction.numpy(),
@@ -170,10 +174,20 @@ class RunRecord(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the test metrics of this selection into the record."""
-        module = _method(pl_module)
         metrics = _under("test", trainer.callback_metrics)
-        metrics["per_class_recall"] = module.test_recalls.tolist()
-        self.metrics.setdefault(self.selection, {})["test"] = metrics
+        metrics["per_class_recall"] = _method(pl_module).test_recalls.tolist()
+        selected: dict[str, Any] = {"test": metrics}
+        row = self._selected_row()
+        if row:
+            selected |= {"epoch": row["epoch"], "val": _under("val", row)}
+        self.metrics[self.selection or "given"] = selected
+
+    def _selected_row(self) -> dict[str, float]:
+        """Return the epoch whose weights are tested: the last, or the first best on validation."""
+        rows = self.history[-1:]
+        if self.selection == "best":
+            rows = [row for row in self.history if BEST in row]
+        return max(rows, key=lambda row: row.get(BEST, 0.0), default={})
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that all is done."""
@@ -258,7 +272,7 @@ def _method(module: L.LightningModule) -> ClassificationModule:
     return module
 
 
-def _under(prefix: str, metrics: Mapping[str, Tensor]) -> dict[str, Any]:
+def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:
     return {
         name.removeprefix(f"{prefix}/"): float(value)
         for name, value in metrics.items()
@@ -289,7 +303,10 @@ def result_table(record: dict[str, Any]) -> Table:
     table.add_column("")
     tests = {selection: splits["test"] for selection, splits in record["metrics"].items()}
     for selection in tests:
-        table.add_column({"best": "best on val"}.get(selection, selection), justify="right")
+        table.add_column(
+            {"best": "best on val", "given": "given checkpoint"}.get(selection, selection),
+            justify="right",
+        )
     for name, title in TABLE:
         table.add_row(title, *(percent(test[name]) for test in tests.values()))
     worst = (_worst_class(test, record["data"]["class_names"]) for test in tests.values())

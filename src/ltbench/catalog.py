@@ -1,4 +1,4 @@
-"""What there is: ``ltbench list`` and ``ltbench show``, answered from source files without torch."""
+"""``ltbench list`` and ``ltbench show``: what there is, read from the files without torch."""
 
 import argparse
 import ast

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ ROWS = 20
 class DataCLI(TrainingCLI):
     """Parse like ``fit``, then look at the data alone."""
 
-    def instantiate_trainer(self, **kwargs: object) -> None:
+    def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
         """Need no trainer."""
 
     def _run_subcommand(self, subcommand: str) -> None:

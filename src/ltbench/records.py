@@ -1,11 +1,12 @@
 """What a run leaves: ``record.json``, written whole, read back the same.
 
 Schema (version 1): ``schema``, ``job_id``, ``name``, ``method``, ``dataset``, ``seed``, ``stage``,
-``lineage``, ``config``, ``data`` (class counts and index hash), ``metrics`` by selection (``last``,
-``best``) and split, ``selected_epoch``, ``weights`` (raw or averaged), ``deviations``, ``versions``,
-``git``, ``device``, ``precision``, ``world_size``, ``batch_size``, ``epochs``, ``steps``,
-``images_seen``, ``wall_seconds``, ``images_per_second``, ``peak_memory_bytes``, ``status`` and, where
-it failed, ``cause``. Metrics are fractions in [0, 1]; an undefined one is null.
+``lineage``, ``config``, ``data`` (class counts, index hash), ``metrics`` by selection (``last``,
+``best``) and split, ``weights`` (raw or averaged), ``deviations``, ``versions``, ``git``,
+``device``, ``threads``, ``precision``, ``world_size``, ``batch_size`` (over all ranks),
+``parameters``, ``epochs``, ``steps``, ``images_seen``, ``wall_seconds``, ``images_per_second``,
+``peak_memory_bytes``, ``status`` (running, done, interrupted, failed) and ``cause``. Metrics are
+fractions in [0, 1]; an undefined one is null.
 """
 
 import hashlib

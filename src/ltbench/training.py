@@ -16,15 +16,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
-import ltbench.methods  # noqa: F401  (so that a config may name a method without its module)
+import ltbench.data.randaugment
+import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records
-from ltbench.callbacks import Progress, RunRecord, result_table
+from ltbench.callbacks import BEST, Progress, RunRecord, result_table
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import ClassificationModule
 from ltbench.parsing import Parser, cause
-
-BEST = "val/mean_recall"
 
 
 class TrainingCLI(LightningCLI):
@@ -107,11 +106,10 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
         """Add the record, the checkpoints (last, and best on validation), curves and progress."""
         self.model.config = _flat(self.resolved["model"])
-        method = self.resolved["model"]["class_path"].split(".")[-2]
         identity = {
             "job_id": self.job_id,
             "name": self.resolved["name"],
-            "method": method,
+            "method": type(self.model).__module__.rpartition(".")[2],
             "dataset": self.datamodule.source_name,
             "stage": "train",
             "lineage": [],
@@ -130,10 +128,15 @@ class TrainingCLI(LightningCLI):
         return self._instantiate_trainer(config, callbacks)
 
     def _checkpoints(self) -> list[ModelCheckpoint]:
-        where = {"dirpath": self.folder / "checkpoints", "enable_version_counter": False}
-        self.last = ModelCheckpoint(**where, filename="last", save_on_train_epoch_end=True)
-        self.best = ModelCheckpoint(**where, filename="best", monitor=BEST, mode="max")
-        return [self.last, self.best] if "val" in self.datamodule.splits else [self.last]
+        where: dict[str, Any] = {
+            "dirpath": self.folder / "checkpoints",
+            "enable_version_counter": False,
+        }
+        last = ModelCheckpoint(**where, filename="last", save_on_train_epoch_end=True)
+        if "val" not in self.datamodule.splits:
+            return [last]
+        # "best" first: the state that "last" saves must know of the best of the same epoch.
+        return [ModelCheckpoint(**where, filename="best", monitor=BEST, mode="max"), last]
 
     def fit(
         self,
@@ -164,7 +167,7 @@ class TrainingCLI(LightningCLI):
         console.print(f"Record: {record}")
 
     def _test_selections(self, model: ClassificationModule, data: LongTailDataModule) -> None:
-        for checkpoint in self.trainer.checkpoint_callbacks:
+        for checkpoint in reversed(self.trainer.checkpoint_callbacks):
             assert isinstance(checkpoint, ModelCheckpoint)
             self.record.selection = str(checkpoint.filename)
             self.trainer.test(
@@ -190,12 +193,10 @@ class TrainingCLI(LightningCLI):
         self._need_checkpoint()
         kwargs.pop("return_predictions", None)
         batches = self.trainer.predict(**{**kwargs, "weights_only": True})
-        assert batches is not None
+        scores = torch.cat([scores for scores in batches or [] if isinstance(scores, Tensor)])
         output = Path(self.config[self.subcommand].output or "predictions.csv")
         dataset = self.datamodule.images_to_predict()
-        table = prediction_table(
-            dataset.paths, torch.cat(batches), self.datamodule.source.class_names
-        )
+        table = prediction_table(dataset.paths, scores, self.datamodule.source.class_names)
         records.write_whole(output, lambda file: table.to_csv(file, index=False))
         Console().print(f"{len(table)} images classified: {output}")
 

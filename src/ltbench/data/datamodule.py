@@ -105,7 +105,7 @@ class ImagesOfFolder(Dataset[Batch]):
         return self.__getitems__([row])
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:  # noqa: ANN401 - a batch comes whole from __getitems__
     return batch
 
 

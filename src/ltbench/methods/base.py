@@ -72,7 +72,8 @@ class ClassificationModule(L.LightningModule):
         """Take the class counts from the data and make one metric collector a split."""
         if self.data.num_classes != self.num_classes:
             raise UserError(
-                f"the model has {self.num_classes} classes, the data {self.data.num_classes}."
+                f"the model has {self.num_classes} classes, the data {self.data.num_classes}: "
+                "make the model with num_classes=data.num_classes."
             )
         if stage == "predict":
             return
@@ -96,24 +97,23 @@ class ClassificationModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count one batch of a watched split."""
         name = self.data.watched[dataloader_idx]
-        self.watched_metrics[name].update(self(batch["image"]), batch["label"])
+        _collector(self.watched_metrics[name]).update(self(batch["image"]), batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Log every metric of every watched split, computed once from the summed counts."""
         for name, metric in self.watched_metrics.items():
             prefix = "val" if name == "val" else f"{name}_watched"
-            self._log_all(prefix, metric)
+            self._log_all(prefix, _collector(metric))
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count one batch of the test split and return its logits (B, C)."""
         logits: Tensor = self(batch["image"])
-        self.test_metrics["test"].update(logits, batch["label"])
+        _collector(self.test_metrics["test"]).update(logits, batch["label"])
         return logits
 
     def on_test_epoch_end(self) -> None:
         """Log every metric of the test split."""
-        metric = self.test_metrics["test"]
-        assert isinstance(metric, LongTailMetrics)
+        metric = _collector(self.test_metrics["test"])
         self.test_recalls = metric.per_class_recall()
         self._log_all("test", metric)
 
@@ -121,8 +121,7 @@ class ClassificationModule(L.LightningModule):
         """Return class probabilities (B, C)."""
         return self(batch["image"]).float().softmax(1).cpu()  # type: ignore[no-any-return]
 
-    def _log_all(self, prefix: str, metric: nn.Module) -> None:
-        assert isinstance(metric, LongTailMetrics)
+    def _log_all(self, prefix: str, metric: LongTailMetrics) -> None:
         # Every rank holds the same summed counts, so there is nothing left to reduce.
         self.log_dict(
             {f"{prefix}/{name}": value for name, value in metric.compute().items()},
@@ -154,3 +153,8 @@ class ClassificationModule(L.LightningModule):
                 f"the checkpoint was trained with another model ({'; '.join(differing)}). "
                 "Use the config.yaml that lies in its run folder."
             )
+
+
+def _collector(module: nn.Module) -> LongTailMetrics:
+    assert isinstance(module, LongTailMetrics)
+    return module

@@ -22,7 +22,7 @@ from ltbench.errors import UserError
 from ltbench.losses import bind_loss, check_counts, class_balanced_weights
 from ltbench.methods.base import ClassificationModule, Paper
 from ltbench.models import build_backbone
-from ltbench.sam import GradientRule, Plain
+from ltbench.sam import PGD, GradientRule, Plain
 from ltbench.schedules import LRSchedule, MultiStep, epoch_of
 
 
@@ -52,9 +52,9 @@ class ERM(ClassificationModule):
         loss_args: Its constants, for example ``{gamma: 0.15, tau: 1.25}`` for ``vs_loss``.
         reweighting: Class weights and when they start; none by default.
         optimizer: Any torch or timm optimizer.
-        lr_schedule: Factor on the learning rate by epoch.
-        gradient_rule: Where the gradient is taken: plain, SAM, LPF-SGD or PGD
-            (:mod:`ltbench.sam`).
+        lr_schedule: Factor on the learning rate by epoch; default: ``MultiStep``, the CIFAR recipe.
+        gradient_rule: Where the gradient is taken: ``SAM``, ``LPFSGD``, ``PGD``
+            (:mod:`ltbench.sam`), or at the weights themselves by default.
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
         mixup: Alpha of mixup's Beta distribution (arXiv 1710.09412); 0 is off.
         cutmix: Alpha of CutMix (arXiv 1905.04899); with mixup on, each batch takes one of the two.
@@ -80,7 +80,7 @@ class ERM(ClassificationModule):
         },
         deviations=(
             "The last epoch is reported; the published code reports the best epoch on test.",
-            "Batch norm statistics are updated in SAM's first pass only; bn_update: both is theirs.",
+            "Batch norm statistics move in SAM's first pass only; bn_update: both is theirs.",
             "Focal loss takes p from the unweighted cross-entropy; focal_official_loss is theirs.",
         ),
     )
@@ -98,8 +98,8 @@ class ERM(ClassificationModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
             p, lr=0.1, momentum=0.9, weight_decay=2e-4
         ),
-        lr_schedule: LRSchedule = MultiStep(),
-        gradient_rule: GradientRule = Plain(),
+        lr_schedule: LRSchedule | None = None,
+        gradient_rule: GradientRule | None = None,
         clip_norm: float | None = None,
         mixup: float = 0,
         cutmix: float = 0,
@@ -108,6 +108,10 @@ class ERM(ClassificationModule):
     ) -> None:
         """Build the network; what depends on the data waits for ``setup``."""
         super().__init__(num_classes)
+        if loss == "ldam_loss" and head != "cosine":
+            raise UserError(
+                "ldam_loss takes margins off cosines: set model.init_args.head: cosine."
+            )
         self.automatic_optimization = False
         self.net = build_backbone(backbone, num_classes, in_chans, head, **(backbone_args or {}))
         self.net.to(memory_format=torch.channels_last)
@@ -116,8 +120,8 @@ class ERM(ClassificationModule):
         self.loss = bind_loss(loss, loss_args or {})
         self.reweighting = reweighting
         self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.gradient_rule = gradient_rule
+        self.lr_schedule = lr_schedule or MultiStep()
+        self.gradient_rule = gradient_rule or Plain()
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
         mixers = [
@@ -132,10 +136,16 @@ class ERM(ClassificationModule):
         return self.net(images)  # type: ignore[no-any-return]
 
     def setup(self, stage: str) -> None:
-        """Take the class counts and derive the class weights from them."""
+        """Check what would otherwise be found out in the middle of the training."""
         super().setup(stage)
-        if stage == "fit":
-            check_counts(self.class_counts)
+        if stage != "fit":
+            return
+        check_counts(self.class_counts)
+        if isinstance(self.gradient_rule, PGD) and self.trainer.precision == "16-mixed":
+            raise UserError(
+                "PGD's noise has an absolute size, but 16-mixed gradients carry a loss scale: "
+                "use --trainer.precision bf16-mixed or 32-true."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, whose learning rate follows ``lr_schedule`` by epoch."""
@@ -161,7 +171,13 @@ class ERM(ClassificationModule):
     def on_train_epoch_start(self) -> None:
         """Fix the class weights of this epoch."""
         self.weight = self.class_weights
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.log("train/lr", self._optimizer.param_groups[0]["lr"])
+
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step along the gradient that the rule finds."""
@@ -173,8 +189,6 @@ class ERM(ClassificationModule):
             logits = self(images[part])
             return self.loss(logits, targets[part], self.class_counts, weight=self.weight)
 
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
         loss = self.gradient_rule.backward(
             self,
             loss_of,
@@ -186,22 +200,29 @@ class ERM(ClassificationModule):
             backward=self.manual_backward,
             no_sync=self.no_sync,
         )
-        self.clip(optimizer)
-        optimizer.step()
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
+        self._clip()
+        self._optimizer.step()
+        size = len(images)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in self.gradient_rule.diagnostics.items()})
 
-    def clip(self, optimizer: LightningOptimizer) -> None:
+    def _clip(self) -> None:
         """Clip the descent gradient, at its true size: float16's loss scale is taken off first."""
         if self.clip_norm is None:
             return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            scaler.unscale_(optimizer.optimizer)
+            scaler.unscale_(self._optimizer.optimizer)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
 
     def on_train_epoch_end(self) -> None:
-        """Move the learning rate on."""
+        """Stop at a loss that is not finite, before a checkpoint is written; else move on."""
+        loss = self.trainer.callback_metrics["train/loss"]
+        if not loss.isfinite():
+            raise UserError(
+                f"the training loss of epoch {self.current_epoch} is not finite ({loss}). The last "
+                "good checkpoint is kept; lower the learning rate or the radius, or clip gradients."
+            )
         schedule = self.lr_schedulers()
         assert isinstance(schedule, LambdaLR)
         schedule.step()
