@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
 from numpy.typing import NDArray
 from rich.markup import escape
@@ -40,6 +41,8 @@ TABLE = (
     ("min_recall", "min recall"),
 )
 
+SELECTIONS = {"last": "last epoch", "best": "best on val", "given": "given checkpoint"}
+
 
 class RunRecord(Callback):
     """Keep ``record.json``, ``metrics.csv`` and ``predictions_<selection>.npz`` of one run.
@@ -56,7 +59,10 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, identity: dict[str, Any], keep: bool = True) -> None:
         """Remember where to write; nothing is written before training starts."""
         self.folder = folder
-        self.identity = identity
+        self.identity = identity | {
+            "versions": records.versions(),
+            "git": records.git_state(Path(__file__).parent),
+        }
         self.keep = keep
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
@@ -86,6 +92,9 @@ class RunRecord(Callback):
         """Say that the run has begun."""
         self._since = time.monotonic()
         self._write(trainer, pl_module, "running")
+        config = yaml.safe_dump(self.identity["config"], sort_keys=False).encode()
+        if trainer.is_global_zero:
+            records.write_whole(self.folder / "config.yaml", lambda file: file.write(config))
 
     def on_train_batch_end(
         self,
@@ -121,7 +130,9 @@ class RunRecord(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say why the run stopped."""
+        """Say why the run stopped, if it had begun: bad input leaves nothing behind."""
+        if not (self._since or self.history):
+            return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
         self._write(trainer, pl_module, status, f"{type(exception).__name__}: {exception}")
 
@@ -172,22 +183,25 @@ class RunRecord(Callback):
         path = self.folder / f"predictions_{self.selection}.npz"
         records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
 
+    def select(self, selection: str) -> None:
+        """Say which weights are evaluated next, with what validation said of them.
+
+        Args:
+            selection: ``last``; ``best``, the first epoch that was best on validation; or
+                ``given``, a checkpoint that the user named.
+        """
+        self.selection = selection
+        self.metrics[selection] = {}
+        rows = {"last": self.history[-1:], "best": [row for row in self.history if BEST in row]}
+        row = max(rows.get(selection, []), key=lambda row: row.get(BEST, 0.0), default=None)
+        if row:
+            self.metrics[selection] = {"epoch": row["epoch"], "val": _under("val", row)}
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the test metrics of this selection into the record."""
-        metrics = _under("test", trainer.callback_metrics)
-        metrics["per_class_recall"] = _method(pl_module).test_recalls.tolist()
-        selected: dict[str, Any] = {"test": metrics}
-        row = self._selected_row()
-        if row:
-            selected |= {"epoch": row["epoch"], "val": _under("val", row)}
-        self.metrics[self.selection or "given"] = selected
-
-    def _selected_row(self) -> dict[str, float]:
-        """Return the epoch whose weights are tested: the last, or the first best on validation."""
-        rows = self.history[-1:]
-        if self.selection == "best":
-            rows = [row for row in self.history if BEST in row]
-        return max(rows, key=lambda row: row.get(BEST, 0.0), default={})
+        test = _under("test", trainer.callback_metrics)
+        test["per_class_recall"] = _method(pl_module).test_recalls.tolist()
+        self.metrics[self.selection or "given"]["test"] = test
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that all is done."""
@@ -226,8 +240,6 @@ class RunRecord(Callback):
             "metrics": self.metrics,
             "weights": "averaged" if averaged else "raw",
             "deviations": method.paper.deviations,
-            "versions": records.versions(),
-            "git": records.git_state(Path(__file__).parent),
             "device": device_name(pl_module.device),
             "threads": torch.get_num_threads(),
             "precision": str(trainer.precision),
@@ -298,24 +310,27 @@ def peak_memory(device: torch.device) -> int:
 
 
 def result_table(record: dict[str, Any]) -> Table:
-    """Lay out a record's test metrics in percent: a column a selection (last, best on val)."""
-    table = Table(title=f"{record['name']}: test set of {record['data']['source']}, %")
+    """Lay out a record's metrics in percent: a column a selection (last epoch, best on val).
+
+    They are those of the test set; of the validation set where the data has no test set.
+    """
+    selections = record["metrics"]
+    split = "test" if any("test" in found for found in selections.values()) else "val"
+    title = {"test": "test set", "val": "validation set"}[split]
+    table = Table(title=f"{record['name']}: {title} of {record['data']['source']}, %")
     table.add_column("")
-    tests = {selection: splits["test"] for selection, splits in record["metrics"].items()}
-    for selection in tests:
-        table.add_column(
-            {"best": "best on val", "given": "given checkpoint"}.get(selection, selection),
-            justify="right",
-        )
+    for selection in selections:
+        table.add_column(SELECTIONS[selection], justify="right")
+    measured = [found.get(split, {}) for found in selections.values()]
     for name, title in TABLE:
-        table.add_row(title, *(percent(test[name]) for test in tests.values()))
-    worst = (_worst_class(test, record["data"]["class_names"]) for test in tests.values())
-    table.add_row("class with the min recall", *worst)
+        table.add_row(title, *(percent(metrics.get(name)) for metrics in measured))
+    names = record["data"]["class_names"]
+    table.add_row("class with the min recall", *(_worst_class(m, names) for m in measured))
     return table
 
 
 def _worst_class(test: dict[str, Any], names: Sequence[str]) -> str:
-    recalls = np.array(test["per_class_recall"], dtype=float)
+    recalls = np.array(test.get("per_class_recall", []), dtype=float)
     return escape(names[int(np.nanargmin(recalls))]) if np.isfinite(recalls).any() else "-"
 
 

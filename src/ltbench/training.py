@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -105,7 +104,13 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
         """Add the record, the checkpoints (last, and best on validation), curves and progress."""
-        self.model.config = _flat(self.resolved["model"])
+        model = self.resolved["model"]
+        self.model.config = {
+            "class_path": model["class_path"],
+            **model.get("init_args", {}),
+            "num_classes": self.datamodule.num_classes,
+            "in_chans": self.datamodule.channels,
+        }
         identity = {
             "job_id": self.job_id,
             "name": self.resolved["name"],
@@ -121,22 +126,23 @@ class TrainingCLI(LightningCLI):
         self.datamodule.setup()
         if self.subcommand == "fit":
             config["logger"] = TensorBoardLogger(self.folder, name="", version="")
-            callbacks += [self.record, *self._checkpoints()]
+            # "best" first: the state that "last" saves must know of the best of the same epoch.
+            self.checkpoints = self._checkpoints()
+            callbacks += [self.record, *reversed(self.checkpoints.values())]
         else:
             config["logger"] = False
             callbacks += [self.record] if self.subcommand == "test" else []
         return self._instantiate_trainer(config, callbacks)
 
-    def _checkpoints(self) -> list[ModelCheckpoint]:
+    def _checkpoints(self) -> dict[str, ModelCheckpoint]:
         where: dict[str, Any] = {
             "dirpath": self.folder / "checkpoints",
             "enable_version_counter": False,
         }
-        last = ModelCheckpoint(**where, filename="last", save_on_train_epoch_end=True)
-        if "val" not in self.datamodule.splits:
-            return [last]
-        # "best" first: the state that "last" saves must know of the best of the same epoch.
-        return [ModelCheckpoint(**where, filename="best", monitor=BEST, mode="max"), last]
+        kept = {"last": ModelCheckpoint(**where, filename="last", save_on_train_epoch_end=True)}
+        if "val" in self.datamodule.splits:
+            kept["best"] = ModelCheckpoint(**where, filename="best", monitor=BEST, mode="max")
+        return kept
 
     def fit(
         self,
@@ -146,34 +152,47 @@ class TrainingCLI(LightningCLI):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Train, test the last and the best-on-validation weights, and print the table."""
-        console = Console()
-        last = self.folder / "checkpoints" / "last.ckpt"
-        config = self.config[self.subcommand]
-        if config.fresh:
+        console = Console(quiet=not self.trainer.is_global_zero)
+        if self.config[self.subcommand].fresh and self.trainer.is_global_zero:
             shutil.rmtree(self.folder, ignore_errors=True)
         record = self.folder / "record.json"
         if record.exists() and records.read_record(record)["status"] == "done":
             console.print(f"{self.folder} is done already; --fresh true starts over.")
         else:
+            last = self.folder / "checkpoints" / "last.ckpt"
             if ckpt_path is None and last.exists():
                 console.print(f"Going on from {last}.")
                 ckpt_path = str(last)
-            dump = yaml.safe_dump(self.resolved, sort_keys=False).encode()
-            records.write_whole(self.folder / "config.yaml", lambda file: file.write(dump))
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            self.trainer.loggers = []
-            self._test_selections(model, datamodule)
-        console.print(result_table(records.read_record(record)))
-        console.print(f"Record: {record}")
+            if ckpt_path is not None:
+                check_checkpoint(Path(ckpt_path))
+            try:
+                self.trainer.fit(
+                    model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True
+                )
+            except SystemExit:
+                # Lightning turns Ctrl-C into an exit of its own, after it has cleaned up.
+                if self.trainer.interrupted:
+                    raise KeyboardInterrupt from None
+                raise
+            self._evaluate_selections()
+        if self.trainer.is_global_zero:
+            console.print(result_table(records.read_record(record)))
+            console.print(f"Record: {record}")
 
-    def _test_selections(self, model: ClassificationModule, data: LongTailDataModule) -> None:
-        for checkpoint in reversed(self.trainer.checkpoint_callbacks):
-            assert isinstance(checkpoint, ModelCheckpoint)
-            self.record.selection = str(checkpoint.filename)
-            self.trainer.test(
-                model, data, ckpt_path=checkpoint.best_model_path, verbose=False, weights_only=True
-            )
-        self.record.finish(self.trainer, model)
+    def _evaluate_selections(self) -> None:
+        """Test the last and the best weights, as they lie on disk, and close the record."""
+        self.trainer.loggers = []
+        for selection, checkpoint in self.checkpoints.items():
+            self.record.select(selection)
+            if checkpoint.best_model_path and "test" in self.datamodule.splits:
+                self.trainer.test(
+                    self.model,
+                    self.datamodule,
+                    ckpt_path=checkpoint.best_model_path,
+                    verbose=False,
+                    weights_only=True,
+                )
+        self.record.finish(self.trainer, self.model)
 
     def validate(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Evaluate a checkpoint on the validation split."""
@@ -185,6 +204,7 @@ class TrainingCLI(LightningCLI):
     def test(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Evaluate a checkpoint on the test split and print the table; nothing is written."""
         self._need_checkpoint()
+        self.record.select("given")
         self.trainer.test(**{**kwargs, "verbose": False, "weights_only": True})
         Console().print(result_table(self.record.summary(self.trainer, self.model, "evaluated")))
 
@@ -204,8 +224,25 @@ class TrainingCLI(LightningCLI):
         path = self.config[self.subcommand].ckpt_path
         if not path:
             raise UserError(f"{self.subcommand} needs --ckpt_path FILE: a run keeps checkpoints/.")
-        if not Path(path).is_file():
-            raise UserError(f"there is no checkpoint {path}.")
+        check_checkpoint(Path(path))
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a file that is no checkpoint of ours, without executing anything in it.
+
+    Raises:
+        UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises errors of many types on what is no checkpoint
+        raise UserError(
+            f"{path} cannot be loaded safely as a checkpoint: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(found, dict) or "ltbench_model" not in found:
+        raise UserError(f"{path} is no ltbench checkpoint: a run keeps its own in checkpoints/.")
 
 
 def quiet() -> None:
@@ -232,7 +269,3 @@ def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]
         table[f"top{k + 1}"] = [names[i] for i in which[:, k].tolist()]
         table[f"top{k + 1}_confidence"] = top[:, k].numpy()
     return table
-
-
-def _flat(model: dict[str, Any]) -> dict[str, Any]:
-    return {"class_path": model["class_path"], **model.get("init_args", {})}
