@@ -15,7 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    RichProgressBar,
+    WeightAveraging,
+)
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
@@ -156,7 +161,8 @@ class RunRecord(Callback):
         if trainer.world_size > 1:
             shards: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(shards, columns)
-            columns = [np.concatenate(column) for column in zip(*shards, strict=True)]
+            filled = [shard for shard in shards if shard]  # a rank may have had no image
+            columns = [np.concatenate(column) for column in zip(*filled, strict=True)]
         order = np.argsort(columns[0], kind="stable")
         index, label, logits = (column[order] for column in columns)
         if trainer.is_global_zero and self.keep:
@@ -239,7 +245,7 @@ class RunRecord(Callback):
             "data": method.data.describe(),
             "metrics": self.metrics,
             "weights": "averaged" if averaged else "raw",
-            "deviations": method.paper.deviations,
+            "deviations": method.paper.deviations if method.paper else (),
             "device": device_name(pl_module.device),
             "threads": torch.get_num_threads(),
             "precision": str(trainer.precision),
@@ -255,6 +261,28 @@ class RunRecord(Callback):
             "status": status,
             "cause": cause,
         }
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint that is still known after its run folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on as if the files had always been here; those of another run are none of this one."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "", Path(path).name)) if path else ""
+
+        if not Path(here(state_dict["best_model_path"])).is_file():
+            return
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            state_dict
+            | {name: here(state_dict[name]) for name in paths}
+            | {
+                "dirpath": self.dirpath,
+                "best_k_models": {here(p): s for p, s in state_dict["best_k_models"].items()},
+            }
+        )
 
 
 class Progress(RichProgressBar):

@@ -77,7 +77,8 @@ def explain(message: str) -> str:
 def _nearest(name: str, is_class: bool) -> str | None:
     dashes = "--" if name.startswith("--") else ""
     *path, last = name.removeprefix("--").split(".")
-    valid = {c.__name__ for c in _classes()} if is_class else {*_GROUPS, *_arguments()}
+    options = {*_GROUPS, "class_path", "init_args", *_arguments()}
+    valid = {c.__name__ for c in _classes()} if is_class else options
     if path and path[0] not in _GROUPS:
         path[0] = next(iter(difflib.get_close_matches(path[0], _GROUPS, 1)), path[0])
     near = last if last in valid else next(iter(difflib.get_close_matches(last, valid, 1)), None)

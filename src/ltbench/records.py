@@ -38,19 +38,21 @@ _INCIDENTAL = {
 }
 
 
-def job_id(config: dict[str, Any]) -> str:
+def job_id(config: dict[str, Any], data_fingerprint: str) -> str:
     """Return the 16 hex digits that name an experiment: a hash of its resolved config.
 
     Where the data lies, how it is decoded and how progress is shown do not count.
 
     Args:
         config: The resolved config: ``seed_everything``, ``model``, ``data``, ``trainer``.
+        data_fingerprint: What tells the data of one root from that of another.
     """
     data = config["data"]
     kept = {
         "seed_everything": config["seed_everything"],
         "model": config["model"],
         "data": {**data, "init_args": _without(data.get("init_args", {}), _INCIDENTAL["data"])},
+        "fingerprint": data_fingerprint,
         "trainer": _without(config["trainer"], _INCIDENTAL["trainer"]),
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]

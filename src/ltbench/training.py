@@ -1,6 +1,7 @@
 """The heavy half of the command line: fit, validate, test and predict through LightningCLI."""
 
 import logging
+import pkgutil
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -18,11 +19,14 @@ from torch import Tensor
 import ltbench.data.randaugment
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records
-from ltbench.callbacks import BEST, Progress, RunRecord, result_table
+from ltbench.callbacks import BEST, Progress, RunCheckpoint, RunRecord, result_table
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import ClassificationModule
 from ltbench.parsing import Parser, cause
+
+# What the model takes from the data: an attribute of the data module -> an argument of the model.
+LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
 
 
 class TrainingCLI(LightningCLI):
@@ -64,7 +68,7 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_argument("--fresh", type=bool, default=False, help="Start over, even if done.")
         parser.add_argument("--output", type=str | None, help="File that predict or data writes.")
-        for ours, theirs in (("num_classes", "num_classes"), ("channels", "in_chans")):
+        for ours, theirs in LINKS.items():
             parser.link_arguments(
                 f"data.{ours}", f"model.init_args.{theirs}", apply_on="instantiate"
             )
@@ -88,15 +92,13 @@ class TrainingCLI(LightningCLI):
             raise cause(error) or error from None
 
     def before_instantiate_classes(self) -> None:
-        """Name the run and its folder."""
+        """Keep the resolved config, which names the run."""
         self._dump_config()
         kept = ("seed_everything", "trainer", "model", "data")
-        self.resolved = {key: self.config_dump[key] for key in kept}
-        name = self.config_dump["name"] or self._config_name()
-        self.job_id = records.job_id(self.resolved)
-        self.resolved["name"] = name
-        root = self.config_dump["trainer"]["default_root_dir"]
-        self.folder = Path(root) / f"{name}-{self.job_id[:8]}"
+        self.resolved = {key: canonical(self.config_dump[key]) for key in kept}
+        for linked in LINKS.values():
+            self.resolved["model"].get("init_args", {}).pop(linked, None)
+        self.resolved["name"] = self.config_dump["name"] or self._config_name()
 
     def _config_name(self) -> str:
         files = self.config[self.subcommand].config or []
@@ -108,12 +110,14 @@ class TrainingCLI(LightningCLI):
         self.model.config = {
             "class_path": model["class_path"],
             **model.get("init_args", {}),
-            "num_classes": self.datamodule.num_classes,
-            "in_chans": self.datamodule.channels,
+            **{theirs: getattr(self.datamodule, ours) for ours, theirs in LINKS.items()},
         }
+        name = self.resolved["name"]
+        job_id = records.job_id(self.resolved, self.datamodule.source.fingerprint)
+        self.folder = Path(self.resolved["trainer"]["default_root_dir"]) / f"{name}-{job_id[:8]}"
         identity = {
-            "job_id": self.job_id,
-            "name": self.resolved["name"],
+            "job_id": job_id,
+            "name": name,
             "method": type(self.model).__module__.rpartition(".")[2],
             "dataset": self.datamodule.source_name,
             "stage": "train",
@@ -130,18 +134,27 @@ class TrainingCLI(LightningCLI):
             self.checkpoints = self._checkpoints()
             callbacks += [self.record, *reversed(self.checkpoints.values())]
         else:
-            config["logger"] = False
+            config["logger"] = config["enable_checkpointing"] = False
             callbacks += [self.record] if self.subcommand == "test" else []
         return self._instantiate_trainer(config, callbacks)
 
-    def _checkpoints(self) -> dict[str, ModelCheckpoint]:
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            # Lightning turns Ctrl-C into an exit of its own, after it has cleaned up.
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+
+    def _checkpoints(self) -> dict[str, RunCheckpoint]:
         where: dict[str, Any] = {
             "dirpath": self.folder / "checkpoints",
             "enable_version_counter": False,
         }
-        kept = {"last": ModelCheckpoint(**where, filename="last", save_on_train_epoch_end=True)}
+        kept = {"last": RunCheckpoint(**where, filename="last", save_on_train_epoch_end=True)}
         if "val" in self.datamodule.splits:
-            kept["best"] = ModelCheckpoint(**where, filename="best", monitor=BEST, mode="max")
+            kept["best"] = RunCheckpoint(**where, filename="best", monitor=BEST, mode="max")
         return kept
 
     def fit(
@@ -165,15 +178,7 @@ class TrainingCLI(LightningCLI):
                 ckpt_path = str(last)
             if ckpt_path is not None:
                 check_checkpoint(Path(ckpt_path))
-            try:
-                self.trainer.fit(
-                    model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True
-                )
-            except SystemExit:
-                # Lightning turns Ctrl-C into an exit of its own, after it has cleaned up.
-                if self.trainer.interrupted:
-                    raise KeyboardInterrupt from None
-                raise
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             self._evaluate_selections()
         if self.trainer.is_global_zero:
             console.print(result_table(records.read_record(record)))
@@ -227,6 +232,23 @@ class TrainingCLI(LightningCLI):
         check_checkpoint(Path(path))
 
 
+def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
+    """Name each class of ours by the module that defines it: one experiment has one spelling.
+
+    Args:
+        value: A resolved config or a part of one.
+    """
+    if isinstance(value, list):
+        return [canonical(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: canonical(item) for key, item in value.items()}
+    if str(found.get("class_path")).startswith("ltbench."):
+        named = pkgutil.resolve_name(found["class_path"])
+        found["class_path"] = f"{named.__module__}.{named.__qualname__}"
+    return found
+
+
 def check_checkpoint(path: Path) -> None:
     """Refuse a file that is no checkpoint of ours, without executing anything in it.
 
@@ -251,6 +273,15 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning calls a name that torch has deprecated; a user can do nothing about it.
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+    for notice in (
+        "Be aware that when using `ckpt_path`",  # an evaluation takes the weights alone
+        "You're using the WeightAveraging callback, but loading",  # those are the averaged ones
+        "Total length of `list` across ranks is zero",  # training without a validation split
+        "The number of training batches",  # fewer than log_every_n_steps
+        ".*does not have many workers",  # images in memory need none
+        ".* exists and is not empty",  # a run that goes on
+    ):
+        warnings.filterwarnings("ignore", notice, UserWarning)
 
 
 def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]) -> pd.DataFrame:

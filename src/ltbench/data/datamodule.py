@@ -327,6 +327,7 @@ class LongTailDataModule(L.LightningDataModule):
         counts = self.class_counts
         return {
             "source": self.source.display_name,
+            "fingerprint": self.source.fingerprint,
             "profile": self.profile,
             "imbalance_factor": float(counts.max() / counts.min()),
             "class_names": self.source.class_names,

@@ -41,11 +41,11 @@ class ClassificationModule(L.LightningModule):
     :meth:`training_step`. Evaluation counts are summed over ranks once; nothing is averaged.
 
     Attributes:
-        paper: The method's card, printed by ``ltbench show``.
+        paper: The method's card, printed by ``ltbench show``; every method of ltbench has one.
         class_counts: (C,) float buffer, training images of each class; known after ``setup``.
     """
 
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper | None] = None
     class_counts: Tensor
 
     def __init__(self, num_classes: int) -> None:

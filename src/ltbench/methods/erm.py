@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -215,14 +216,22 @@ class ERM(ClassificationModule):
             scaler.unscale_(self._optimizer.optimizer)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
 
+    def on_validation_start(self) -> None:
+        """Stop before a network that has diverged is evaluated."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._require_finite_loss()
+
     def on_train_epoch_end(self) -> None:
         """Stop at a loss that is not finite, before a checkpoint is written; else move on."""
+        self._require_finite_loss()
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        schedule.step()
+
+    def _require_finite_loss(self) -> None:
         loss = self.trainer.callback_metrics["train/loss"]
         if not loss.isfinite():
             raise UserError(
                 f"the training loss of epoch {self.current_epoch} is not finite ({loss}). The last "
                 "good checkpoint is kept; lower the learning rate or the radius, or clip gradients."
             )
-        schedule = self.lr_schedulers()
-        assert isinstance(schedule, LambdaLR)
-        schedule.step()

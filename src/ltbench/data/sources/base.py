@@ -81,6 +81,11 @@ class Source(ABC):
         """Whether the source comes with `split`."""
         return split in self.splits
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells this set from others that the same name could mean."""
+        return self.name
+
     def _check(self, split: str) -> None:
         if not self.has(split):
             available = ", ".join(sorted(self.splits))

@@ -1,5 +1,6 @@
 """A folder of images, one folder a class: the way to train on data of one's own."""
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,14 @@ class Folder(Source):
     def class_names(self) -> list[str]:
         """Names of the class folders, sorted."""
         return self._class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names of all files, below the root: another folder is another set."""
+        names = sorted(
+            str(path.relative_to(self.root)) for paths in self._paths.values() for path in paths
+        )
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def paths(self, split: str) -> list[Path]:
         """File of each image of a split, in the order of `labels`."""

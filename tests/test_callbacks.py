@@ -1,0 +1,215 @@
+"""What a run leaves behind says the truth, at any moment of it."""
+
+import io
+import math
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from ltbench import callbacks, records
+from ltbench.callbacks import Progress, RunRecord, device_name, peak_memory, percent, result_table
+from ltbench.methods.erm import ERM
+
+
+@pytest.fixture(scope="module")
+def record(digits_run):
+    return records.read_record(digits_run.folder / "record.json")
+
+
+@pytest.fixture(scope="module")
+def curves(digits_run):
+    return pd.read_csv(digits_run.folder / "metrics.csv")
+
+
+# --- one finished run ---
+
+
+def test_record_has_every_field_that_its_module_promises(record):
+    promised = set(records.__doc__.partition("Schema (version 1): ")[2].split("``")[1::2])
+    assert promised - {"last", "best"} == record.keys()
+    assert None not in (value for name, value in record.items() if name != "cause")
+
+
+def test_record_counts_what_was_done(record, digits_run):
+    assert (record["status"], record["cause"], record["schema"]) == ("done", None, 1)
+    assert record["epochs"] == 4
+    assert record["images_seen"] == 4 * record["data"]["images"]["train"]
+    assert record["steps"] == 4 * math.ceil(record["data"]["images"]["train"] / 32)
+    weights = torch.load(digits_run.last, weights_only=True)["state_dict"]
+    assert (
+        record["parameters"]
+        == sum(
+            value.numel()
+            for name, value in weights.items()
+            if name.startswith(("net.conv", "net.fc"))
+        )
+        + 2 * 16
+    )
+    assert (record["seed"], record["world_size"], record["batch_size"]) == (3, 1, 32)
+    assert (record["precision"], record["weights"]) == ("32-true", "raw")
+    assert record["deviations"] == list(ERM.paper.deviations)
+    assert (record["method"], record["dataset"], record["name"]) == ("erm", "digits", "tiny")
+    assert 0 < record["wall_seconds"] < 600
+    assert record["peak_memory_bytes"] > 1e7
+
+
+def test_record_names_what_was_trained(record, digits_run):
+    assert record["config"] == yaml.safe_load((digits_run.folder / "config.yaml").read_text())
+    assert record["config"]["model"]["init_args"]["backbone"] == "tiny_net"
+    assert digits_run.folder.name == f"tiny-{record['job_id'][:8]}"
+    assert sum(record["data"]["class_counts"]) == record["data"]["images"]["train"]
+
+
+def test_curves_have_a_row_an_epoch(curves, record):
+    assert curves["epoch"].tolist() == [0, 1, 2, 3]
+    assert curves["step"].tolist() == [record["steps"] // 4 * e for e in (1, 2, 3, 4)]
+    assert curves["train/loss"].notna().all()
+    assert curves["val/hmean_recall"].notna().all()
+    assert not [name for name in curves if name.endswith(("_step", "_epoch"))]
+
+
+def test_last_and_best_say_their_epoch_and_validation(curves, record, digits_run):
+    best = curves["val/mean_recall"].to_numpy()
+    epochs = {"last": 3, "best": int(best.argmax())}
+    for selection, epoch in epochs.items():
+        chosen = record["metrics"][selection]
+        assert chosen["epoch"] == epoch
+        assert chosen["val"]["mean_recall"] == best[epoch]
+        checkpoint = torch.load(getattr(digits_run, selection), weights_only=True)
+        assert checkpoint["epoch"] == epoch
+
+
+def test_predictions_are_of_each_test_image_once_in_order(digits_run, record):
+    with np.load(digits_run.folder / "predictions_last.npz", allow_pickle=False) as stored:
+        assert stored["index"].tolist() == list(range(record["data"]["images"]["test"]))
+        assert stored["logits"].shape == (400, 10)
+        hits = stored["label"] == stored["prediction"]
+    assert record["metrics"]["last"]["test"]["accuracy"] == hits.mean()
+
+
+def test_logits_of_too_many_are_left_out(tmp_path, monkeypatch):
+    writer = RunRecord(tmp_path, {"config": {}})
+    writer.selection = "last"
+    logits = np.array([[0.0, 2.0], [3.0, 1.0]], dtype=np.float32)
+    index, label = np.array([4, 7]), np.array([1, 1])
+    for kept, names in ((4, {"logits"}), (3, set())):
+        monkeypatch.setattr(callbacks, "LOGITS_KEPT", kept)
+        writer.save_predictions(index, label, logits)
+        with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
+            assert stored.keys() == {"index", "label", "prediction", "confidence"} | names
+            assert stored["prediction"].tolist() == [1, 0]
+            assert stored["confidence"] == pytest.approx(1 / (1 + np.exp(-2)))
+
+
+# --- while it runs, and when it is resumed ---
+
+
+def test_record_is_true_while_the_run_goes_on(ltbench, tiny, tmp_path, monkeypatch):
+    seen = []
+    original = ERM.on_train_epoch_start
+
+    def look(self):
+        (path,) = tmp_path.glob("runs/*/record.json")
+        found = records.read_record(path)
+        seen.append((found["status"], found["epochs"], found["steps"], found["metrics"]))
+        original(self)
+
+    monkeypatch.setattr(ERM, "on_train_epoch_start", look)
+    words = ["--trainer.max_epochs", 3, "--trainer.check_val_every_n_epoch", 2]
+    done = ltbench("fit", "--config", tiny, *words)
+    assert done.code == 0, done.err
+    steps = seen[1][2]
+    assert seen == [("running", e, e * steps, {}) for e in range(3)]
+
+    # Only the second epoch was validated; what it measured is not repeated in the third.
+    (path,) = tmp_path.glob("runs/*/metrics.csv")
+    curves = pd.read_csv(path)
+    assert curves["val/accuracy"].notna().tolist() == [False, True, False]
+    assert curves["train/loss"].notna().all()
+    record = records.read_record(path.parent / "record.json")
+    assert record["metrics"]["best"]["epoch"] == 1
+    assert record["metrics"]["last"]["epoch"] == 2
+
+
+def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
+    clock = iter([100.0, 107.0, 200.0, 205.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(RunRecord, "_write", lambda *args: None)
+    trainer = SimpleNamespace(is_global_zero=False, world_size=2)
+    first = RunRecord(tmp_path, {"config": {}})
+    first.on_train_start(trainer, None)
+    first.on_train_batch_end(trainer, None, None, {"label": torch.zeros(8)}, 0)
+    first.history.append({"epoch": 0})
+    state = first.state_dict()
+    assert state == {"history": [{"epoch": 0}], "images_seen": 16, "seconds": 7.0}
+
+    second = RunRecord(tmp_path, {"config": {}})
+    second.load_state_dict(state)
+    second.on_train_start(trainer, None)
+    second.on_train_batch_end(trainer, None, None, {"label": torch.zeros(8)}, 0)
+    assert second.state_dict()["images_seen"] == 32
+    assert second.history == [{"epoch": 0}]
+
+
+# --- what is shown ---
+
+
+def shown(table):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_table_shows_percent_by_selection_and_the_worst_class():
+    test = {name: 0.25 for name, _ in callbacks.TABLE} | {"many_recall": None, "few_recall": 1.0}
+    record = {
+        "name": "[run]",
+        "data": {"source": "Digits", "class_names": ["[a]", "b", "c"]},
+        "metrics": {
+            "last": {"test": test | {"per_class_recall": [0.5, None, 0.75]}},
+            "best": {"test": test | {"per_class_recall": [0.5, 0.0, 0.0]}},
+        },
+    }
+    text = shown(result_table(record))
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("│"):
+            name, *cells = (cell.strip() for cell in line.strip("│").split("│"))
+            rows[name] = cells
+    assert "best on val" in text
+    assert rows["accuracy"] == ["25.0", "25.0"]
+    assert rows["few-shot recall (< 20)"] == ["100.0", "100.0"]
+    assert rows["many-shot recall (> 100 training images)"] == ["-", "-"]
+    assert rows["class with the min recall"] == ["[a]", "b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (math.nan, "-"), (0.0, "0.0"), (0.98765, "98.8"), (1, "100.0")]
+)
+def test_percent(value, text):
+    assert percent(value) == text
+
+
+def test_progress_says_when_the_whole_training_ends(monkeypatch):
+    monkeypatch.setattr(callbacks.RichProgressBar, "get_metrics", lambda *args: {"v_num": 1})
+    monkeypatch.setattr(callbacks.RichProgressBar, "on_train_start", lambda *args: None)
+    now = 1000.0
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
+    trainer = SimpleNamespace(global_step=100, estimated_stepping_batches=400)
+    bar = Progress()
+    bar.on_train_start(trainer, None)  # resumed at step 100
+    assert "ends in" not in bar.get_metrics(trainer, None)
+    now, trainer.global_step = 1050.0, 200
+    items = bar.get_metrics(trainer, None)
+    assert items == {"ends in": "0:01:40"}  # 200 steps left at half a second each
+
+
+def test_device_and_memory_of_a_cpu():
+    assert f"{os.cpu_count()} cores" in device_name(torch.device("cpu"))
+    assert peak_memory(torch.device("cpu")) > 1e7

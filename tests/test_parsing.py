@@ -1,0 +1,73 @@
+"""What a parser's complaint becomes: the place, the mistake, the nearest valid name."""
+
+import pytest
+
+from ltbench.errors import UserError
+from ltbench.parsing import Parser, cause, explain
+
+UNKNOWN = [
+    (
+        "unrecognized arguments: --trainer.max_epoch 3",
+        "unknown option '--trainer.max_epoch'. Did you mean '--trainer.max_epochs'?",
+    ),
+    (
+        "unrecognized arguments: --modle.init_args.loss x",
+        "unknown option '--modle.init_args.loss'. Did you mean '--model.init_args.loss'?",
+    ),
+    ("unrecognized arguments: --zzz", "unknown option '--zzz'."),
+    (
+        "Parser key \"data.init_args\":\n  Option 'batchsize' is not accepted",
+        "unknown option 'batchsize' in data.init_args. Did you mean 'batch_size'?",
+    ),
+    (
+        'Parser key "model.init_args.gradient_rule":\n  Does not validate against any of the '
+        "Union subtypes\n  Expected a dot import path string: SAMM",
+        "unknown class 'SAMM' in model.init_args.gradient_rule. Did you mean 'SAM'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "told"), UNKNOWN)
+def test_unknown_names(message, told):
+    assert explain(message) == told
+
+
+def test_other_complaints_keep_the_place_the_reason_and_the_value():
+    told = explain(
+        'Parser key "trainer.max_epochs":\n'
+        "  Does not validate against any of the Union subtypes\n"
+        "  Subtypes: [<class 'int'>, <class 'NoneType'>]\n"
+        "  Errors:\n"
+        "    - Expected a <class 'int'>\n"
+        "    - Expected a <class 'NoneType'>\n"
+        "  Given value type: <class 'str'>\n"
+        "  Given value: ten"
+    )
+    assert told.startswith("trainer.max_epochs: ")
+    assert "Expected a <class 'int'>" in told
+    assert "ten" in told
+    assert "\n" not in told
+
+
+def test_required_arguments_point_to_the_configs():
+    assert "ltbench list configs" in explain('Key "model" are required: model, data')
+
+
+def test_a_mistake_found_deep_inside_comes_out_as_it_was():
+    mistake = UserError("head: cosine is needed.")
+    outer = ValueError("Problem with given class_path")
+    outer.__cause__ = TypeError("in between")
+    outer.__cause__.__context__ = mistake
+    assert cause(outer) is mistake
+    assert cause(ValueError("plain")) is None
+    assert cause(None) is None
+
+
+def test_the_parser_raises_instead_of_exiting():
+    parser = Parser(allow_abbrev=False)
+    parser.add_argument("--number", type=int)
+    assert parser.parse_args(["--number", "3"]).number == 3
+    with pytest.raises(UserError, match="number"):
+        parser.parse_args(["--number", "three"])
+    with pytest.raises(UserError, match="--numb"):
+        parser.parse_args(["--numb", "3"])

@@ -1,0 +1,142 @@
+"""Everything that the README shows in a fence is run, and what the two pages say stays true."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ltbench.cli
+from ltbench import catalog
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SECTIONS = {
+    text.partition("\n")[0]: FENCE.findall(text) for text in re.split(r"^## ", README, flags=re.M)
+}
+SHORT = shlex.split(
+    "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.accelerator cpu "
+    "--trainer.enable_progress_bar false"
+)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, make_images):
+    """A working folder like a user's: configs, a long tail of images, and images to classify."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    make_images(tmp_path / "my_images/train", {"ant": 12, "bee": 6, "cat": 3}, size=40)
+    make_images(tmp_path / "my_images/test", {"ant": 2, "bee": 2, "cat": 2}, size=40, seed=1)
+    make_images(tmp_path / "new_images", {"": 3}, size=40, seed=2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # `python -m` finds files of the working folder
+    yield tmp_path
+    for name in [path.stem for path in tmp_path.glob("*.py")]:
+        sys.modules.pop(name, None)
+
+
+def run_bash(block, ltbench):
+    for line in block.replace("\\\n", " ").splitlines():
+        program, *words = shlex.split(line)
+        if program == "make":
+            subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+            continue
+        if program == "python":
+            assert words[:2] == ["-m", "ltbench"]
+            words = words[2:]
+        else:
+            assert program == "ltbench"
+        done = ltbench(*(expanded(word) for word in words), *stand_ins(words))
+        assert done.code == 0, f"{line}\n{done.err}"
+
+
+def expanded(word):
+    """What a shell hands over for a word: the one file that a pattern matches."""
+    if "*" not in word:
+        return word
+    (found,) = Path().glob(word)
+    return str(found)
+
+
+def stand_ins(words):
+    """What shortens a training, and puts the bundled digits in the place of a download."""
+    digits = ["--data.source", "digits"] if any("cifar" in word for word in words) else []
+    return SHORT + digits if words[0] == "fit" else digits
+
+
+def run_block(kind, block, ltbench):
+    if kind == "bash":
+        run_bash(block, ltbench)
+        return
+    named = re.match(r"# (\S+\.\w+)\n", block)
+    if named:
+        Path(named[1]).write_text(block)
+    if kind == "python":
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    else:
+        assert kind == "yaml", f"the README has a block of a kind that is not run: '{kind}'"
+        assert named, "a config in the README says its file name in its first line"
+
+
+# Lightning's advice to a plain Trainer, and when a checkpoint is read without what trained it.
+@pytest.mark.filterwarnings("ignore:Be aware that when using", "ignore:The dirpath has changed")
+@pytest.mark.parametrize("section", [title for title, blocks in SECTIONS.items() if blocks])
+def test_what_a_section_shows_runs(section, workplace, ltbench):
+    for kind, block in SECTIONS[section]:
+        run_block(kind, block, ltbench)
+
+
+def test_an_unknown_kind_of_block_is_not_passed_over(ltbench):
+    with pytest.raises(AssertionError, match="not run: 'toml'"):
+        run_block("toml", "a = 1\n", ltbench)
+
+
+def test_every_fence_is_found():
+    assert sum(map(len, SECTIONS.values())) * 2 == README.count("```")
+    assert len(README.splitlines()) < 200
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_table_of_recipes_is_that_of_the_configs():
+    """Each shipped config is in the table, and each name in the table is a config."""
+    table = README.partition("| config |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    named = [name.replace("*", ".*") for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+    shipped = list(catalog.configs())
+    assert all(any(re.fullmatch(name, config) for config in shipped) for name in named)
+    assert all(any(re.fullmatch(name, config) for name in named) for config in shipped)
+
+
+def test_the_picture_in_the_design_shows_the_imports_between_rooms():
+    """The arrows of docs/design.md, against the imports in the source (errors: used by all)."""
+    picture = (ROOT / "docs/design.md").read_text().partition("```mermaid\n")[2].partition("```")[0]
+    drawn = {
+        (room, used)
+        for room, targets in re.findall(r"^ *(\w+) --> (.+)$", picture, re.MULTILINE)
+        for used in targets.split(" & ")
+    }
+    assert drawn == imports_between_rooms()
+
+
+def imports_between_rooms():
+    package = Path(ltbench.cli.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                names = inside if node.module == "ltbench" else [node.module]
+            used = {name.split(".")[1] for name in names if name.startswith("ltbench.")}
+            found |= {(room, other) for other in used - {room, "errors", "__version__"}}
+    return {(room, other) for room, other in found if not room.startswith("__")}
