@@ -1,18 +1,19 @@
 """The command line: what it does, what it refuses, and that nothing finished is ever lost."""
 
 import errno
+import io
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from fsspec.implementations.local import LocalFileSystem
 
 from ltbench import __version__, records
 from ltbench.methods.erm import ERM
@@ -107,6 +108,16 @@ def test_the_same_experiment_has_the_same_folder(ltbench, tiny, tmp_path):
     assert "is done already" in again.out
 
 
+def test_other_images_are_another_experiment(ltbench, of_folder, images, make_images, tmp_path):
+    ltbench("fit", "--config", of_folder)
+    make_images(images / "val", {"ant": 2, "bee": 1, "cat": 1})
+    assert "is done already" not in ltbench("fit", "--config", of_folder).out
+    assert len(list(tmp_path.glob("runs/*/record.json"))) == 2
+    moved = images.rename(tmp_path / "moved")
+    again = ltbench("fit", "--config", of_folder, "--data.init_args.root", moved)
+    assert "is done already" in again.out
+
+
 def test_links_carry_what_the_data_knows_into_the_model(ltbench, of_folder, tmp_path):
     done = ltbench("fit", "--config", of_folder)
     assert done.code == 0, done.err
@@ -115,6 +126,8 @@ def test_links_carry_what_the_data_knows_into_the_model(ltbench, of_folder, tmp_
     assert weights["net.fc.weight"].shape[0] == 3
     assert weights["net.conv.weight"].shape[1] == 3
     assert weights["class_counts"].tolist() == [18, 8, 2]
+    record = records.read_record(path.parents[1] / "record.json")
+    assert "num_classes" not in record["config"]["model"]["init_args"]  # it would say 10
 
 
 def test_a_link_to_nowhere_raises():
@@ -173,6 +186,21 @@ MISTAKES = {
     "imbalance": (["--data.init_args.imbalance_factor", 500], "with no image"),
     "largest": (["--data.init_args.largest", 5000], "class 0 has"),
     "epochs": (["--trainer.max_epochs", -1], "max_epochs"),
+    "batch": (["--data.init_args.batch_size", 0], "batch_size"),
+    "seed": (["--seed_everything", -1], "seed_everything"),
+    "no seed": (["--seed_everything", "true"], "seed_everything"),
+    "clipping": ([f"{ERM_ARGS}.clip_norm", -1], "clip_norm"),
+    "clipping by the trainer": (["--trainer.gradient_clip_val", 1], "clip_norm"),
+    "accumulation": (["--trainer.accumulate_grad_batches", 2], "accumulat"),
+    "averaging": ([f"{ERM_ARGS}.ema_decay", 1], "ema_decay"),
+    "mixing": ([f"{ERM_ARGS}.mixup", -1], "concentration"),
+    "learning rate": (
+        [f"{ERM_ARGS}.optimizer", "torch.optim.SGD", f"{ERM_ARGS}.optimizer.lr", -1],
+        "Invalid learning rate",
+    ),
+    "optimizer": ([f"{ERM_ARGS}.optimizer", "torch.optim.SGX"], "SGX"),
+    "accelerator": (["--trainer.accelerator", "gpus"], "'gpus'"),
+    "checkpoints": (["--trainer.enable_checkpointing", "false"], "enable_checkpointing"),
 }
 
 
@@ -347,8 +375,9 @@ def test_predict_writes_a_row_an_image(ltbench, folder_run, images, make_images,
     assert "top4" not in rows
     assert (rows["class"][:3] == "ant").all()  # the colours are far apart
 
-    # The same rows in any batch size.
-    again = ltbench("predict", *folder_run, *words[:2], "--data.eval_batch_size", 2)
+    # The same rows in any batch size, and one table whatever the devices.
+    words = [*words[:2], "--data.eval_batch_size", 2, "--trainer.devices", 2]
+    again = ltbench("predict", *folder_run, *words)
     assert again.code == 0, again.err
     assert pd.read_csv(tmp_path / "predictions.csv")["class"].equals(rows["class"])
 
@@ -478,7 +507,7 @@ def test_ctrl_c_while_testing(ltbench, tiny, tmp_path, monkeypatch):
     assert (record["status"], record["epochs"]) == ("interrupted", 4)
     assert ltbench("fit", "--config", tiny).code == 0
     record = records.read_record(only_run(tmp_path) / "record.json")
-    assert (record["status"], record["epochs"], record["steps"]) == ("done", 4, 24)
+    assert (record["status"], record["epochs"], record["steps"]) == ("done", 4, 28)
     assert list(record["metrics"]) == ["last", "best"]
 
 
@@ -522,52 +551,122 @@ def test_a_run_folder_can_be_moved_and_gone_on_with(ltbench, tiny, tmp_path, mon
     assert moved["metrics"] == straight["metrics"]
 
 
-NO_SPACE = OSError(errno.ENOSPC, "No space left on device", "somewhere")
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [("record.json", 3), ("metrics.csv", 2), ("last.ckpt", 1), ("best.ckpt", 0), ("_best.npz", 0)],
+)
+def test_full_disk(name, times, ltbench, tiny, tmp_path, monkeypatch):
+    """After ``times`` good writes of a file, nothing at all can be written any more."""
+    original, opened, full = Path.open, [], []
 
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-def test_full_disk_at_a_record(ltbench, tiny, tmp_path, monkeypatch):
-    calls = []
-
-    def fsync(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 5:
-            raise NO_SPACE
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
-        done = ltbench("fit", "--config", tiny)
-    check_full_disk(done, tmp_path)
-    assert ltbench("fit", "--config", tiny).code == 0
-
-
-def test_full_disk_at_a_checkpoint(ltbench, tiny, tmp_path, monkeypatch):
-    original, opened = LocalFileSystem._open, []
-
-    def open_(self, path, mode="rb", **options):
-        if "w" in mode and path.endswith("last.ckpt"):
-            opened.append(path)
-            if len(opened) > 1:
-                raise NO_SPACE
-        return original(self, path, mode, **options)
+    def open_(self, mode="r", *args, **options):
+        if self.name.endswith(".part"):
+            opened.extend([self] * (name in self.name))
+            full.extend([True] * (len(opened) > times))
+            if full:
+                self.touch()
+                return Full()
+        return original(self, mode, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFileSystem, "_open", open_)
+        patch.setattr(Path, "open", open_)
         done = ltbench("fit", "--config", tiny)
     check_full_disk(done, tmp_path)
+    saved = (only_run(tmp_path) / "checkpoints/last.ckpt").exists()
     again = ltbench("fit", "--config", tiny)
-    assert again.code == 0
-    assert "Going on from" in again.out
+    assert again.code == 0, again.err
+    assert ("Going on from" in again.out) == saved
 
 
 def check_full_disk(done, tmp_path):
     """A message and a code; what was written before is whole, and there is no litter."""
     assert done.code == 1
-    assert "disk is full" in done.err
+    assert f"disk is full while writing {Path('runs')}" in done.err
     assert len(done.err.splitlines()) <= 3
     assert "Traceback" not in done.err
     folder = only_run(tmp_path)
     assert not list(folder.rglob("*.part"))
-    assert records.read_record(folder / "record.json")["status"] in ("running", "failed")
+    assert records.read_record(folder / "record.json")["status"] == "running"
     for path in folder.glob("checkpoints/*"):
         torch.load(path, weights_only=True)
     assert (folder / "config.yaml").read_text().startswith("seed_everything")
+
+
+# --- several processes ---
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import conftest, torch
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback
+from ltbench.cli import main
+
+class KeepWeights(Callback):
+    def on_train_end(self, trainer, module):
+        weights = [p.detach() for p in module.parameters()]
+        torch.save(weights, Path("rank%d.pt" % trainer.global_rank))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_measure_it_once(ltbench, of_folder, tmp_path):
+    """13 test images on 2 ranks: one of them has 7, none is counted twice."""
+    (tmp_path / "processes.py").write_text(SCRIPT)
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "processes.py", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
+        return done.stdout
+
+    two = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    rule = ["--model.init_args.gradient_rule", "SAM"]
+    keep = ["--trainer.callbacks+=processes.KeepWeights"]
+    out = run("fit", "--config", of_folder, *rule, *two, *keep)
+    assert out.count("Record: ") == 1
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = records.read_record(folder / "record.json")
+    assert (record["world_size"], record["status"]) == (2, "done")
+    assert record["steps"] == -(-record["data"]["images"]["train"] // 8)
+    with np.load(folder / "predictions_last.npz") as stored:
+        assert stored["index"].tolist() == list(range(13))
+        hits = stored["label"] == stored["prediction"]
+    assert record["metrics"]["last"]["test"]["accuracy"] == hits.mean()
+
+    words = ["--config", of_folder, *rule, "--ckpt_path", folder / "checkpoints/last.ckpt"]
+    together, alone = run("test", *words, *two), ltbench("test", *words).out
+    assert columns(together) == columns(alone)
+    assert together.count("accuracy") == 1
+
+
+@pytest.mark.slow
+def test_the_demo_says_no_more_than_it_should(tmp_path):
+    config = Path(__file__).parents[1] / "configs/vssam_digits.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "ltbench", "fit", "--config", config, "--trainer.max_epochs", "2"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.rstrip().endswith("record.json")

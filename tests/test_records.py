@@ -1,6 +1,7 @@
 """Records: named by what they measure, written whole, read back the same."""
 
 import copy
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.records import git_state, job_id, read_record, versions, write_record, write_whole
+from ltbench.records import git_state, read_record, versions, write_record, write_whole
 
 CONFIG = {
     "seed_everything": 0,
@@ -23,6 +24,10 @@ CONFIG = {
     },
     "trainer": {"max_epochs": 40, "precision": None, "default_root_dir": "runs", "logger": None},
 }
+
+
+def job_id(config, fingerprint="digits"):
+    return records.job_id(config, fingerprint)
 
 
 def changed(group, key, value):
@@ -52,8 +57,9 @@ def test_job_id_tells_experiments_apart(group, key, value):
     assert job_id(changed(group, key, value)) != job_id(CONFIG)
 
 
-def test_job_id_tells_seeds_apart():
+def test_job_id_tells_seeds_and_data_apart():
     assert job_id({**CONFIG, "seed_everything": 1}) != job_id(CONFIG)
+    assert job_id(CONFIG, "other images") != job_id(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +97,7 @@ def test_a_failed_write_leaves_the_old_file(where, tmp_path, monkeypatch):
     write_record(path, {"schema": 1, "old": True})
 
     def fail(*args):
-        raise OSError("no space")
+        raise OSError(errno.ENOSPC, "no space")
 
     def half(file):
         file.write(b'{"schema": 1, "ol')

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
@@ -42,9 +42,10 @@ from torch.nn import functional as F
 
 from ltbench import records
 from ltbench.callbacks import device_name
-from ltbench.data.datamodule import Batch
+from ltbench.data.datamodule import Batch, LongTailDataModule
 from ltbench.data.sources.base import Images, Labels
 from ltbench.data.sources.cifar import Cifar10
+from ltbench.methods.base import ClassificationModule
 from ltbench.methods.erm import ERM
 from ltbench.sam import SAM
 from ltbench.training import TrainingCLI
@@ -52,7 +53,7 @@ from ltbench.training import TrainingCLI
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "ce_cifar10.yaml"
 EPOCH = 97  # steps
-CHUNK = 4  # steps that one of them takes before it is another's turn
+TURN = 4  # steps that one of them takes before it is another's turn
 
 # Rich draws nothing into a file; these make it take one for a terminal.
 TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
@@ -100,6 +101,8 @@ class RandomImages(Cifar10):
 class TakeTurns(Callback):
     """Time the trainer, and pause it every few steps for each rival to take as many.
 
+    The first turns are a warm-up, which does not count.
+
     Args:
         steps: Steps of a repeat.
         autocast: Whether the rivals compute in bfloat16.
@@ -110,6 +113,7 @@ class TakeTurns(Callback):
 
     def __init__(self, steps: int, autocast: bool) -> None:
         self.steps = steps
+        self.turn = min(TURN, steps)
         self.autocast = autocast
         self.repeats: list[Repeat] = []
 
@@ -118,10 +122,13 @@ class TakeTurns(Callback):
         self.device = pl_module.device
         self.rivals = self._make_rivals(trainer, pl_module)
         self.counts: Repeat = defaultdict(lambda: np.zeros(3))
+        self.order = list(self.rivals)
         self.taken = self.images = 0
         self.since = self._now()
 
-    def _make_rivals(self, trainer: L.Trainer, method: L.LightningModule) -> dict[str, Any]:
+    def _make_rivals(
+        self, trainer: L.Trainer, method: L.LightningModule
+    ) -> dict[str, Callable[[], object]]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(method, ERM)
         on_cpu = data.dataset("train").__getitems__(range(data.batch_size))
@@ -162,22 +169,23 @@ class TakeTurns(Callback):
         """Give the rivals their turn where it is time; runs after all other callbacks."""
         self.taken += 1
         self.images += len(batch["label"])
-        warm = trainer.global_step - CHUNK  # steps since all of them were warmed up
-        whole = warm >= 0 and warm % self.steps == 0
-        if self.taken < CHUNK and not whole:
+        measured = trainer.global_step - self.turn  # steps since the warm-up
+        whole = measured >= 0 and measured % self.steps == 0
+        if self.taken < self.turn and not whole:
             return
         self._count("project", self.images)
         bar = trainer.progress_bar_callback
         shown = bar.progress if isinstance(bar, RichProgressBar) else None
         if shown:
             shown.stop()  # its thread draws on, at the rivals' expense
-        for name, step in self.rivals.items():
+        for name in self.order:
             self.since = self._now()
             for _ in range(self.taken):
-                step()
+                self.rivals[name]()
             self._count(name, self.taken * self.batch_size)
+        self.order.reverse()  # whoever follows the trainer, or SAM, may find a colder cache
         if whole:
-            if warm:
+            if measured:
                 self.repeats.append(dict(self.counts))
                 print(f"repeat {len(self.repeats)} done", file=sys.__stdout__, flush=True)
             self.counts.clear()
@@ -211,7 +219,13 @@ class MeasuredCLI(TrainingCLI):
         trainer.callbacks.append(self.turns)  # type: ignore[attr-defined]
         return trainer
 
-    def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule, **_: object) -> None:
+    def fit(
+        self,
+        model: ClassificationModule,
+        datamodule: LongTailDataModule,
+        ckpt_path: str | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         """Train."""
         self.trainer.fit(model, datamodule=datamodule)
 
@@ -229,7 +243,7 @@ def measure(args: argparse.Namespace) -> list[Repeat]:
         options = {
             "config": CONFIG,
             "trainer.precision": args.precision,
-            "trainer.max_steps": CHUNK + args.repeats * args.steps,
+            "trainer.max_steps": turns.turn + args.repeats * args.steps,
             "trainer.default_root_dir": folder,
         }
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -255,7 +269,7 @@ def report(args: argparse.Namespace, repeats: list[Repeat]) -> dict[str, Any]:
             "precision": args.precision,
             "threads": torch.get_num_threads(),
             "steps_per_repeat": args.steps,
-            "steps_per_turn": CHUNK,
+            "steps_per_turn": min(TURN, args.steps),
         },
         "machine": {
             "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
@@ -305,7 +319,7 @@ def table(result: dict[str, Any]) -> Table:
     return laid
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description="Training throughput against the bare step.")
     parser.add_argument(
@@ -321,7 +335,7 @@ def main() -> None:
         "--steps", type=int, default=EPOCH, help="steps a repeat; default: an epoch"
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.threads:
         torch.set_num_threads(args.threads)
     result = report(args, measure(args))

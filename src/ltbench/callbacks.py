@@ -1,5 +1,6 @@
 """What a run leaves behind: its record, its curves, its predictions and the table it prints."""
 
+import io
 import math
 import os
 import resource
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     WeightAveraging,
 )
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
@@ -245,7 +247,7 @@ class RunRecord(Callback):
             "data": method.data.describe(),
             "metrics": self.metrics,
             "weights": "averaged" if averaged else "raw",
-            "deviations": method.paper.deviations if method.paper else (),
+            "deviations": list(method.deviations),
             "device": device_name(pl_module.device),
             "threads": torch.get_num_threads(),
             "precision": str(trainer.precision),
@@ -283,6 +285,21 @@ class RunCheckpoint(ModelCheckpoint):
                 "best_k_models": {here(p): s for p, s in state_dict["best_k_models"].items()},
             }
         )
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints are never half written; Lightning would copy them from /tmp over the old ones."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ANN401 - Lightning's signature
+    ) -> None:
+        """Write a checkpoint as every other file of a run."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        records.write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
 
 
 class Progress(RichProgressBar):

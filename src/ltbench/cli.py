@@ -72,9 +72,15 @@ def _run(argv: list[str]) -> None:
 
         {"list": catalog.list_command, "show": catalog.show_command}[command](rest)
     elif command in ("fit", "validate", "test", "predict"):
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         from ltbench.training import TrainingCLI
 
-        TrainingCLI(argv)
+        try:
+            TrainingCLI(argv)
+        except MisconfigurationException as error:
+            hint = " Clip with --model.clip_norm." if "clip" in str(error) else ""
+            raise UserError(f"{str(error).splitlines()[0]}{hint}") from error
     elif command == "data":
         from ltbench.data_report import data_command
 

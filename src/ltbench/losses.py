@@ -26,6 +26,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from ltbench.errors import UserError, unknown_name
 
@@ -164,6 +165,29 @@ def focal_official_loss(
     return (_one_minus_exp(loss) ** gamma * loss).mean()
 
 
+def focal_sigmoid_loss(
+    logits: Tensor,
+    targets: Tensor,
+    class_counts: Tensor,
+    *,
+    gamma: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid focal loss: C independent binary problems, summed over classes, (1/B) sum_i w_i l_i.
+
+    The form for detection and of the BagofTricks-LT code. Lin et al. 2017, arXiv 1708.02002, eq. 5.
+    The arguments are those of :func:`focal_loss`.
+    """
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    shares = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1])
+    loss: Tensor = sigmoid_focal_loss(
+        logits, shares.to(logits), alpha=-1, gamma=gamma, reduction="none"
+    ).sum(1)
+    if weight is not None:
+        loss = _sample_weights(targets, weight) * loss
+    return loss.mean()
+
+
 def ldam_loss(
     logits: Tensor,
     targets: Tensor,
@@ -279,6 +303,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         cross_entropy_loss,
         focal_loss,
         focal_official_loss,
+        focal_sigmoid_loss,
         ldam_loss,
         logit_adjusted_loss,
         balanced_softmax_loss,

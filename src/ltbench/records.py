@@ -77,6 +77,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk says so without naming the file
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -12,18 +12,25 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
 import ltbench.data.randaugment
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records
-from ltbench.callbacks import BEST, Progress, RunCheckpoint, RunRecord, result_table
+from ltbench.callbacks import (
+    BEST,
+    Progress,
+    RunCheckpoint,
+    RunRecord,
+    WholeCheckpoints,
+    result_table,
+)
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import ClassificationModule
-from ltbench.parsing import Parser, cause
+from ltbench.parsing import Parser, cause, explain
 
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
@@ -74,8 +81,17 @@ class TrainingCLI(LightningCLI):
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
-        """Parse exactly ``args``; Lightning would warn that ``sys.argv`` exists as well."""
+        """Parse exactly ``args``; Lightning would warn that ``sys.argv`` exists as well.
+
+        Raises:
+            UserError: An argument that is wrong, or no seed.
+        """
         self.config = parser.parse_args(args)
+        seed = self.config[self.config.subcommand].seed_everything
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UserError(
+                f"seed_everything is {seed}; a run needs a whole number, 0 to 2^32 - 1."
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from a checkpoint: the config alone says what is built."""
@@ -89,11 +105,16 @@ class TrainingCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise cause(error) or error from None
+            raise cause(error) or UserError(explain(str(error))) from error
 
     def before_instantiate_classes(self) -> None:
         """Keep the resolved config, which names the run."""
         self._dump_config()
+        if self.config_dump["trainer"]["fast_dev_run"]:
+            raise UserError(
+                "trainer.fast_dev_run leaves no checkpoint to test; for a quick look use "
+                "--trainer.max_epochs 1 --trainer.limit_train_batches 2."
+            )
         kept = ("seed_everything", "trainer", "model", "data")
         self.resolved = {key: canonical(self.config_dump[key]) for key in kept}
         for linked in LINKS.values():
@@ -129,14 +150,20 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Callback] = [] if config["enable_progress_bar"] is False else [Progress()]
         self.datamodule.setup()
         if self.subcommand == "fit":
-            config["logger"] = TensorBoardLogger(self.folder, name="", version="")
+            given = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+            ours = TensorBoardLogger(self.folder, name="", version="")
+            config["logger"] = [ours, *(logger for logger in given if isinstance(logger, Logger))]
             # "best" first: the state that "last" saves must know of the best of the same epoch.
             self.checkpoints = self._checkpoints()
             callbacks += [self.record, *reversed(self.checkpoints.values())]
         else:
             config["logger"] = config["enable_checkpointing"] = False
+            if self.subcommand == "predict":  # one table of all images comes from one process
+                config |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
             callbacks += [self.record] if self.subcommand == "test" else []
-        return self._instantiate_trainer(config, callbacks)
+        trainer = self._instantiate_trainer(config, callbacks)
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -211,7 +238,8 @@ class TrainingCLI(LightningCLI):
         self._need_checkpoint()
         self.record.select("given")
         self.trainer.test(**{**kwargs, "verbose": False, "weights_only": True})
-        Console().print(result_table(self.record.summary(self.trainer, self.model, "evaluated")))
+        table = result_table(self.record.summary(self.trainer, self.model, "evaluated"))
+        Console(quiet=not self.trainer.is_global_zero).print(table)
 
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Classify the images of ``data.predict_folder`` and write one CSV row an image."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -215,6 +216,38 @@ def test_clipping_acts_on_the_descent_gradient_alone():
     assert clipped.norm().item() == pytest.approx(0.1, rel=1e-3)
     assert torch.allclose(clipped / clipped.norm(), free / free.norm(), atol=1e-5)
     assert torch.equal(loose, free)
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("rule", [None, SAM(rho=0.1)], ids=["plain", "sam"])
+def test_float16_with_its_loss_scale(rule, clip):
+    """On a CPU, through the same scaler that a GPU uses."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    moves = Watch(lambda trainer, model: weights(model))
+    model, data = build(gradient_rule=rule, clip_norm=clip, optimizer=sgd(1.0, momentum=0.0))
+    start = weights(model)
+    fit(model, data, callbacks=[moves], plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    reference, _ = train(
+        gradient_rule=rule,
+        clip_norm=clip,
+        optimizer=sgd(1.0, momentum=0.0),
+        trainer={"max_steps": 1},
+    )
+    first, exact = moves.seen[0] - start, weights(reference) - start
+    assert torch.nn.functional.cosine_similarity(first, exact, dim=0) > 0.999
+    assert first.norm().item() == pytest.approx(exact.norm().item(), rel=0.01)
+    assert clip is None or first.norm().item() == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
+def test_an_overflow_in_float16_skips_the_step():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    model, data = build(gradient_rule=SAM(rho=0.1))
+    start, rates = weights(model), Watch(lambda trainer, model: scaler.get_scale())
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    fit(model, data, callbacks=[rates], plugins=plugins, max_steps=3, limit_val_batches=0)
+    assert torch.equal(weights(model), start)
+    assert rates.seen == [2.0**59, 2.0**58, 2.0**57]
 
 
 def test_a_step_without_options_is_plain_sgd():

@@ -158,6 +158,8 @@ class LongTailDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}; it must lie in [0, 1).")
+        if batch_size < 1 or eval_batch_size < 1:
+            raise UserError("data.batch_size and data.eval_batch_size must be at least 1.")
         self.source_name = source
         self.root = Path(root or os.environ.get("LTBENCH_DATA", "data"))
         self.profile = profile
@@ -192,7 +194,7 @@ class LongTailDataModule(L.LightningDataModule):
 
     @property
     def index_hash(self) -> str:
-        """Hash of which images are trained on: equal hashes mean the same training set."""
+        """Hash of which images of the source are trained on, by their positions in it."""
         return profiles.index_hash(self.splits["train"].indices)
 
     def setup(self, stage: str | None = None) -> None:
@@ -322,6 +324,13 @@ class LongTailDataModule(L.LightningDataModule):
         images = images.contiguous(memory_format=torch.channels_last)
         return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps to know its own data again."""
+        return {
+            "class_names": self.source.class_names,
+            "training_set": f"{self.source.fingerprint}:{self.index_hash}",
+        }
+
     def describe(self) -> dict[str, Any]:
         """Return what a record says of the data; needs :meth:`setup`."""
         counts = self.class_counts
@@ -329,7 +338,7 @@ class LongTailDataModule(L.LightningDataModule):
             "source": self.source.display_name,
             "fingerprint": self.source.fingerprint,
             "profile": self.profile,
-            "imbalance_factor": float(counts.max() / counts.min()),
+            "imbalance_factor": profiles.imbalance_factor(counts),
             "class_names": self.source.class_names,
             "class_counts": counts.tolist(),
             "images": {name: len(split.labels) for name, split in self.splits.items()},

@@ -1,12 +1,13 @@
 """What every classification method shares: exact evaluation, seeded steps, and its paper's card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ltbench import seeding
@@ -56,6 +57,11 @@ class ClassificationModule(L.LightningModule):
         self.register_buffer("class_counts", torch.ones(num_classes))
         self.watched_metrics = nn.ModuleDict()
         self.test_metrics = nn.ModuleDict()
+
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Where this run differs from its paper, for the record."""
+        return self.paper.deviations if self.paper else ()
 
     @property
     def data(self) -> LongTailDataModule:
@@ -133,14 +139,19 @@ class ClassificationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what the model was made from beside its weights."""
         checkpoint["ltbench_model"] = self.config
+        checkpoint["ltbench_data"] = self.data.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method or of other arguments.
+        """Refuse a checkpoint of another method, of other arguments, or of other data.
 
         Raises:
             UserError: Naming each argument that differs.
         """
-        theirs, ours = checkpoint.get("ltbench_model"), self.config
+        self._check_model(checkpoint.get("ltbench_model"))
+        self._check_data(checkpoint.get("ltbench_data", {}))
+
+    def _check_model(self, theirs: dict[str, Any] | None) -> None:
+        ours = self.config
         if theirs is None or ours is None:
             return
         differing = [
@@ -152,6 +163,20 @@ class ClassificationModule(L.LightningModule):
             raise UserError(
                 f"the checkpoint was trained with another model ({'; '.join(differing)}). "
                 "Use the config.yaml that lies in its run folder."
+            )
+
+    def _check_data(self, theirs: dict[str, Any]) -> None:
+        ours = self.data.identity()
+        if theirs.get("class_names", ours["class_names"]) != ours["class_names"]:
+            raise UserError(
+                "the checkpoint was trained on classes of other names "
+                f"({', '.join(theirs['class_names'][:3])}, ...) than this data has."
+            )
+        same = theirs.get("training_set", ours["training_set"]) == ours["training_set"]
+        if not same and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
+            raise UserError(
+                "the checkpoint was trained on other images, which may be in this validation set: "
+                "use the data settings of the config.yaml in its run folder."
             )
 
 

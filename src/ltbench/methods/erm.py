@@ -5,7 +5,7 @@ CE, CE+DRW, LDAM+DRW, logit adjustment, VS, each with and without SAM, are confi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
@@ -14,6 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import v2
 
@@ -23,7 +24,7 @@ from ltbench.errors import UserError
 from ltbench.losses import bind_loss, check_counts, class_balanced_weights
 from ltbench.methods.base import ClassificationModule, Paper
 from ltbench.models import build_backbone
-from ltbench.sam import PGD, GradientRule, Plain
+from ltbench.sam import PGD, SAM, GradientRule, Plain
 from ltbench.schedules import LRSchedule, MultiStep, epoch_of
 
 
@@ -63,7 +64,7 @@ class ERM(ClassificationModule):
         compile: Compile the network with ``torch.compile``.
     """
 
-    paper: ClassVar[Paper] = Paper(
+    paper = Paper(
         title="Escaping Saddle Points for Effective Generalization on Class-Imbalanced Data",
         venue="NeurIPS 2022",
         arxiv="2212.13827",
@@ -113,11 +114,16 @@ class ERM(ClassificationModule):
             raise UserError(
                 "ldam_loss takes margins off cosines: set model.init_args.head: cosine."
             )
+        if clip_norm is not None and clip_norm <= 0:
+            raise UserError(f"clip_norm is {clip_norm}; a largest norm is above 0.")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
         self.automatic_optimization = False
         self.net = build_backbone(backbone, num_classes, in_chans, head, **(backbone_args or {}))
         self.net.to(memory_format=torch.channels_last)
         if compile:
             self.net.compile()
+        self.loss_name = loss
         self.loss = bind_loss(loss, loss_args or {})
         self.reweighting = reweighting
         self.optimizer = optimizer
@@ -148,12 +154,25 @@ class ERM(ClassificationModule):
                 "use --trainer.precision bf16-mixed or 32-true."
             )
 
+    @property
+    def deviations(self) -> list[str]:
+        """Those of the paper's card that this run's loss and gradient rule bring about."""
+        epoch, batch_norm, focal = self.paper.deviations
+        rule = self.gradient_rule
+        found = [epoch]
+        found += [batch_norm] if isinstance(rule, SAM) and rule.bn_update == "first" else []
+        found += [focal] if self.loss_name == "focal_loss" else []
+        return found
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, whose learning rate follows ``lr_schedule`` by epoch."""
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError("trainer.max_epochs must be set: the schedules are fractions of it.")
-        optimizer = self.optimizer(self.net.parameters())
+        try:
+            optimizer = self.optimizer(self.net.parameters())
+        except ValueError as error:
+            raise UserError(f"optimizer: {error}") from error
         schedule = LambdaLR(optimizer, lambda epoch: self.lr_schedule.factor(epoch, epochs))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -201,24 +220,19 @@ class ERM(ClassificationModule):
             backward=self.manual_backward,
             no_sync=self.no_sync,
         )
-        self._clip()
         self._optimizer.step()
         size = len(images)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in self.gradient_rule.diagnostics.items()})
 
-    def _clip(self) -> None:
-        """Clip the descent gradient, at its true size: float16's loss scale is taken off first."""
-        if self.clip_norm is None:
-            return
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(self._optimizer.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
 
     def on_validation_start(self) -> None:
         """Stop before a network that has diverged is evaluated."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._require_finite_loss()
 
     def on_train_epoch_end(self) -> None:

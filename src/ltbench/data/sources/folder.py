@@ -81,9 +81,11 @@ class Folder(Source):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names of all files, below the root: another folder is another set."""
+        """Hash of the names and sizes of all files below the root: another folder, another set."""
         names = sorted(
-            str(path.relative_to(self.root)) for paths in self._paths.values() for path in paths
+            f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}"
+            for paths in self._paths.values()
+            for path in paths
         )
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
