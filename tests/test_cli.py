@@ -291,6 +291,25 @@ def test_a_checkpoint_of_other_classes(refused, digits_run, of_folder):
     assert "num_classes: checkpoint 10, config 3" in told
 
 
+def test_a_checkpoint_of_as_many_other_classes(refused, folder_run, images):
+    for split in ("train", "test"):
+        (images / split / "bee").rename(images / split / "wasp")
+    assert "other names (ant, bee, cat, ...)" in refused("test", *folder_run)
+
+
+@pytest.mark.parametrize("command", ["validate", "fit"])
+def test_a_checkpoint_of_other_training_images(command, refused, digits_run):
+    """They may be in this validation set; the test set is another matter."""
+    words = ["--config", digits_run.config, "--data.init_args.subset_seed", 1]
+    assert "other images" in refused(command, *words, "--ckpt_path", digits_run.last)
+
+
+def test_a_checkpoint_is_tested_on_any_test_set_of_its_classes(ltbench, digits_run):
+    words = ["--config", digits_run.config, "--data.init_args.subset_seed", 1]
+    done = ltbench("test", *words, "--ckpt_path", digits_run.last)
+    assert done.code == 0, done.err
+
+
 def test_the_config_wins_over_the_checkpoint_where_they_may_differ(ltbench, digits_run):
     words = ["--config", digits_run.config, "--ckpt_path", digits_run.last]
     done = ltbench("test", *words, "--data.init_args.eval_batch_size", 7)
@@ -498,17 +517,22 @@ def test_ctrl_c_while_testing(ltbench, tiny, tmp_path, monkeypatch):
     def interrupt(self, batch, batch_idx):
         raise KeyboardInterrupt
 
+    words = ["fit", "--config", tiny, "--trainer.max_epochs", 1]
     with monkeypatch.context() as patch:
         patch.setattr(ERM, "test_step", interrupt)
-        done = ltbench("fit", "--config", tiny)
+        done = ltbench(*words)
     assert done.code == 130
     assert "same command" in done.err
-    record = records.read_record(only_run(tmp_path) / "record.json")
-    assert (record["status"], record["epochs"]) == ("interrupted", 4)
-    assert ltbench("fit", "--config", tiny).code == 0
-    record = records.read_record(only_run(tmp_path) / "record.json")
-    assert (record["status"], record["epochs"], record["steps"]) == ("done", 4, 28)
-    assert list(record["metrics"]) == ["last", "best"]
+    path = only_run(tmp_path) / "record.json"
+    record = records.read_record(path)
+    assert (record["status"], record["epochs"]) == ("interrupted", 1)
+    assert ltbench(*words).code == 0
+    record = records.read_record(path)
+    assert (record["status"], record["epochs"], record["steps"]) == ("done", 1, 7)
+    assert {name: "test" in found for name, found in record["metrics"].items()} == {
+        "last": True,
+        "best": True,
+    }
 
 
 def test_a_crash_is_told_and_survived(ltbench, tiny, tmp_path, monkeypatch):
