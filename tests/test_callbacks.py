@@ -13,8 +13,9 @@ import yaml
 from rich.console import Console
 
 from ltbench import callbacks, records
-from ltbench.callbacks import Progress, RunRecord, device_name, peak_memory, percent, result_table
+from ltbench.callbacks import Progress, RunRecord, device_name, peak_memory
 from ltbench.methods.erm import ERM
+from ltbench.result_table import FRACTIONS, percent, result_table
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +95,19 @@ def test_predictions_are_of_each_test_image_once_in_order(digits_run, record):
 
 
 def test_logits_of_too_many_are_left_out(tmp_path, monkeypatch):
-    writer = RunRecord(tmp_path, {"config": {}})
+    writer = RunRecord(tmp_path, {"config": {}}, "val/mean_recall")
     writer.selection = "last"
-    logits = np.array([[0.0, 2.0], [3.0, 1.0]], dtype=np.float32)
-    index, label = np.array([4, 7]), np.array([1, 1])
+    logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
+    columns = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1]), "": logits}
     for kept, names in ((4, {"logits"}), (3, set())):
         monkeypatch.setattr(callbacks, "LOGITS_KEPT", kept)
-        writer.save_predictions(index, label, logits)
+        writer.save_predictions("test", {**columns, "cls": logits.flip(1)})
         with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
-            assert stored.keys() == {"index", "label", "prediction", "confidence"} | names
+            always = {"index", "label", "prediction", "confidence", "prediction_cls"}
+            assert stored.keys() == always | names
+            assert stored["index"].tolist() == [4, 7]
             assert stored["prediction"].tolist() == [1, 0]
+            assert stored["prediction_cls"].tolist() == [0, 1]
             assert stored["confidence"] == pytest.approx(1 / (1 + np.exp(-2)))
 
 
@@ -142,19 +146,36 @@ def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(RunRecord, "_write", lambda *args: None)
     trainer = SimpleNamespace(is_global_zero=False, world_size=2)
-    first = RunRecord(tmp_path, {"config": {}})
+    batch = {"index": torch.zeros(8), "unlabelled": {"index": torch.zeros(3), "weak": None}}
+    first = RunRecord(tmp_path, {"config": {}}, None)
     first.on_train_start(trainer, None)
-    first.on_train_batch_end(trainer, None, None, {"label": torch.zeros(8)}, 0)
+    first.on_train_batch_end(trainer, None, None, batch, 0)
     first.history.append({"epoch": 0})
     state = first.state_dict()
-    assert state == {"history": [{"epoch": 0}], "images_seen": 16, "seconds": 7.0}
+    assert state == {"history": [{"epoch": 0}], "images_seen": 22, "seconds": 7.0, "traces": {}}
 
-    second = RunRecord(tmp_path, {"config": {}})
+    second = RunRecord(tmp_path, {"config": {}}, None)
     second.load_state_dict(state)
     second.on_train_start(trainer, None)
-    second.on_train_batch_end(trainer, None, None, {"label": torch.zeros(8)}, 0)
-    assert second.state_dict()["images_seen"] == 32
+    second.on_train_batch_end(trainer, None, None, batch, 0)
+    assert second.state_dict()["images_seen"] == 44
     assert second.history == [{"epoch": 0}]
+
+
+class Traced(ERM):
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        if self.current_epoch != 1:
+            self.traces["lambda"] = torch.full((2,), float(self.current_epoch))
+
+
+def test_traces_are_stacked_by_epoch_and_survive_a_resume(ltbench, tiny, tmp_path):
+    words = ["--config", tiny, "--model", f"{__name__}.Traced", "--model.backbone", "tiny_net"]
+    assert ltbench("fit", *words, "--trainer.max_epochs", 3).code == 0
+    (path,) = tmp_path.glob("runs/*/traces.npz")
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored["lambda"].tolist() == [[0, 0], [2, 2]]
+        assert stored["lambda.epoch"].tolist() == [0, 2]
 
 
 # --- what is shown ---
@@ -166,8 +187,20 @@ def shown(table):
     return console.file.getvalue()
 
 
+def test_table_has_a_column_for_each_head_and_plain_numbers_of_generation():
+    heads = {"accuracy": 0.5, "cls/accuracy": 0.25, "fid[tiny]": 12.3456, "kl_to_uniform": 0.5}
+    data = {"source": "Digits", "class_names": []}
+    record = {"name": "run", "data": data, "metrics": {"last": {"test": heads}}}
+    text = shown(result_table(record))
+    assert "last epoch, cls" in text
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines()]
+    assert ["accuracy", "50.0", "25.0"] in rows
+    assert ["FID[tiny] (not %)", "12.346", "-"] in rows
+    assert ["KL to uniform, nats (not %)", "0.500", "-"] in rows
+
+
 def test_table_shows_percent_by_selection_and_the_worst_class():
-    test = {name: 0.25 for name, _ in callbacks.TABLE} | {"many_recall": None, "few_recall": 1.0}
+    test = {name: 0.25 for name in FRACTIONS} | {"many_recall": None, "few_recall": 1.0}
     record = {
         "name": "[run]",
         "data": {"source": "Digits", "class_names": ["[a]", "b", "c"]},

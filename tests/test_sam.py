@@ -28,9 +28,9 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed))
 
 
-def run(rule, module, loss_of, batch_size=1, fraction=0.0, **options):
+def run(rule, module, loss_of, batch_size=1, epoch=0, epochs=100, **options):
     options.setdefault("generator", generator())
-    return rule.backward(module, loss_of, batch_size, fraction=fraction, **options)
+    return rule.backward(module, loss_of, batch_size, epoch=epoch, epochs=epochs, **options)
 
 
 class Net(nn.Module):
@@ -332,11 +332,11 @@ def test_filter_noise_has_the_scale_of_each_filter():
     assert 0 < noise[2].abs() < 0.02 * 5
 
 
-@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 1.0), (0.5, 8.0), (1.0, 15.0)])
-def test_filter_noise_grows_along_half_a_cosine(fraction, expected):
+@pytest.mark.parametrize(("epoch", "expected"), [(0, 1.0), (50, 8.0), (100, 15.0)])
+def test_filter_noise_grows_along_half_a_cosine(epoch, expected):
     net = Net()
     rule = LPFSGD(5e-4, growth=15)
-    run(rule, net, net.loss_of, batch_size=8, fraction=fraction)
+    run(rule, net, net.loss_of, batch_size=8, epoch=epoch)
     assert rule.diagnostics["sigma"] == pytest.approx(5e-4 * expected)
 
 
@@ -391,14 +391,17 @@ def test_ranks_average_only_where_they_should(rule, expected):
 
 
 def test_radius_schedules():
-    assert SAM(0.3).radius(0.9) == 0.3
+    assert SAM(0.3).radius(180, 200) == 0.3
     paper = SAM([(0, 0.05), (5 / 90, 0.1), (60 / 90, 0.5), (75 / 90, 0.6)])
-    by_epoch = [paper.radius(epoch / 90) for epoch in range(90)]
+    by_epoch = [paper.radius(epoch, 90) for epoch in range(90)]
     assert by_epoch == [0.05] * 5 + [0.1] * 55 + [0.5] * 15 + [0.6] * 15
+    whole_epochs = SAM([(0, 0.05), (5, 0.1), (60, 0.5), (75, 0.6)])
+    assert [whole_epochs.radius(epoch, 90) for epoch in range(90)] == by_epoch
     ramp = SAM([(0, 0.05), (0.5, 0.8)], schedule="linear")
-    assert [ramp.radius(f) for f in (0, 0.25, 0.5, 0.9)] == pytest.approx([0.05, 0.425, 0.8, 0.8])
+    radii = [ramp.radius(epoch, 100) for epoch in (0, 25, 50, 90)]
+    assert radii == pytest.approx([0.05, 0.425, 0.8, 0.8])
     net = Net()
-    run(paper, net, net.loss_of, fraction=0.7)
+    run(paper, net, net.loss_of, epoch=70)
     assert paper.diagnostics["rho"] == 0.5
 
 
@@ -410,7 +413,8 @@ def test_radius_schedules():
         lambda: SAM([]),
         lambda: SAM([(0.1, 0.5)]),
         lambda: SAM([(0, 0.1), (0.5, 0.2), (0.5, 0.3)]),
-        lambda: SAM([(0, 0.1), (5, 0.2)]),
+        lambda: SAM([(0, 0.1), (1.5, 0.2)]),
+        lambda: SAM([(0, 0.1), (9, 0.2), (5, 0.3)]),
         lambda: LPFSGD(parts=0),
         lambda: LPFSGD(sigma=-1),
         lambda: PGD(sigma=-1),

@@ -45,7 +45,7 @@ from ltbench.callbacks import device_name
 from ltbench.data.datamodule import Batch, LongTailDataModule
 from ltbench.data.sources.base import Images, Labels
 from ltbench.data.sources.cifar import Cifar10
-from ltbench.methods.base import ClassificationModule
+from ltbench.methods.classification import ClassificationModule
 from ltbench.methods.erm import ERM
 from ltbench.sam import SAM
 from ltbench.training import TrainingCLI
@@ -152,7 +152,7 @@ class TakeTurns(Callback):
         def sam() -> None:
             net = nets["sam"]
             rule.backward(
-                net, lambda part: loss_of(net, part), len(labels), fraction=0, generator=noise
+                net, lambda part: loss_of(net, part), len(labels), epoch=0, epochs=1, generator=noise
             )
             optimizers["sam"].step()
 

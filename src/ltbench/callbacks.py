@@ -1,12 +1,11 @@
-"""What a run leaves behind: its record, its curves, its predictions and the table it prints."""
+"""What a run leaves behind: its record, curves, traces, predictions and checkpoints."""
 
 import io
-import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,36 +22,17 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from numpy.typing import NDArray
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from ltbench import records, seeding
 from ltbench.data.datamodule import Batch
-from ltbench.methods.base import ClassificationModule
+from ltbench.methods.base import Method
 
 LOGITS_KEPT = 10_000_000
-BEST = "val/mean_recall"  # what "best on validation" means
-
-TABLE = (
-    ("accuracy", "accuracy"),
-    ("many_recall", "many-shot recall (> 100 training images)"),
-    ("medium_recall", "medium-shot recall (20 to 100)"),
-    ("few_recall", "few-shot recall (< 20)"),
-    ("head_recall", "head recall (by index)"),
-    ("mid_recall", "mid recall"),
-    ("tail_recall", "tail recall"),
-    ("hmean_recall", "H-mean recall"),
-    ("gmean_recall", "G-mean recall"),
-    ("min_recall", "min recall"),
-)
-
-SELECTIONS = {"last": "last epoch", "best": "best on val", "given": "given checkpoint"}
 
 
 class RunRecord(Callback):
-    """Keep ``record.json``, ``metrics.csv`` and ``predictions_<selection>.npz`` of one run.
+    """Keep ``record.json``, ``metrics.csv``, ``traces.npz`` and the predictions of one run.
 
     The record is rewritten whole after each epoch, so it tells the truth at any moment: ``status``
     is ``running``, ``done``, ``interrupted`` or ``failed`` (with ``cause``).
@@ -60,16 +40,20 @@ class RunRecord(Callback):
     Args:
         folder: The run folder.
         identity: What is known before the run: name, method, job id, resolved config.
+        monitor: The validation metric that "best" goes by.
         keep: Whether predictions are stored; an evaluation alone leaves nothing behind.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: bool = True) -> None:
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], monitor: str | None, keep: bool = True
+    ) -> None:
         """Remember where to write; nothing is written before training starts."""
         self.folder = folder
         self.identity = identity | {
             "versions": records.versions(),
             "git": records.git_state(Path(__file__).parent),
         }
+        self.monitor = monitor or ""
         self.keep = keep
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
@@ -78,11 +62,17 @@ class RunRecord(Callback):
         self.metrics: dict[str, dict[str, Any]] = {}
         self._since = 0.0
         self._validated: tuple[str, ...] = ()
-        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.traces: dict[str, list[tuple[int, Tensor]]] = {}
+        self._outputs: dict[str, list[dict[str, Tensor]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must remember."""
-        return {"history": self.history, "images_seen": self.images_seen, "seconds": self._clock()}
+        return {
+            "history": self.history,
+            "images_seen": self.images_seen,
+            "seconds": self._clock(),
+            "traces": self.traces,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what a checkpoint remembers; not when it is loaded only to be tested."""
@@ -91,6 +81,7 @@ class RunRecord(Callback):
         self.history = state_dict["history"]
         self.images_seen = state_dict["images_seen"]
         self.seconds = state_dict["seconds"]
+        self.traces = state_dict["traces"]
 
     def _clock(self) -> float:
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
@@ -112,10 +103,15 @@ class RunRecord(Callback):
         batch_idx: int,
     ) -> None:
         """Count images, over all ranks."""
-        self.images_seen += len(batch["label"]) * trainer.world_size
+        self.images_seen += count_images(batch) * trainer.world_size
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that this epoch's row has validation metrics; those of earlier epochs linger."""
+        """Note that this epoch's row has validation metrics; those of earlier epochs linger.
+
+        After training it is the validation of a selection, and belongs to that.
+        """
+        if self.selection is not None:
+            self.metrics[self.selection]["val"] = _under("val", trainer.callback_metrics)
         self._validated = ("val", "test_watched")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -128,7 +124,22 @@ class RunRecord(Callback):
         }
         self._validated = ()
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **row})
+        self._keep_traces(trainer.current_epoch, _method(pl_module), trainer.is_global_zero)
         self._write(trainer, pl_module, "running")
+
+    def _keep_traces(self, epoch: int, method: Method, write: bool) -> None:
+        """Write ``traces.npz``: of each name an array (E, ...), and ``<name>.epoch`` (E,)."""
+        for name, value in method.traces.items():
+            self.traces.setdefault(name, []).append((epoch, value.detach().cpu().clone()))
+        method.traces.clear()
+        if not (self.traces and write):
+            return
+        arrays: dict[str, Any] = {}
+        for name, kept in self.traces.items():
+            arrays[name] = torch.stack([value for _, value in kept]).numpy()
+            arrays[f"{name}.epoch"] = np.array([epoch for epoch, _ in kept])
+        path = self.folder / "traces.npz"
+        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -152,43 +163,82 @@ class RunRecord(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores of every test image."""
-        assert isinstance(outputs, Tensor)
-        self._batches.append((batch["index"].cpu(), batch["label"].cpu(), outputs.float().cpu()))
+        """Keep the scores of every test image, where the method gives any."""
+        self._collect("test", outputs, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the scores of the chosen weights; those of every epoch would be too many."""
+        watched = _method(pl_module).data.watched[dataloader_idx]
+        if self.selection is not None and watched == "val":
+            self._collect(watched, outputs, batch)
+
+    def _collect(self, split: str, outputs: object, batch: Batch) -> None:
+        if not (self.keep and isinstance(outputs, dict)):
+            return
+        row = {"index": batch["index"], "label": batch["label"], **outputs}
+        self._outputs.setdefault(split, []).append(
+            {name: tensor.cpu() for name, tensor in row.items()}
+        )
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Store the scores of the validation set, as those of the test set."""
+        self._store(trainer)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring the scores of all ranks together and store them on the first."""
-        columns = [torch.cat(column).numpy() for column in zip(*self._batches, strict=True)]
-        self._batches.clear()
+        self._store(trainer)
+
+    def _store(self, trainer: L.Trainer) -> None:
+        if not self.keep or self.selection is None:
+            return
+        found: list[dict[str, list[dict[str, Tensor]]]] = [self._outputs]
         if trainer.world_size > 1:
-            shards: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shards, columns)
-            filled = [shard for shard in shards if shard]  # a rank may have had no image
-            columns = [np.concatenate(column) for column in zip(*filled, strict=True)]
-        order = np.argsort(columns[0], kind="stable")
-        index, label, logits = (column[order] for column in columns)
-        if trainer.is_global_zero and self.keep:
-            self.save_predictions(index, label, logits)
+            found = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(found, self._outputs)
+        self._outputs = {}
+        if not trainer.is_global_zero:
+            return
+        for split in {split: None for shard in found for split in shard}:
+            batches = [batch for shard in found for batch in shard.get(split, [])]
+            columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+            self.save_predictions(split, columns)
 
-    def save_predictions(
-        self, index: NDArray[np.int64], label: NDArray[np.int64], logits: NDArray[np.float32]
-    ) -> None:
-        """Write ``predictions_<selection>.npz``; opens with ``allow_pickle=False``.
+    def save_predictions(self, split: str, columns: dict[str, Tensor]) -> None:
+        """Write ``predictions_<selection>.npz`` (test) or ``<split>_predictions_<selection>.npz``.
 
-        Arrays, a row an image, in the order of the source: ``index`` (N,), ``label`` (N,),
-        ``prediction`` (N,), ``confidence`` (N,), and ``logits`` (N, C) up to 10 million of them.
+        It opens with ``allow_pickle=False``. Arrays, a row an image, in the order of the source:
+        ``index`` (N,), ``label`` (N,), ``prediction`` (N,), ``confidence`` (N,), ``logits`` (N, C)
+        up to 10 million of them, and ``prediction_<head>`` (N,) of each further head.
+
+        Args:
+            split: Which images.
+            columns: ``index`` and ``label``, then the logits (N, C) of each head.
         """
-        scores = torch.from_numpy(logits)
-        confidence, prediction = scores.softmax(1).max(1)
+        index, label, *heads = columns.values()
+        order = index.argsort(stable=True)
+        logits = heads[0][order].float()
+        confidence, prediction = logits.softmax(1).max(1)
         arrays: dict[str, Any] = {
-            "index": index,
-            "label": label,
-            "prediction": prediction.numpy(),
-            "confidence": confidence.numpy(),
+            "index": index[order],
+            "label": label[order],
+            "prediction": prediction,
+            "confidence": confidence,
         }
-        if logits.size <= LOGITS_KEPT:
+        if logits.numel() <= LOGITS_KEPT:
             arrays["logits"] = logits
-        path = self.folder / f"predictions_{self.selection}.npz"
+        for name in list(columns)[3:]:
+            arrays[f"prediction_{name}"] = columns[name][order].argmax(1)
+        stem = "predictions" if split == "test" else f"{split}_predictions"
+        path = self.folder / f"{stem}_{self.selection}.npz"
+        arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
         records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
 
     def select(self, selection: str) -> None:
@@ -200,16 +250,18 @@ class RunRecord(Callback):
         """
         self.selection = selection
         self.metrics[selection] = {}
-        rows = {"last": self.history[-1:], "best": [row for row in self.history if BEST in row]}
-        row = max(rows.get(selection, []), key=lambda row: row.get(BEST, 0.0), default=None)
+        if selection == "best":
+            rows = [row for row in self.history if self.monitor in row]
+        else:
+            rows = self.history[-1:] if selection == "last" else []
+        row = max(rows, key=lambda row: row.get(self.monitor, 0.0), default=None)
         if row:
             self.metrics[selection] = {"epoch": row["epoch"], "val": _under("val", row)}
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the test metrics of this selection into the record."""
         test = _under("test", trainer.callback_metrics)
-        test["per_class_recall"] = _method(pl_module).test_recalls.tolist()
-        self.metrics[self.selection or "given"]["test"] = test
+        self.metrics[self.selection or "given"]["test"] = test | _method(pl_module).test_details()
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that all is done."""
@@ -243,6 +295,7 @@ class RunRecord(Callback):
         return {
             "schema": records.SCHEMA,
             **self.identity,
+            "lineage": method.lineage or self.identity["lineage"],
             "seed": seeding.run_seed(),
             "data": method.data.describe(),
             "metrics": self.metrics,
@@ -324,9 +377,18 @@ class Progress(RichProgressBar):
         return items
 
 
-def _method(module: L.LightningModule) -> ClassificationModule:
-    assert isinstance(module, ClassificationModule)
+def _method(module: L.LightningModule) -> Method:
+    assert isinstance(module, Method)
     return module
+
+
+def count_images(batch: Batch) -> int:
+    """Return how many images a training batch holds: every ``index`` in it names some."""
+    return sum(
+        count_images(value) if isinstance(value, dict) else len(value)
+        for key, value in batch.items()
+        if key == "index" or isinstance(value, dict)
+    )
 
 
 def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:
@@ -352,33 +414,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def result_table(record: dict[str, Any]) -> Table:
-    """Lay out a record's metrics in percent: a column a selection (last epoch, best on val).
-
-    They are those of the test set; of the validation set where the data has no test set.
-    """
-    selections = record["metrics"]
-    split = "test" if any("test" in found for found in selections.values()) else "val"
-    title = {"test": "test set", "val": "validation set"}[split]
-    table = Table(title=f"{record['name']}: {title} of {record['data']['source']}, %")
-    table.add_column("")
-    for selection in selections:
-        table.add_column(SELECTIONS[selection], justify="right")
-    measured = [found.get(split, {}) for found in selections.values()]
-    for name, title in TABLE:
-        table.add_row(title, *(percent(metrics.get(name)) for metrics in measured))
-    names = record["data"]["class_names"]
-    table.add_row("class with the min recall", *(_worst_class(m, names) for m in measured))
-    return table
-
-
-def _worst_class(test: dict[str, Any], names: Sequence[str]) -> str:
-    recalls = np.array(test.get("per_class_recall", []), dtype=float)
-    return escape(names[int(np.nanargmin(recalls))]) if np.isfinite(recalls).any() else "-"
-
-
-def percent(value: float | None) -> str:
-    """Write a fraction as percent with one decimal; undefined ones as a dash."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

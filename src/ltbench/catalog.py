@@ -21,19 +21,20 @@ def methods() -> dict[str, str]:
     """Return method name -> first line of its file, for each file of ``ltbench.methods``."""
     found = {}
     for path in sorted(_methods_folder().glob("*.py")):
-        if path.stem not in ("__init__", "base"):
-            found[path.stem] = _first_line(ast.get_docstring(ast.parse(path.read_text())))
+        tree = ast.parse(path.read_text())
+        if _card(tree):  # a file without one is a base that methods share
+            found[path.stem] = _first_line(ast.get_docstring(tree))
     return found
 
 
 def configs() -> dict[str, str]:
     """Return config name -> its leading comment, for the configs at hand."""
-    return {path.stem: _comment(path) for path in sorted(_folder("configs").glob("*.yaml"))}
+    return {path.stem: _comment(path) for path in sorted(folder("configs").glob("*.yaml"))}
 
 
 def suites() -> dict[str, str]:
     """Return suite name -> its leading comment, for the suites at hand."""
-    found = sorted(_folder("benchmarks").glob("*.yaml"))
+    found = sorted(folder("benchmarks").glob("*.yaml"))
     return {path.stem: _comment(path) for path in found if path.stem != "claims"}
 
 
@@ -46,10 +47,15 @@ def paper(method: str) -> dict[str, Any]:
         method: A key of :func:`methods`.
     """
     tree = ast.parse((_methods_folder() / f"{method}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Paper":
-            return {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-    raise UserError(f"method '{method}' declares no Paper card.")
+    card = _card(tree)
+    if card is None:
+        raise UserError(f"method '{method}' declares no Paper card.")
+    return {k.arg: ast.literal_eval(k.value) for k in card.keywords if k.arg}
+
+
+def _card(tree: ast.AST) -> ast.Call | None:
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return next((call for call in calls if getattr(call.func, "id", "") == "Paper"), None)
 
 
 def list_command(args: Sequence[str]) -> None:
@@ -78,7 +84,7 @@ def show_command(args: Sequence[str]) -> None:
     elif name in DESCRIPTIONS:
         Console().print(f"[bold]{name}[/]  {escape(DESCRIPTIONS[name])}", highlight=False)
     else:
-        path = Path(name) if name.endswith(".yaml") else _folder("configs") / f"{name}.yaml"
+        path = Path(name) if name.endswith(".yaml") else folder("configs") / f"{name}.yaml"
         if not path.is_file():
             raise unknown_name("name", name, [*methods(), *DESCRIPTIONS, *configs()])
         print(path.read_text(), end="")
@@ -91,7 +97,7 @@ def _show_method(name: str) -> None:
     _print_rows("equations", card.get("equations", {}))
     for deviation in card.get("deviations", ()):
         console.print(f"differs: {escape(deviation)}")
-    users = [c for c in configs() if _uses(_folder("configs") / f"{c}.yaml", name)]
+    users = [c for c in configs() if _uses(folder("configs") / f"{c}.yaml", name)]
     console.print(f"\nconfigs: {', '.join(users) or 'none at hand'}")
 
 
@@ -115,7 +121,7 @@ def _methods_folder() -> Path:
     return Path(__file__).parent / "methods"
 
 
-def _folder(name: str) -> Path:
+def folder(name: str) -> Path:
     """Return ``configs`` or ``benchmarks`` of the working folder, else of this checkout."""
     here = Path(name)
     return here if here.is_dir() else Path(__file__).parents[2] / name

@@ -38,7 +38,9 @@ _INCIDENTAL = {
 }
 
 
-def job_id(config: dict[str, Any], data_fingerprint: str) -> str:
+def job_id(
+    config: dict[str, Any], data_fingerprint: str, starts: dict[str, Any] | None = None
+) -> str:
     """Return the 16 hex digits that name an experiment: a hash of its resolved config.
 
     Where the data lies, how it is decoded and how progress is shown do not count.
@@ -46,11 +48,15 @@ def job_id(config: dict[str, Any], data_fingerprint: str) -> str:
     Args:
         config: The resolved config: ``seed_everything``, ``model``, ``data``, ``trainer``.
         data_fingerprint: What tells the data of one root from that of another.
+        starts: What names the trained networks that the run begins with, wherever they lie, by
+            the argument of the model that they replace.
     """
-    data = config["data"]
+    data, model = config["data"], config["model"]
+    if starts:
+        model = {**model, "init_args": {**model["init_args"], **starts}}
     kept = {
         "seed_everything": config["seed_everything"],
-        "model": config["model"],
+        "model": model,
         "data": {**data, "init_args": _without(data.get("init_args", {}), _INCIDENTAL["data"])},
         "fingerprint": data_fingerprint,
         "trainer": _without(config["trainer"], _INCIDENTAL["trainer"]),

@@ -4,7 +4,7 @@ A rule runs the forward and backward passes of one step and leaves the descent g
 ``p.grad`` with the weights as they were, so the optimizer stays plain: its momentum is saved, its
 schedule is obeyed and ``global_step`` counts. The caller then clips that gradient and steps::
 
-    loss = rule.backward(self, loss_of, len(images), fraction=..., generator=...,
+    loss = rule.backward(self, loss_of, len(images), epoch=..., epochs=..., generator=...,
                          backward=self.manual_backward)
     optimizer.step()
 """
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench.errors import UserError
+from ltbench.schedules import epoch_of, require_rising
 
 
 @dataclass
@@ -31,7 +32,8 @@ class _Step:
     module: nn.Module
     loss_of: Callable[[slice], Tensor]
     batch_size: int
-    fraction: float
+    epoch: int
+    epochs: int
     generator: torch.Generator
     backward: Callable[[Tensor], object]
     no_sync: Callable[[], AbstractContextManager[object]]
@@ -63,7 +65,8 @@ class GradientRule:
         loss_of: Callable[[slice], Tensor],
         batch_size: int,
         *,
-        fraction: float,
+        epoch: int,
+        epochs: int,
         generator: torch.Generator,
         backward: Callable[[Tensor], object] = Tensor.backward,
         no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -75,7 +78,8 @@ class GradientRule:
             loss_of: Maps a slice of the batch to its mean loss, a scalar. It is called once a
                 pass: random inputs (crops, mixing) must be drawn before, for the same in each.
             batch_size: Number of samples in the batch.
-            fraction: Progress of the training in [0, 1), for schedules.
+            epoch: The current epoch, from 0, for schedules.
+            epochs: Length of the whole training.
             generator: Source of noise, on the device of ``module``. Every rank must pass one in
                 the same state: the noise is part of the gradient that they share.
             backward: Runs one backward pass; Lightning's ``manual_backward`` scales and syncs.
@@ -86,7 +90,7 @@ class GradientRule:
         """
         module.zero_grad()
         return self._backward(
-            _Step(module, loss_of, batch_size, fraction, generator, backward, no_sync)
+            _Step(module, loss_of, batch_size, epoch, epochs, generator, backward, no_sync)
         )
 
     def _backward(self, step: _Step) -> Tensor:
@@ -112,7 +116,7 @@ class SAM(GradientRule):
     radii against the saddles of tail classes: arXiv 2212.13827.
 
     Args:
-        rho: Radius, at least 0; or pairs (fraction of training, radius) in order, from 0 on:
+        rho: Radius, at least 0; or pairs (point in training, radius) in order, from 0 on:
             ``[[0, 0.05], [0.055, 0.1], [0.666, 0.5]]``.
         schedule: Between two pairs the radius stays (``step``) or goes straight (``linear``).
         adaptive: Scale the ball by the size of each weight; needs 10 to 40 times the radius.
@@ -122,10 +126,10 @@ class SAM(GradientRule):
             that of its own share, as in the SAM paper, which gives another result.
 
     Raises:
-        UserError: A radius below 0, or fractions that do not rise from 0 to at most 1.
+        UserError: A radius below 0, or points that do not rise from 0 on.
     """
 
-    rho: float | list[tuple[float, float]] = 0.05
+    rho: float | list[tuple[int | float, float]] = 0.05
     schedule: Literal["step", "linear"] = "step"
     adaptive: bool = False
     bn_update: Literal["first", "both"] = "first"
@@ -133,25 +137,26 @@ class SAM(GradientRule):
 
     def __post_init__(self) -> None:
         """Check the radius."""
-        starts, radii = self._milestones()
-        if starts[:1] != [0] or starts != sorted(set(starts)) or starts[-1] > 1:
+        pairs = self._pairs()
+        if not pairs or pairs[0][0] != 0:
             raise UserError(
-                f"SAM rho {self.rho}: give one radius, or pairs [fraction of training, radius] "
-                "whose fractions rise from 0 to at most 1."
+                f"SAM rho {self.rho}: give one radius, or pairs [point in training, radius] from "
+                "point 0 on."
             )
-        if not all(0 <= radius < inf for radius in radii):
+        require_rising([point for point, _ in pairs], "SAM rho: the points")
+        if not all(0 <= radius < inf for _, radius in pairs):
             raise UserError(f"SAM rho {self.rho}: a radius is a finite number, at least 0.")
 
-    def radius(self, fraction: float) -> float:
-        """Return rho at a ``fraction`` of training in [0, 1)."""
-        starts, radii = self._milestones()
+    def radius(self, epoch: int, epochs: int) -> float:
+        """Return rho in the 0-based ``epoch`` of ``epochs``."""
+        starts = [epoch_of(point, epochs) for point, _ in self._pairs()]
+        radii = [radius for _, radius in self._pairs()]
         if self.schedule == "linear":
-            return float(np.interp(fraction, starts, radii))
-        return radii[int(np.searchsorted(starts, fraction, side="right")) - 1]
+            return float(np.interp(epoch, starts, radii))
+        return radii[int(np.searchsorted(starts, epoch, side="right")) - 1]
 
-    def _milestones(self) -> tuple[list[float], list[float]]:
-        pairs = self.rho if isinstance(self.rho, list) else [(0.0, self.rho)]
-        return [start for start, _ in pairs], [radius for _, radius in pairs]
+    def _pairs(self) -> list[tuple[int | float, float]]:
+        return self.rho if isinstance(self.rho, list) else [(0, self.rho)]
 
     def _backward(self, step: _Step) -> Tensor:
         cuda = {p.device for p in step.module.parameters() if p.is_cuda}
@@ -159,7 +164,7 @@ class SAM(GradientRule):
         with nullcontext() if self.sync_ascent else step.no_sync(), torch.random.fork_rng(cuda):
             loss = step.run()
         params: list[Tensor] = [p for p in step.module.parameters() if p.grad is not None]
-        rho = self.radius(step.fraction)
+        rho = self.radius(step.epoch, step.epochs)
         with weights_restored(params):
             norm = ascend(params, rho, self.adaptive)
             step.module.zero_grad()
@@ -199,7 +204,7 @@ class LPFSGD(GradientRule):
 
     def _backward(self, step: _Step) -> Tensor:
         params: list[Tensor] = [p for p in step.module.parameters() if p.requires_grad]
-        sigma = self.sigma * (1 + (self.growth - 1) * (1 - cos(pi * step.fraction)) / 2)
+        sigma = self.sigma * (1 + (self.growth - 1) * (1 - cos(pi * step.epoch / step.epochs)) / 2)
         parts = min(self.parts, step.batch_size)
         losses = []
         for start, stop in pairwise(step.batch_size * i // parts for i in range(parts + 1)):

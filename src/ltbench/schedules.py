@@ -5,7 +5,9 @@ shorter run keeps the shape of the published recipe.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from ltbench.errors import UserError
 
@@ -28,11 +30,34 @@ def epoch_of(point: int | float, epochs: int) -> int:
     return point if isinstance(point, int) else round(point * epochs)
 
 
+def require_rising(points: Sequence[int | float], what: str) -> None:
+    """Refuse points in training that are out of range or not in order.
+
+    Whole epochs and fractions compare only once the length of the training is known, so each kind
+    is compared with its own.
+
+    Raises:
+        UserError: Naming ``what`` they are.
+    """
+    for point in points:
+        epoch_of(point, 1)
+    for kind in (int, float):
+        alike = [point for point in points if isinstance(point, kind)]
+        if alike != sorted(set(alike)):
+            raise UserError(f"{what} {list(points)} must rise: each later than the one before.")
+
+
 class LRSchedule:
-    """A factor on the base learning rate for each epoch."""
+    """A factor on the base learning rate, epoch by epoch or step by step.
+
+    Attributes:
+        by: ``epoch`` or ``step``: what :meth:`factor` counts.
+    """
+
+    by: ClassVar[Literal["epoch", "step"]] = "epoch"
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for a 0-based ``epoch`` of ``epochs``."""
+        """Return the factor for the 0-based ``epoch`` (or step) of all ``epochs`` (or steps)."""
         return 1.0
 
 
@@ -58,6 +83,10 @@ class MultiStep(LRSchedule):
         default_factory=lambda: [(0.8, 0.01), (0.9, 0.0001)]
     )
 
+    def __post_init__(self) -> None:
+        """Check the order."""
+        require_rising([point for point, _ in self.milestones], "MultiStep milestones")
+
     def factor(self, epoch: int, epochs: int) -> float:
         """Return the factor for a 0-based ``epoch`` of ``epochs``."""
         warm = epoch_of(self.warmup, epochs)
@@ -82,4 +111,15 @@ class Cosine(LRSchedule):
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return (epoch + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / (epochs - warm)))
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(epochs - warm, 1)))
+
+
+@dataclass
+class SlowCosine(LRSchedule):
+    """FixMatch's cos(7 pi t / 16 T), step by step, which ends at 0.195 (arXiv 2001.07685)."""
+
+    by = "step"
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
+        return math.cos(7 * math.pi * epoch / (16 * epochs))

@@ -4,33 +4,28 @@ import logging
 import pkgutil
 import shutil
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
-from torch import Tensor
 
 import ltbench.data.randaugment
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
-from ltbench import records
+from ltbench import records, stages
 from ltbench.callbacks import (
-    BEST,
     Progress,
     RunCheckpoint,
     RunRecord,
     WholeCheckpoints,
-    result_table,
 )
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
-from ltbench.methods.base import ClassificationModule
+from ltbench.methods.base import Method
 from ltbench.parsing import Parser, cause, explain
+from ltbench.result_table import result_table
 
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
@@ -49,7 +44,7 @@ class TrainingCLI(LightningCLI):
         """Parse ``args``, build everything and run the sub-command."""
         quiet()
         super().__init__(
-            ClassificationModule,
+            Method,
             LongTailDataModule,
             save_config_callback=None,
             seed_everything_default=0,
@@ -128,24 +123,34 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
         """Add the record, the checkpoints (last, and best on validation), curves and progress."""
         model = self.resolved["model"]
+        # Only training needs the networks that it starts from.
+        starts = {
+            role: stages.identity(trained)
+            for role, trained in self.model.starts.items()
+            if self.subcommand == "fit"
+        }
         self.model.config = {
             "class_path": model["class_path"],
             **model.get("init_args", {}),
             **{theirs: getattr(self.datamodule, ours) for ours, theirs in LINKS.items()},
+            **starts,
         }
         name = self.resolved["name"]
-        job_id = records.job_id(self.resolved, self.datamodule.source.fingerprint)
+        job_id = records.job_id(self.resolved, self.datamodule.source.fingerprint, starts)
         self.folder = Path(self.resolved["trainer"]["default_root_dir"]) / f"{name}-{job_id[:8]}"
         identity = {
             "job_id": job_id,
             "name": name,
             "method": type(self.model).__module__.rpartition(".")[2],
             "dataset": self.datamodule.source_name,
-            "stage": "train",
-            "lineage": [],
+            "stage": self.model.stage,
+            "lineage": [{"role": role, **found} for role, found in starts.items()],
             "config": self.resolved,
         }
-        self.record = RunRecord(self.folder, identity, keep=self.subcommand == "fit")
+        self.model.folder = self.folder if self.subcommand == "fit" else None
+        self.record = RunRecord(
+            self.folder, identity, self.model.monitor, keep=self.subcommand == "fit"
+        )
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         callbacks: list[Callback] = [] if config["enable_progress_bar"] is False else [Progress()]
         self.datamodule.setup()
@@ -180,13 +185,15 @@ class TrainingCLI(LightningCLI):
             "enable_version_counter": False,
         }
         kept = {"last": RunCheckpoint(**where, filename="last", save_on_train_epoch_end=True)}
-        if "val" in self.datamodule.splits:
-            kept["best"] = RunCheckpoint(**where, filename="best", monitor=BEST, mode="max")
+        if "val" in self.datamodule.splits and self.model.monitor:
+            kept["best"] = RunCheckpoint(
+                **where, filename="best", monitor=self.model.monitor, mode="max"
+            )
         return kept
 
     def fit(
         self,
-        model: ClassificationModule,
+        model: Method,
         datamodule: LongTailDataModule,
         ckpt_path: str | None = None,
         **kwargs: Any,  # noqa: ANN401
@@ -216,14 +223,17 @@ class TrainingCLI(LightningCLI):
         self.trainer.loggers = []
         for selection, checkpoint in self.checkpoints.items():
             self.record.select(selection)
+            where: dict[str, Any] = {
+                "model": self.model,
+                "datamodule": self.datamodule,
+                "ckpt_path": checkpoint.best_model_path,
+                "verbose": False,
+                "weights_only": True,
+            }
+            if checkpoint.best_model_path and "val" in self.datamodule.splits:
+                self.trainer.validate(**where)
             if checkpoint.best_model_path and "test" in self.datamodule.splits:
-                self.trainer.test(
-                    self.model,
-                    self.datamodule,
-                    ckpt_path=checkpoint.best_model_path,
-                    verbose=False,
-                    weights_only=True,
-                )
+                self.trainer.test(**where)
         self.record.finish(self.trainer, self.model)
 
     def validate(self, **kwargs: Any) -> None:  # noqa: ANN401
@@ -242,16 +252,12 @@ class TrainingCLI(LightningCLI):
         Console(quiet=not self.trainer.is_global_zero).print(table)
 
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401
-        """Classify the images of ``data.predict_folder`` and write one CSV row an image."""
+        """Let the method predict, and write what it says: a CSV row an image, for a classifier."""
         self._need_checkpoint()
         kwargs.pop("return_predictions", None)
         batches = self.trainer.predict(**{**kwargs, "weights_only": True})
-        scores = torch.cat([scores for scores in batches or [] if isinstance(scores, Tensor)])
-        output = Path(self.config[self.subcommand].output or "predictions.csv")
-        dataset = self.datamodule.images_to_predict()
-        table = prediction_table(dataset.paths, scores, self.datamodule.source.class_names)
-        records.write_whole(output, lambda file: table.to_csv(file, index=False))
-        Console().print(f"{len(table)} images classified: {output}")
+        output = self.config[self.subcommand].output
+        Console().print(self.model.write_predictions(batches or [], output))
 
     def _need_checkpoint(self) -> None:
         path = self.config[self.subcommand].ckpt_path
@@ -283,15 +289,7 @@ def check_checkpoint(path: Path) -> None:
     Raises:
         UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}.")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises errors of many types on what is no checkpoint
-        raise UserError(
-            f"{path} cannot be loaded safely as a checkpoint: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(found, dict) or "ltbench_model" not in found:
+    if "ltbench_model" not in stages.read(path):
         raise UserError(f"{path} is no ltbench checkpoint: a run keeps its own in checkpoints/.")
 
 
@@ -310,21 +308,3 @@ def quiet() -> None:
         ".* exists and is not empty",  # a run that goes on
     ):
         warnings.filterwarnings("ignore", notice, UserWarning)
-
-
-def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]) -> pd.DataFrame:
-    """Lay out predictions: path, class, confidence, and the five most likely classes.
-
-    Args:
-        paths: The N images.
-        scores: Class probabilities, (N, C).
-        names: Names of the C classes.
-    """
-    top, which = scores.topk(min(5, len(names)))
-    table = pd.DataFrame({"image": [str(path) for path in paths]})
-    table["class"] = [names[i] for i in which[:, 0].tolist()]
-    table["confidence"] = top[:, 0].numpy()
-    for k in range(top.shape[1]):
-        table[f"top{k + 1}"] = [names[i] for i in which[:, k].tolist()]
-        table[f"top{k + 1}_confidence"] = top[:, k].numpy()
-    return table

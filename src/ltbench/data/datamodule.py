@@ -1,8 +1,10 @@
 """Data = source x profile x split: the data module of every supervised classification run."""
 
 import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from ltbench import seeding
 from ltbench.data import profiles
 from ltbench.data.augment import BatchTransform
-from ltbench.data.samplers import EvaluationSampler, ShuffledSampler
+from ltbench.data.samplers import SAMPLERS, EvaluationSampler, TrainingSampler
 from ltbench.data.sources import build_source
 from ltbench.data.sources.base import Source
-from ltbench.data.sources.folder import decode, image_files
+from ltbench.data.sources.decoding import Decoding, decode
+from ltbench.data.sources.files import FileSource
+from ltbench.data.sources.folder import image_files
 from ltbench.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -34,7 +38,23 @@ class Split:
     labels: NDArray[np.int64]
 
 
-class MemoryImages(Dataset[Batch]):
+class Images(Dataset[Batch], ABC):
+    """Images that come a batch at a time."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Return the batch of these rows."""
+
+    def __getitem__(self, row: int) -> Batch:
+        """Return one image, as a batch of one."""
+        return self.__getitems__([row])
+
+
+class MemoryImages(Images):
     """A split held in memory as one uint8 tensor; a whole batch is one indexing operation."""
 
     def __init__(self, source: Source, split: Split) -> None:
@@ -52,12 +72,8 @@ class MemoryImages(Dataset[Batch]):
         at = torch.as_tensor(rows)
         return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
 
-    def __getitem__(self, row: int) -> Batch:
-        """Return one image, as a batch of one."""
-        return self.__getitems__([row])
 
-
-class DecodedImages(Dataset[Batch]):
+class DecodedImages(Images):
     """A split whose images are decoded by the loader's workers, for sets too large for memory."""
 
     def __init__(self, source: Source, split: Split) -> None:
@@ -78,18 +94,47 @@ class DecodedImages(Dataset[Batch]):
             "index": torch.from_numpy(indices),
         }
 
-    def __getitem__(self, row: int) -> Batch:
-        """Decode one image, as a batch of one."""
-        return self.__getitems__([row])
+
+class CroppedImages(Images):
+    """Training images that the loader's workers cut random boxes out of, one for each view.
+
+    Args:
+        source: Where the images are, and how boxes are drawn.
+        split: Which images.
+        seed: Seed of the run.
+        views: Names of the views, ``image`` first.
+    """
+
+    def __init__(
+        self, source: FileSource, split: Split, seed: int, views: Sequence[str] = ("image",)
+    ) -> None:
+        """Remember where the images are."""
+        self.source, self.split, self.seed, self.views = source, split, seed, views
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.split.labels)
+
+    def __getitems__(self, rows: list[tuple[int, int]]) -> Batch:  # type: ignore[override]
+        """Return the batch of these (row, number); the number is what boxes are drawn from."""
+        chosen = [row for row, _ in rows]
+        indices = self.split.indices[chosen]
+        draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
+        views = self.source.crops(self.split.part, indices, draws, len(self.views))
+        return {
+            **dict(zip(self.views, views, strict=True)),
+            "label": torch.from_numpy(self.split.labels[chosen]),
+            "index": torch.from_numpy(indices),
+        }
 
 
-class ImagesOfFolder(Dataset[Batch]):
+class ImagesOfFolder(Images):
     """All images below a folder, without labels, decoded when they are asked for."""
 
-    def __init__(self, folder: Path, channels: int, size: int) -> None:
+    def __init__(self, folder: Path, channels: int, size: int, decoding: Decoding) -> None:
         """List the images of ``folder``, hidden ones left out, in path order."""
         self.paths = image_files(folder)
-        self.channels, self.size = channels, size
+        self.channels, self.size, self.decoding = channels, size, decoding
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -97,15 +142,13 @@ class ImagesOfFolder(Dataset[Batch]):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """Decode the batch of these rows."""
-        images = [decode(self.paths[row], self.channels, self.size) for row in rows]
+        how = (self.channels, self.size, self.decoding)
+        images = [decode(self.paths[row], *how) for row in rows]
         return {"image": torch.stack(images), "index": torch.as_tensor(rows)}
 
-    def __getitem__(self, row: int) -> Batch:
-        """Decode one image, as a batch of one."""
-        return self.__getitems__([row])
 
-
-def _as_is(batch: Any) -> Any:  # noqa: ANN401 - a batch comes whole from __getitems__
+def as_is(batch: Any) -> Any:  # noqa: ANN401 - whatever a loader yields
+    """Return ``batch``, which came whole from ``__getitems__``: nothing is left to collate."""
     return batch
 
 
@@ -129,10 +172,18 @@ class LongTailDataModule(L.LightningDataModule):
             numbers are for learning curves; no checkpoint is ever chosen by them.
         batch_size: Images per step over all ranks.
         eval_batch_size: Images per evaluation step and rank.
+        sampler: Which training images an epoch shows: each once (``shuffled``), every class equally
+            often (``class_balanced``) or by the square root of its images (``square_root``), or a
+            third of them three times (``repeated``); see :mod:`ltbench.data.samplers`.
         augment: Batched transforms of training images, in order.
-        image_size: Side in pixels that images of a folder are brought to; default: their own.
-        num_workers: Processes that decode images of sets too large for memory.
-        on_bad_image: What an unreadable image of a folder does: stop with its path, or be left out.
+        views: Further views of each training image, by name, and what transforms each instead of
+            ``augment``; a batch then has them beside ``image``.
+        image_size: Side in pixels that image files are brought to; default: that of the first
+            image of a folder, and 224 for lists.
+        decoding: How image files of any shape become squares: random crops, evaluation's centre.
+        num_workers: Processes that decode images of sets too large for memory, or to be cropped.
+        on_bad_image: What a missing or unreadable image file does: stop with its path, or be left
+            out.
         predict_folder: Folder of images to classify with ``ltbench predict``.
     """
 
@@ -148,8 +199,11 @@ class LongTailDataModule(L.LightningDataModule):
         watch_test: bool = False,
         batch_size: int = 128,
         eval_batch_size: int = 500,
+        sampler: Literal["shuffled", "class_balanced", "square_root", "repeated"] = "shuffled",
         augment: Sequence[BatchTransform] = (),
+        views: Mapping[str, Sequence[BatchTransform]] | None = None,
         image_size: int | None = None,
+        decoding: Decoding | None = None,
         num_workers: int = 2,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_folder: str | None = None,
@@ -170,12 +224,17 @@ class LongTailDataModule(L.LightningDataModule):
         self.watch_test = watch_test
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.sampler = sampler
         self.augment = list(augment)
+        self.views = {name: list(transforms) for name, transforms in (views or {}).items()}
         self.num_workers = num_workers
         self.predict_folder = predict_folder
-        self.source = build_source(source, self.root, image_size, on_bad_image=on_bad_image)
+        self.source = build_source(source, self.root, image_size, on_bad_image, decoding)
         self.splits: dict[str, Split] = {}
-        self._loaded: dict[str, MemoryImages | DecodedImages] = {}
+        self.to_predict: Dataset[Batch] | None = None
+        # What a method trains on in place of the split `train`, where it draws its own batches.
+        self.pairs: tuple[Images, TrainingSampler] | None = None
+        self._loaded: dict[str, Images] = {}
 
     @property
     def num_classes(self) -> int:
@@ -186,6 +245,11 @@ class LongTailDataModule(L.LightningDataModule):
     def channels(self) -> int:
         """Number of image channels."""
         return self.source.channels
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side in pixels of the images that a network sees."""
+        return int(self.source.images("train", [0]).shape[-1])
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -230,7 +294,7 @@ class LongTailDataModule(L.LightningDataModule):
         labels = self.source.labels(part)
         return Split(part, np.arange(len(labels)), labels)
 
-    def dataset(self, name: str) -> MemoryImages | DecodedImages:
+    def dataset(self, name: str) -> Images:
         """Return the images of a split; small sets are decoded once and kept."""
         if name not in self.splits:
             raise UserError(
@@ -242,25 +306,45 @@ class LongTailDataModule(L.LightningDataModule):
             self._loaded[name] = kind(self.source, self.splits[name])
         return self._loaded[name]
 
-    def _workers(self) -> int:
-        return 0 if self.source.in_memory else self.num_workers
+    def _workers(self, dataset: Dataset[Batch]) -> int:
+        cropped = isinstance(dataset, CroppedImages)
+        return 0 if self.source.in_memory and not cropped else self.num_workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return shuffled training batches; the last one of an epoch may be smaller."""
+        """Return the training batches of an epoch; the last one may be smaller."""
+        if self.pairs:
+            return self._training_loader(*self.pairs, 1)
+        images = self.training_images("train")
+        labels, cropped = self.splits["train"].labels, isinstance(images, CroppedImages)
+        sampler = SAMPLERS[self.sampler](labels, seeding.run_seed(), numbered=cropped)
+        return self._training_loader(images, sampler, 1)
+
+    def training_images(self, name: str) -> Images:
+        """Return the images of a split as training sees them: random crops, where there are any."""
+        if self.source.decoding.random_crop is None:
+            return self.dataset(name)
+        assert isinstance(self.source, FileSource)
+        views = ["image", *self.views]
+        return CroppedImages(self.source, self.splits[name], seeding.run_seed(), views)
+
+    def _training_loader(
+        self, dataset: Dataset[Batch], sampler: TrainingSampler, rows: int
+    ) -> DataLoader[Batch]:
+        """Load batches of ``rows`` images for each one that ``batch_size`` counts."""
         world = self.trainer.world_size if self.trainer else 1
         if self.batch_size % world:
             raise UserError(
                 f"data.batch_size {self.batch_size} is the batch over all ranks and does not "
                 f"divide by {world}; the next that does is {-(-self.batch_size // world) * world}."
             )
-        dataset = self.dataset("train")
         return DataLoader(
             dataset,
-            batch_size=self.batch_size // world,
-            sampler=ShuffledSampler(dataset, seeding.run_seed()),
-            collate_fn=_as_is,
-            num_workers=self._workers(),
-            persistent_workers=self._workers() > 0,
+            batch_size=self.batch_size // world * rows,
+            sampler=sampler,
+            collate_fn=as_is,
+            num_workers=self._workers(dataset),
+            persistent_workers=self._workers(dataset) > 0,
+            generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
         )
 
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
@@ -270,9 +354,16 @@ class LongTailDataModule(L.LightningDataModule):
             dataset,
             batch_size=self.eval_batch_size,
             sampler=EvaluationSampler(dataset),
-            collate_fn=_as_is,
-            num_workers=self._workers(),
+            collate_fn=as_is,
+            num_workers=self._workers(dataset),
+            generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
         )
+
+    def evaluation_batches(self, name: str, device: torch.device) -> Iterator[Batch]:
+        """Yield this rank's share of a split: normalised, on ``device``, without augmentation."""
+        for batch in self.evaluation_dataloader(name):
+            moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            yield {**moved, "image": self.normalise(moved["image"])}
 
     @property
     def watched(self) -> list[str]:
@@ -292,28 +383,35 @@ class LongTailDataModule(L.LightningDataModule):
         """Return the images below ``predict_folder``, brought to the size that was trained on."""
         if self.predict_folder is None:
             raise UserError("predict needs --data.predict_folder DIR: the images to classify.")
-        example = self.source.images("train", [0])
-        return ImagesOfFolder(Path(self.predict_folder), example.shape[1], example.shape[2])
+        return ImagesOfFolder(
+            Path(self.predict_folder), self.channels, self.image_size, self.source.decoding
+        )
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return the images of ``predict_folder`` in path order."""
-        dataset = self.images_to_predict()
+        """Return what a method set as :attr:`to_predict`; else ``predict_folder``, in path order."""
+        dataset = self.to_predict or self.images_to_predict()
         return DataLoader(
             dataset,
             batch_size=self.eval_batch_size,
             sampler=EvaluationSampler(dataset),
-            collate_fn=_as_is,
+            collate_fn=as_is,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (training only) and normalise on the device."""
+        if "image" not in batch:  # a generator predicts on latents
+            return batch
         images = batch["image"]
+        views = {"image": images}
         if self.trainer and self.trainer.training:
             key = ("augment", self.trainer.global_rank, self.trainer.global_step)
             draws = seeding.generator(images.device, seeding.run_seed(), *key)
-            for transform in self.augment:
-                images = transform(images, draws)
-        return {**batch, "image": self.normalise(images)}
+            for name, transforms in {"image": self.augment, **self.views}.items():
+                view = batch.get(name, images)
+                for transform in transforms:
+                    view = transform(view, draws)
+                views[name] = view
+        return {**batch, **{name: self.normalise(view) for name, view in views.items()}}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn (B, C, H, W) uint8 images into standardised float32, channels last."""
@@ -329,6 +427,9 @@ class LongTailDataModule(L.LightningDataModule):
         return {
             "class_names": self.source.class_names,
             "training_set": f"{self.source.fingerprint}:{self.index_hash}",
+            "mean": list(self.source.mean),
+            "std": list(self.source.std),
+            "image_size": self.image_size,
         }
 
     def describe(self) -> dict[str, Any]:

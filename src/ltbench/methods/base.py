@@ -1,19 +1,20 @@
-"""What every classification method shares: exact evaluation, seeded steps, and its paper's card."""
+"""What every method shares: its paper's card, seeded steps, and what a checkpoint must match."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltbench import seeding
 from ltbench.data.datamodule import Batch, LongTailDataModule
 from ltbench.errors import UserError
-from ltbench.metrics import LongTailMetrics
+from ltbench.stages import Trained
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,35 @@ class Paper:
     deviations: tuple[str, ...] = ()
 
 
-class ClassificationModule(L.LightningModule):
-    """Base of the classification methods.
-
-    A method builds its networks in ``__init__`` and gives :meth:`forward` and
-    :meth:`training_step`. Evaluation counts are summed over ranks once; nothing is averaged.
+class Method(L.LightningModule):
+    """Base of every method: what the command line, the record and a resumed run rely on.
 
     Attributes:
         paper: The method's card, printed by ``ltbench show``; every method of ltbench has one.
-        class_counts: (C,) float buffer, training images of each class; known after ``setup``.
+        stage: What a run of it is called in records.
+        monitor: The validation metric whose best epoch is kept beside the last; None keeps none.
+        network: Arguments of :func:`~ltbench.models.build_backbone` that rebuild ``self.net``;
+            a later stage needs no more. Empty where there is no such network.
+        starts: The trained networks that a run begins with, by the name of their argument.
+        lineage: Where those came from, for the record.
+        traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
+            epoch ends, before the method's own ``on_train_epoch_end``.
+        folder: The run folder while training; None where a run leaves nothing behind.
     """
 
     paper: ClassVar[Paper | None] = None
-    class_counts: Tensor
+    stage: ClassVar[str] = "train"
+    monitor: ClassVar[str | None] = None
 
-    def __init__(self, num_classes: int) -> None:
-        """Make room for what depends on the data."""
+    def __init__(self) -> None:
+        """Know nothing yet of configs, earlier runs and data."""
         super().__init__()
-        self.num_classes = num_classes
         self.config: dict[str, Any] | None = None
-        self.register_buffer("class_counts", torch.ones(num_classes))
-        self.watched_metrics = nn.ModuleDict()
-        self.test_metrics = nn.ModuleDict()
+        self.network: dict[str, Any] = {}
+        self.starts: dict[str, Trained] = {}
+        self.lineage: list[dict[str, Any]] = []
+        self.traces: dict[str, Tensor] = {}
+        self.folder: Path | None = None
 
     @property
     def deviations(self) -> Sequence[str]:
@@ -74,22 +82,6 @@ class ClassificationModule(L.LightningModule):
             )
         return data
 
-    def setup(self, stage: str) -> None:
-        """Take the class counts from the data and make one metric collector a split."""
-        if self.data.num_classes != self.num_classes:
-            raise UserError(
-                f"the model has {self.num_classes} classes, the data {self.data.num_classes}: "
-                "make the model with num_classes=data.num_classes."
-            )
-        if stage == "predict":
-            return
-        counts = torch.from_numpy(self.data.class_counts)
-        self.class_counts.copy_(counts)
-        self.watched_metrics = nn.ModuleDict(
-            {name: LongTailMetrics(self.num_classes, counts) for name in self.data.watched}
-        )
-        self.test_metrics = nn.ModuleDict({"test": LongTailMetrics(self.num_classes, counts)})
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout, mixing and noise of this step by (seed, rank, step)."""
         key = ("step", self.global_rank, self.trainer.global_step)
@@ -100,45 +92,26 @@ class ClassificationModule(L.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count one batch of a watched split."""
-        name = self.data.watched[dataloader_idx]
-        _collector(self.watched_metrics[name]).update(self(batch["image"]), batch["label"])
+    def test_details(self) -> dict[str, Any]:
+        """Return what the record keeps beside the logged metrics of the test split."""
+        return {}
 
-    def on_validation_epoch_end(self) -> None:
-        """Log every metric of every watched split, computed once from the summed counts."""
-        for name, metric in self.watched_metrics.items():
-            prefix = "val" if name == "val" else f"{name}_watched"
-            self._log_all(prefix, _collector(metric))
+    def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
+        """Write what ``predict_step`` returned.
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Count one batch of the test split and return its logits (B, C)."""
-        logits: Tensor = self(batch["image"])
-        _collector(self.test_metrics["test"]).update(logits, batch["label"])
-        return logits
+        Args:
+            batches: What it returned, batch by batch.
+            output: File or folder that the user named.
 
-    def on_test_epoch_end(self) -> None:
-        """Log every metric of the test split."""
-        metric = _collector(self.test_metrics["test"])
-        self.test_recalls = metric.per_class_recall()
-        self._log_all("test", metric)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return class probabilities (B, C)."""
-        return self(batch["image"]).float().softmax(1).cpu()  # type: ignore[no-any-return]
-
-    def _log_all(self, prefix: str, metric: LongTailMetrics) -> None:
-        # Every rank holds the same summed counts, so there is nothing left to reduce.
-        self.log_dict(
-            {f"{prefix}/{name}": value for name, value in metric.compute().items()},
-            rank_zero_only=False,
-            sync_dist=False,
-        )
-        metric.reset()
+        Returns:
+            A line that says what was written where.
+        """
+        raise UserError(f"{type(self).__name__} has nothing to predict.")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what the model was made from beside its weights."""
         checkpoint["ltbench_model"] = self.config
+        checkpoint["ltbench_network"] = self.network
         checkpoint["ltbench_data"] = self.data.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -154,9 +127,11 @@ class ClassificationModule(L.LightningModule):
         ours = self.config
         if theirs is None or ours is None:
             return
+        # Only training needs the networks that it starts from, so only then are they known.
+        known = set() if self.trainer.state.fn == TrainerFn.FITTING else self.starts.keys()
         differing = [
             f"{key}: checkpoint {theirs.get(key)!r}, config {ours.get(key)!r}"
-            for key in sorted(theirs.keys() | ours.keys())
+            for key in sorted((theirs.keys() | ours.keys()) - known)
             if theirs.get(key) != ours.get(key)
         ]
         if differing:
@@ -178,8 +153,3 @@ class ClassificationModule(L.LightningModule):
                 "the checkpoint was trained on other images, which may be in this validation set: "
                 "use the data settings of the config.yaml in its run folder."
             )
-
-
-def _collector(module: nn.Module) -> LongTailMetrics:
-    assert isinstance(module, LongTailMetrics)
-    return module

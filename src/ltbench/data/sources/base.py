@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
+from ltbench.data.sources.decoding import Decoding, fit
 from ltbench.errors import UserError
 
 Labels = npt.NDArray[np.int64]
@@ -31,7 +32,8 @@ class Source(ABC):
         root: Folder of the data.
         image_size: Side in pixels that images are brought to; None keeps the source's own.
         on_bad_image: What a file that cannot be decoded does: stop with its path, or be left out
-            of its split as if it were not there. Only a folder can have such files.
+            of its split as if it were not there. Only sources of files can have such files.
+        decoding: How files of any shape become squares; only for sources of files.
 
     Attributes:
         name: Key in `ltbench.data.sources.DESCRIPTIONS`.
@@ -56,13 +58,18 @@ class Source(ABC):
     in_memory: bool = True
 
     def __init__(
-        self, root: Path, image_size: int | None = None, on_bad_image: OnBadImage = "error"
+        self,
+        root: Path,
+        image_size: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        decoding: Decoding | None = None,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise UserError(f"image size {image_size} must be at least 1 pixel.")
         self.root = root
         self.image_size = image_size
         self.on_bad_image = on_bad_image
+        self.decoding = decoding or Decoding()
 
     @property
     @abstractmethod
@@ -96,9 +103,18 @@ class ArraySource(Source):
     """A source that reads each split whole, as one array of images and one of labels."""
 
     def __init__(
-        self, root: Path, image_size: int | None = None, on_bad_image: OnBadImage = "error"
+        self,
+        root: Path,
+        image_size: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        decoding: Decoding | None = None,
     ) -> None:
         super().__init__(root, image_size, on_bad_image)
+        if decoding is not None:
+            raise UserError(
+                f"data.decoding is for image files, and {self.display_name} has none: leave it "
+                "out, and use RandomResizedCrop in data.augment for random crops."
+            )
         self._loaded: dict[str, tuple[Images, Labels]] = {}
 
     @abstractmethod
@@ -139,7 +155,10 @@ class DownloadedSource(ArraySource):
             opened = self.dataset(self.root, **split)
         except RuntimeError:  # how torchvision says that a file is missing or damaged
             try:
-                opened = self.dataset(self.root, **split, download=True)
+                self.root.mkdir(parents=True, exist_ok=True)
+                # One of several processes downloads; the others then find the files whole.
+                with FileLock(self.root / ".download.lock"):
+                    opened = self.dataset(self.root, **split, download=True)
             except (OSError, RuntimeError, HTTPException) as error:
                 raise UserError(
                     f"{self.display_name} is not in {self.root} and could not be downloaded "
@@ -148,14 +167,3 @@ class DownloadedSource(ArraySource):
                 ) from error
         self._class_names = list(opened.classes)
         return opened
-
-
-def fit(images: Tensor, size: int | None) -> Tensor:
-    """Bring (..., H, W) uint8 images to squares of `size` pixels, or leave them for None.
-
-    The shorter side is scaled, bilinear with antialiasing, then the centre is cropped.
-    """
-    if size is None or tuple(images.shape[-2:]) == (size, size):
-        return images
-    square: Tensor = F.center_crop(F.resize(images, [size], antialias=True), [size, size])
-    return square

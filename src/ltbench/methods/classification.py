@@ -1,0 +1,169 @@
+"""What every classification method shares: exact evaluation of its heads, and predictions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ltbench import records
+from ltbench.data.datamodule import Batch
+from ltbench.errors import UserError
+from ltbench.methods.base import Method
+from ltbench.metrics import LongTailMetrics
+
+
+class ClassificationModule(Method):
+    """Base of the classification methods.
+
+    A method builds its networks in ``__init__`` and gives :meth:`forward` and
+    :meth:`training_step`. Evaluation counts are summed over ranks once; nothing is averaged.
+
+    Attributes:
+        heads: Names of the outputs that are evaluated. The first predicts, and its metrics carry
+            no name of a head; a method with several, or another rule at test time, overrides
+            :meth:`outputs`.
+        class_counts: (C,) float buffer, training images of each class; known after ``setup``.
+    """
+
+    monitor = "val/mean_recall"
+    heads: ClassVar[tuple[str, ...]] = ("",)
+    class_counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        """Make room for what depends on the data."""
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("class_counts", torch.ones(num_classes))
+        self.collectors = nn.ModuleDict()
+
+    def setup(self, stage: str) -> None:
+        """Take the class counts from the data and make a metric collector a split and head."""
+        if self.data.num_classes != self.num_classes:
+            raise UserError(
+                f"the model has {self.num_classes} classes, the data {self.data.num_classes}: "
+                "make the model with num_classes=data.num_classes."
+            )
+        if stage == "predict":
+            return
+        counts = torch.from_numpy(self.data.class_counts)
+        self.class_counts.copy_(counts)
+        # On every rank, also on one that gets no image: the sums are collective.
+        self.collectors = nn.ModuleDict(
+            {
+                _place(split, head): LongTailMetrics(self.num_classes, counts)
+                for split in [*self.data.watched, "test"]
+                for head in self.heads
+            }
+        )
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
+        return {self.heads[0]: self(images)}
+
+    def validation_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Count one batch of a watched split and return the logits (B, C) of each head."""
+        return self._count(self.data.watched[dataloader_idx], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric of every watched split, computed once from the summed counts."""
+        for split in self.data.watched:
+            self._log_all(split, "val" if split == "val" else f"{split}_watched")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Count one batch of the test split and return the logits (B, C) of each head."""
+        return self._count("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log every metric of the test split."""
+        predicting = _collector(self.collectors[_place("test", self.heads[0])])
+        self._test_recalls = predicting.per_class_recall()
+        self._log_all("test", "test")
+
+    def test_details(self) -> dict[str, Any]:
+        """Return the recall of each class."""
+        return {"per_class_recall": self._test_recalls.tolist()}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return class probabilities (B, C)."""
+        return self.outputs(batch["image"])[self.heads[0]].float().softmax(1).cpu()
+
+    def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
+        """Write one CSV row an image: path, class, confidence, the five most likely classes."""
+        scores = torch.cat([scores for scores in batches if isinstance(scores, Tensor)])
+        file = Path(output or "predictions.csv")
+        paths = self.data.images_to_predict().paths
+        table = prediction_table(paths, scores, self.data.source.class_names)
+        records.write_whole(file, lambda stream: table.to_csv(stream, index=False))
+        return f"{len(table)} images classified: {file}"
+
+    def confusion(self, network: nn.Module, split: str = "val") -> Tensor:
+        """Count a split's images by true and predicted class, in one pass without augmentation.
+
+        Args:
+            network: Maps normalised images to logits; evaluated in evaluation mode, and left in
+                the mode that it was in.
+            split: Name of a split.
+
+        Returns:
+            (C, C) int64, rows the truth, the same on every rank: counts are summed over ranks.
+        """
+        counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
+        training = network.training
+        network.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in self.data.evaluation_batches(split, self.device):
+                cells = batch["label"] * self.num_classes + network(batch["image"]).argmax(1)
+                counts = counts.index_add(0, cells, torch.ones_like(cells))
+        network.train(training)
+        summed: Tensor = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        return summed.view(self.num_classes, self.num_classes)
+
+    def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
+        logits = self.outputs(batch["image"])
+        for head, scores in logits.items():
+            _collector(self.collectors[_place(split, head)]).update(scores, batch["label"])
+        return logits
+
+    def _log_all(self, split: str, prefix: str) -> None:
+        # Every rank holds the same summed counts, so there is nothing left to reduce.
+        for head in self.heads:
+            metric = _collector(self.collectors[_place(split, head)])
+            under = _place(prefix, head)
+            self.log_dict(
+                {f"{under}/{key}": value for key, value in metric.compute().items()},
+                rank_zero_only=False,
+                sync_dist=False,
+            )
+            metric.reset()
+
+
+def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]) -> pd.DataFrame:
+    """Lay out predictions: path, class, confidence, and the five most likely classes.
+
+    Args:
+        paths: The N images.
+        scores: Class probabilities, (N, C).
+        names: Names of the C classes.
+    """
+    top, which = scores.topk(min(5, len(names)))
+    table = pd.DataFrame({"image": [str(path) for path in paths]})
+    table["class"] = [names[i] for i in which[:, 0].tolist()]
+    table["confidence"] = top[:, 0].numpy()
+    for k in range(top.shape[1]):
+        table[f"top{k + 1}"] = [names[i] for i in which[:, k].tolist()]
+        table[f"top{k + 1}_confidence"] = top[:, k].numpy()
+    return table
+
+
+def _place(prefix: str, head: str) -> str:
+    return f"{prefix}/{head}" if head else prefix
+
+
+def _collector(module: nn.Module) -> LongTailMetrics:
+    assert isinstance(module, LongTailMetrics)
+    return module

@@ -1,0 +1,191 @@
+"""Stages are ordinary runs: a teacher, a start for fine-tuning, a classifier in the loop.
+
+A later run names the earlier one in its config (``teacher: {path: runs/...}``). What it takes is
+the network alone, built from plain data in the checkpoint, so nothing of the file is executed.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltbench import records
+from ltbench.errors import UserError
+from ltbench.models import build_backbone
+
+
+@dataclass
+class Trained:
+    """Names a trained network in a config.
+
+    Args:
+        path: A run folder, a checkpoint of ours, or a file with a plain ``state_dict``; null takes
+            timm's own pretrained weights of ``backbone``.
+        selection: Which weights of a run folder: of the last epoch, or best on validation.
+        backbone: timm name; needed where the path is no checkpoint of ours.
+        backbone_args: Further arguments of ``timm.create_model``, for the same case.
+        head: Kind of classifier, for the same case.
+    """
+
+    path: str | None = None
+    selection: Literal["last", "best"] = "last"
+    backbone: str | None = None
+    backbone_args: dict[str, Any] | None = None
+    head: Literal["linear", "cosine"] = "linear"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained network, and what its run knew.
+
+    Attributes:
+        network: Maps normalised images (B, in_chans, H, W) to logits (B, C); in evaluation mode,
+            without gradients.
+        spec: Arguments of :func:`~ltbench.models.build_backbone` that rebuild it.
+        data: What its checkpoint says of its data (``class_names``, ``mean``, ``std``,
+            ``image_size``, ``training_set``); empty for a plain state dict.
+        lineage: Where it came from, for the record.
+    """
+
+    network: nn.Module
+    spec: dict[str, Any]
+    data: dict[str, Any]
+    lineage: dict[str, Any]
+
+
+def checkpoint_of(trained: Trained) -> Path | None:
+    """Return the file that holds the weights, or None for timm's own.
+
+    Raises:
+        UserError: There is no such file, or the run that it belongs to has not finished.
+    """
+    if trained.path is None:
+        if trained.backbone is None:
+            raise UserError("a trained network needs a path, or the backbone of timm's weights.")
+        return None
+    path = Path(trained.path)
+    if path.is_dir():
+        status = _record(path).get("status")
+        if status != "done":
+            raise UserError(f"the run {path} is not finished (status: {status}): finish it first.")
+        path = path / "checkpoints" / f"{trained.selection}.ckpt"
+    if not path.is_file():
+        raise UserError(f"there is no trained network {path}.")
+    return path
+
+
+def identity(trained: Trained) -> dict[str, Any]:
+    """Return what names a trained network wherever it lies: a job id and selection, or a hash.
+
+    Raises:
+        UserError: There is no such network.
+    """
+    file = checkpoint_of(trained)
+    if file is None:
+        return {"backbone": trained.backbone, "backbone_args": trained.backbone_args}
+    record = _record(file.parents[1]) if file.parent.name == "checkpoints" else {}
+    if "job_id" in record:
+        return {"job_id": record["job_id"], "selection": file.stem}
+    return {"sha256": _sha256(file), "backbone": trained.backbone, "head": trained.head}
+
+
+def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) -> Start:
+    """Build a trained network.
+
+    Args:
+        trained: Which one.
+        num_classes: Classes that it must have.
+        in_chans: Image channels that it must take.
+        role: What it is for: ``teacher``, ``init_from``, ...; for messages and the lineage.
+
+    Raises:
+        UserError: The file is missing, unsafe or no network, or has other classes or channels.
+    """
+    file = checkpoint_of(trained)
+    if file is None:
+        spec, weights, data = _named(trained, num_classes, in_chans, pretrained=True), None, {}
+    else:
+        found = read(file)
+        if "ltbench_network" in found:
+            spec, data = found["ltbench_network"], found["ltbench_data"]
+            weights = _below("net.", found["state_dict"])
+        else:
+            spec, data = _named(trained, num_classes, in_chans), {}
+            weights = _below("module.", found.get("state_dict", found))
+    theirs = (spec["num_classes"], spec["in_chans"])
+    if theirs != (num_classes, in_chans):
+        raise UserError(
+            f"{role} {file} has {theirs[0]} classes and {theirs[1]} image channels; "
+            f"this data has {num_classes} and {in_chans}."
+        )
+    network = build_backbone(**spec)
+    if weights is not None:
+        _fill(network, weights, f"{role} {file}")
+    lineage = {"role": role, **identity(trained), "path": str(file) if file else None}
+    return Start(network.eval().requires_grad_(False), spec, data, lineage)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint or a plain state dict without executing anything in it.
+
+    Raises:
+        UserError: The file is missing, damaged, unsafe, or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of many types on what is no checkpoint
+        raise UserError(
+            f"{path} cannot be loaded safely as a checkpoint: {_line(error)}"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no state dict but {type(found).__name__}.")
+    return found
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _named(trained: Trained, num_classes: int, in_chans: int, **more: bool) -> dict[str, Any]:
+    if trained.backbone is None:
+        raise UserError(
+            f"{trained.path} is a plain state dict: say which timm backbone it is of "
+            "(backbone: resnet32_cifar)."
+        )
+    return {
+        "name": trained.backbone,
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "head": trained.head,
+        **(trained.backbone_args or {}),
+        **more,
+    }
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries whose names start with ``prefix``, without it; all, where none does."""
+    found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return found or state
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(f"{where} does not fit its backbone: {reason[0].strip()}") from error
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / "record.json"
+    return records.read_record(path) if path.is_file() else {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
