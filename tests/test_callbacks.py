@@ -86,31 +86,6 @@ def test_last_and_best_say_their_epoch_and_validation(curves, record, digits_run
         assert checkpoint["epoch"] == epoch
 
 
-def test_predictions_are_of_each_test_image_once_in_order(digits_run, record):
-    with np.load(digits_run.folder / "predictions_last.npz", allow_pickle=False) as stored:
-        assert stored["index"].tolist() == list(range(record["data"]["images"]["test"]))
-        assert stored["logits"].shape == (400, 10)
-        hits = stored["label"] == stored["prediction"]
-    assert record["metrics"]["last"]["test"]["accuracy"] == hits.mean()
-
-
-def test_logits_of_too_many_are_left_out(tmp_path, monkeypatch):
-    writer = RunRecord(tmp_path, {"config": {}}, "val/mean_recall")
-    writer.selection = "last"
-    logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
-    columns = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1]), "": logits}
-    for kept, names in ((4, {"logits"}), (3, set())):
-        monkeypatch.setattr(callbacks, "LOGITS_KEPT", kept)
-        writer.save_predictions("test", {**columns, "cls": logits.flip(1)})
-        with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
-            always = {"index", "label", "prediction", "confidence", "prediction_cls"}
-            assert stored.keys() == always | names
-            assert stored["index"].tolist() == [4, 7]
-            assert stored["prediction"].tolist() == [1, 0]
-            assert stored["prediction_cls"].tolist() == [0, 1]
-            assert stored["confidence"] == pytest.approx(1 / (1 + np.exp(-2)))
-
-
 # --- while it runs, and when it is resumed ---
 
 

@@ -1,6 +1,5 @@
-"""What a run leaves behind: its record, curves, traces, predictions and checkpoints."""
+"""What a run leaves behind as it goes: its record, curves and traces; and its progress bar."""
 
-import io
 import os
 import resource
 import sys
@@ -17,22 +16,18 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import (
     Callback,
-    ModelCheckpoint,
     RichProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from ltbench import records, seeding
 from ltbench.data.datamodule import Batch
 from ltbench.methods.base import Method
 
-LOGITS_KEPT = 10_000_000
-
 
 class RunRecord(Callback):
-    """Keep ``record.json``, ``metrics.csv``, ``traces.npz`` and the predictions of one run.
+    """Keep ``record.json``, ``metrics.csv`` and ``traces.npz`` of one run.
 
     The record is rewritten whole after each epoch, so it tells the truth at any moment: ``status``
     is ``running``, ``done``, ``interrupted`` or ``failed`` (with ``cause``).
@@ -41,20 +36,16 @@ class RunRecord(Callback):
         folder: The run folder.
         identity: What is known before the run: name, method, job id, resolved config.
         monitor: The validation metric that "best" goes by.
-        keep: Whether predictions are stored; an evaluation alone leaves nothing behind.
     """
 
-    def __init__(
-        self, folder: Path, identity: dict[str, Any], monitor: str | None, keep: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], monitor: str | None) -> None:
         """Remember where to write; nothing is written before training starts."""
         self.folder = folder
         self.identity = identity | {
             "versions": records.versions(),
-            "git": records.git_state(Path(__file__).parent),
+            "git": records.git_state(Path(__file__)),
         }
         self.monitor = monitor or ""
-        self.keep = keep
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
         self.seconds = 0.0
@@ -63,7 +54,6 @@ class RunRecord(Callback):
         self._since = 0.0
         self._validated: tuple[str, ...] = ()
         self.traces: dict[str, list[tuple[int, Tensor]]] = {}
-        self._outputs: dict[str, list[dict[str, Tensor]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must remember."""
@@ -154,93 +144,6 @@ class RunRecord(Callback):
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
         self._write(trainer, pl_module, status, f"{type(exception).__name__}: {exception}")
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the scores of every test image, where the method gives any."""
-        self._collect("test", outputs, batch)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the scores of the chosen weights; those of every epoch would be too many."""
-        watched = _method(pl_module).data.watched[dataloader_idx]
-        if self.selection is not None and watched == "val":
-            self._collect(watched, outputs, batch)
-
-    def _collect(self, split: str, outputs: object, batch: Batch) -> None:
-        if not (self.keep and isinstance(outputs, dict)):
-            return
-        row = {"index": batch["index"], "label": batch["label"], **outputs}
-        self._outputs.setdefault(split, []).append(
-            {name: tensor.cpu() for name, tensor in row.items()}
-        )
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Store the scores of the validation set, as those of the test set."""
-        self._store(trainer)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the scores of all ranks together and store them on the first."""
-        self._store(trainer)
-
-    def _store(self, trainer: L.Trainer) -> None:
-        if not self.keep or self.selection is None:
-            return
-        found: list[dict[str, list[dict[str, Tensor]]]] = [self._outputs]
-        if trainer.world_size > 1:
-            found = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(found, self._outputs)
-        self._outputs = {}
-        if not trainer.is_global_zero:
-            return
-        for split in {split: None for shard in found for split in shard}:
-            batches = [batch for shard in found for batch in shard.get(split, [])]
-            columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-            self.save_predictions(split, columns)
-
-    def save_predictions(self, split: str, columns: dict[str, Tensor]) -> None:
-        """Write ``predictions_<selection>.npz`` (test) or ``<split>_predictions_<selection>.npz``.
-
-        It opens with ``allow_pickle=False``. Arrays, a row an image, in the order of the source:
-        ``index`` (N,), ``label`` (N,), ``prediction`` (N,), ``confidence`` (N,), ``logits`` (N, C)
-        up to 10 million of them, and ``prediction_<head>`` (N,) of each further head.
-
-        Args:
-            split: Which images.
-            columns: ``index`` and ``label``, then the logits (N, C) of each head.
-        """
-        index, label, *heads = columns.values()
-        order = index.argsort(stable=True)
-        logits = heads[0][order].float()
-        confidence, prediction = logits.softmax(1).max(1)
-        arrays: dict[str, Any] = {
-            "index": index[order],
-            "label": label[order],
-            "prediction": prediction,
-            "confidence": confidence,
-        }
-        if logits.numel() <= LOGITS_KEPT:
-            arrays["logits"] = logits
-        for name in list(columns)[3:]:
-            arrays[f"prediction_{name}"] = columns[name][order].argmax(1)
-        stem = "predictions" if split == "test" else f"{split}_predictions"
-        path = self.folder / f"{stem}_{self.selection}.npz"
-        arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
-        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
-
     def select(self, selection: str) -> None:
         """Say which weights are evaluated next, with what validation said of them.
 
@@ -318,43 +221,6 @@ class RunRecord(Callback):
         }
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint that is still known after its run folder was moved."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as if the files had always been here; those of another run are none of this one."""
-
-        def here(path: str) -> str:
-            return str(Path(self.dirpath or "", Path(path).name)) if path else ""
-
-        if not Path(here(state_dict["best_model_path"])).is_file():
-            return
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        super().load_state_dict(
-            state_dict
-            | {name: here(state_dict[name]) for name in paths}
-            | {
-                "dirpath": self.dirpath,
-                "best_k_models": {here(p): s for p, s in state_dict["best_k_models"].items()},
-            }
-        )
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints are never half written; Lightning would copy them from /tmp over the old ones."""
-
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | Path,
-        storage_options: Any | None = None,  # noqa: ANN401 - Lightning's signature
-    ) -> None:
-        """Write a checkpoint as every other file of a run."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        records.write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
-
-
 class Progress(RichProgressBar):
     """Lightning's Rich bar with the time left of the whole training, not of the epoch alone."""
 
@@ -368,7 +234,8 @@ class Progress(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Show the loss of the last step and when training will end."""
         items = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
+        for name in ("v_num", "train/loss_epoch"):
+            items.pop(name, None)
         done = trainer.global_step - self._from
         left = trainer.estimated_stepping_batches - trainer.global_step
         if done:

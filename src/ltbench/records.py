@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import subprocess
 from collections.abc import Callable
 from importlib import metadata
@@ -125,22 +126,28 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that numbers depend on."""
     names = ("ltbench", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy")
-    return {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version()} | {n: metadata.version(n) for n in names}
 
 
-def git_state(folder: Path) -> dict[str, Any]:
-    """Return the commit that ``folder`` stands at and whether it has uncommitted changes."""
+def git_state(file: Path) -> dict[str, Any]:
+    """Return the commit that ``file`` belongs to and whether its folder has changed since.
+
+    A file that is new in that folder is a change. Both are None for a file that no repository
+    tracks, such as that of an installed package, even inside the checkout of another project.
+    """
 
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+                ["git", "-C", str(file.parent), *words], capture_output=True, text=True, check=True
             )
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    if not git("ls-files", file.name):
+        return {"commit": None, "dirty": None}
+    changed = git("status", "--porcelain", "--", ".")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}

@@ -12,19 +12,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
+import ltbench.data.autoaugment
+import ltbench.data.colour
+import ltbench.data.erasing
 import ltbench.data.randaugment
+import ltbench.data.resized_crop
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records, stages
-from ltbench.callbacks import (
-    Progress,
-    RunCheckpoint,
-    RunRecord,
-    WholeCheckpoints,
-)
+from ltbench.callbacks import Progress, RunRecord
+from ltbench.checkpoints import RunCheckpoint, WholeCheckpoints
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.parsing import Parser, cause, explain
+from ltbench.predictions import KeepPredictions
 from ltbench.result_table import result_table
 
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
@@ -148,9 +149,8 @@ class TrainingCLI(LightningCLI):
             "config": self.resolved,
         }
         self.model.folder = self.folder if self.subcommand == "fit" else None
-        self.record = RunRecord(
-            self.folder, identity, self.model.monitor, keep=self.subcommand == "fit"
-        )
+        self.record = RunRecord(self.folder, identity, self.model.monitor)
+        self.predictions = KeepPredictions(self.folder)
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         callbacks: list[Callback] = [] if config["enable_progress_bar"] is False else [Progress()]
         self.datamodule.setup()
@@ -160,7 +160,7 @@ class TrainingCLI(LightningCLI):
             config["logger"] = [ours, *(logger for logger in given if isinstance(logger, Logger))]
             # "best" first: the state that "last" saves must know of the best of the same epoch.
             self.checkpoints = self._checkpoints()
-            callbacks += [self.record, *reversed(self.checkpoints.values())]
+            callbacks += [self.record, self.predictions, *reversed(self.checkpoints.values())]
         else:
             config["logger"] = config["enable_checkpointing"] = False
             if self.subcommand == "predict":  # one table of all images comes from one process
@@ -200,14 +200,17 @@ class TrainingCLI(LightningCLI):
     ) -> None:
         """Train, test the last and the best-on-validation weights, and print the table."""
         console = Console(quiet=not self.trainer.is_global_zero)
-        if self.config[self.subcommand].fresh and self.trainer.is_global_zero:
+        fresh = self.config[self.subcommand].fresh
+        if fresh and self.trainer.is_global_zero:
             shutil.rmtree(self.folder, ignore_errors=True)
         record = self.folder / "record.json"
-        if record.exists() and records.read_record(record)["status"] == "done":
+        # Every rank decides alike, also one that looks before the first has cleared the folder.
+        done = not fresh and record.exists() and records.read_record(record)["status"] == "done"
+        if done:
             console.print(f"{self.folder} is done already; --fresh true starts over.")
         else:
             last = self.folder / "checkpoints" / "last.ckpt"
-            if ckpt_path is None and last.exists():
+            if ckpt_path is None and last.exists() and not fresh:
                 console.print(f"Going on from {last}.")
                 ckpt_path = str(last)
             if ckpt_path is not None:
@@ -223,6 +226,7 @@ class TrainingCLI(LightningCLI):
         self.trainer.loggers = []
         for selection, checkpoint in self.checkpoints.items():
             self.record.select(selection)
+            self.predictions.selection = selection
             where: dict[str, Any] = {
                 "model": self.model,
                 "datamodule": self.datamodule,
