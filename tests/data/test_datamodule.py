@@ -14,7 +14,7 @@ from ltbench.data import LongTailDataModule
 from ltbench.data.augment import HorizontalFlip, RandomCrop
 from ltbench.data.datamodule import DecodedImages, MemoryImages
 from ltbench.data.profiles import class_counts
-from ltbench.data.sources import folder
+from ltbench.data.sources import files
 from ltbench.errors import UserError
 
 
@@ -25,7 +25,14 @@ def digits(**options):
 
 
 def trainer(training=True, world=1, rank=0, step=0):
-    return SimpleNamespace(training=training, world_size=world, global_rank=rank, global_step=step)
+    progress = SimpleNamespace(current=SimpleNamespace(processed=0))
+    return SimpleNamespace(
+        training=training,
+        world_size=world,
+        global_rank=rank,
+        global_step=step,
+        fit_loop=SimpleNamespace(epoch_progress=progress),
+    )
 
 
 def batches_of(loader):
@@ -302,7 +309,7 @@ def of_folder(root, **options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_decoding_in_workers_gives_the_batches_of_memory(workers, images, monkeypatch):
     held = of_folder(images)
-    monkeypatch.setattr(folder, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(files, "MEMORY_BUDGET", 0)
     lazy = of_folder(images, num_workers=workers)
     assert isinstance(held.dataset("train"), MemoryImages)
     assert isinstance(lazy.dataset("train"), DecodedImages)

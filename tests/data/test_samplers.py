@@ -2,20 +2,35 @@
 
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data.distributed_sampler import RepeatAugSampler
 
+from ltbench import seeding
 from ltbench.data import samplers
-from ltbench.data.samplers import EvaluationSampler, ShuffledSampler
+from ltbench.data.samplers import (
+    SAMPLERS,
+    ClassBalancedSampler,
+    EvaluationSampler,
+    RepeatedSampler,
+    ShuffledSampler,
+    SquareRootSampler,
+)
 
 
-def sharded(kind: type, size: int, world: int, epoch: int = 0, seed: int = 0) -> list[list[int]]:
+def sharded(
+    kind: type, images: object, world: int, epoch: int = 0, seed: int = 0, **options: bool
+) -> list[list[int]]:
+    """What each rank sees of `images`: their labels, or how many there are."""
+    images = range(images) if isinstance(images, int) else images
     shards = []
     for rank in range(world):
         with mock.patch.object(samplers, "_world", lambda rank=rank: (world, rank)):
-            sampler = kind(range(size), seed) if kind is ShuffledSampler else kind(range(size))
+            arguments = () if kind is EvaluationSampler else (seed,)
+            sampler = kind(images, *arguments, **options)
         sampler.set_epoch(epoch)
         shards.append(list(sampler))
         assert len(sampler) == len(shards[-1])
@@ -53,3 +68,84 @@ def test_epoch_and_seed_change_the_order_and_nothing_global_does(epoch: int, see
     assert sharded(ShuffledSampler, 40, 1) == reference
     assert sharded(ShuffledSampler, 40, 1, epoch, seed) != reference
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- by class, repeated, numbered ---
+
+LABELS = np.repeat([3, 0, 7], [80, 15, 5])  # classes without images are nothing to draw from
+
+
+@pytest.mark.parametrize(("kind", "power"), [(ClassBalancedSampler, 0), (SquareRootSampler, 0.5)])
+def test_classes_are_drawn_by_a_power_of_their_counts(kind, power):
+    drawn = np.concatenate([sharded(kind, LABELS, 1, epoch)[0] for epoch in range(200)])
+    counts = np.bincount(LABELS)
+    shares = np.where(counts > 0, counts.clip(1) ** power, 0)
+    expected = len(drawn) * (shares / shares.sum())[LABELS] / counts[LABELS]
+    # Each image is a binomial: no one of the 100 is 5 standard deviations off.
+    assert np.all(np.abs(np.bincount(drawn, minlength=100) - expected) < 5 * expected**0.5)
+
+
+@given(st.sampled_from(sorted(SAMPLERS)), st.integers(1, 5), st.integers(0, 3))
+def test_ranks_share_the_order_of_one(name, world, epoch):
+    kind, labels = SAMPLERS[name], np.arange(300) % 7
+    (whole,) = sharded(kind, labels, 1, epoch)
+    shards = sharded(kind, labels, world, epoch)
+    padded = whole + whole[: -len(whole) % world]
+    assert shards == [padded[rank::world] for rank in range(world)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_order_is_a_function_of_seed_and_epoch_alone(name):
+    kind = SAMPLERS[name]
+    reference = sharded(kind, LABELS, 2, epoch=4, seed=1)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert sharded(kind, LABELS, 2, epoch=4, seed=1) == reference
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sharded(kind, LABELS, 2, epoch=5, seed=1) != reference
+    assert sharded(kind, LABELS, 2, epoch=4, seed=2) != reference
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize(
+    ("size", "samples"), [(12406, 12288), (13996, 13824), (10847, 10752), (12608, 12544)]
+)
+def test_repeated_augmentation_visits_what_deit_lt_visits(size, samples):
+    """arXiv 2404.02900 on CIFAR-10-LT and CIFAR-100-LT, imbalance factors 100 and 50."""
+    first, second = sharded(RepeatedSampler, size, 2)
+    assert len(first) + len(second) == samples
+    assert len({*first, *second}) == -(-samples // 3)
+    a, b = first[0], second[1]
+    assert (first[:4], second[:3]) == ([a, a, b, first[3]], [a, b, b])
+    assert first[3] == first[4] != b
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("size", [100, 256, 1000])
+def test_repeated_augmentation_is_that_of_timm(size, world):
+    for rank, shard in enumerate(sharded(RepeatedSampler, size, world, epoch=2, seed=5)):
+        theirs = RepeatAugSampler(range(size), world, rank)
+        theirs.set_epoch(seeding.derive(5, "shuffle", 2))
+        assert list(theirs) == shard
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_number_comes_twice_in_a_training(name):
+    labels, numbers = np.arange(300) % 7, []
+    for epoch in range(3):
+        plain = sharded(SAMPLERS[name], labels, 4, epoch)
+        for rows, pairs in zip(
+            plain, sharded(SAMPLERS[name], labels, 4, epoch, numbered=True), strict=True
+        ):
+            assert [row for row, _ in pairs] == rows
+            numbers += [number for _, number in pairs]
+    assert len(set(numbers)) == len(numbers)
+    one, two = (
+        dict(
+            pair[::-1]
+            for shard in sharded(SAMPLERS[name], labels, world, numbered=True)
+            for pair in shard
+        )
+        for world in (1, 2)
+    )
+    assert one == two  # on any number of ranks an image has the same number

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as F
 
-from ltbench.data.sources import DESCRIPTIONS, build_source, folder, source_class
+from ltbench.data.sources import DESCRIPTIONS, build_source, files, source_class
 from ltbench.data.sources.base import ArraySource, fit
 from ltbench.errors import UserError
 
@@ -346,10 +346,10 @@ def test_folder_takes_224_pixels_of_photographs_by_default(tmp_path):
 
 def test_folder_is_held_in_memory_up_to_a_budget(root, monkeypatch):
     needed = 8 * 3 * 16 * 16
-    monkeypatch.setattr(folder, "MEMORY_BUDGET", needed)
+    monkeypatch.setattr(files, "MEMORY_BUDGET", needed)
     assert build_source("folder", root).in_memory
     assert not build_source("folder", root, image_size=17).in_memory
-    monkeypatch.setattr(folder, "MEMORY_BUDGET", needed - 1)
+    monkeypatch.setattr(files, "MEMORY_BUDGET", needed - 1)
     assert not build_source("folder", root).in_memory
 
 

@@ -337,6 +337,9 @@ class LongTailDataModule(L.LightningDataModule):
                 f"data.batch_size {self.batch_size} is the batch over all ranks and does not "
                 f"divide by {world}; the next that does is {-(-self.batch_size // world) * world}."
             )
+        if self.trainer:
+            # A resumed run starts its workers before Lightning tells the sampler the epoch.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             dataset,
             batch_size=self.batch_size // world * rows,
@@ -388,7 +391,7 @@ class LongTailDataModule(L.LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return what a method set as :attr:`to_predict`; else ``predict_folder``, in path order."""
+        """Return what a method left in ``to_predict``; else ``predict_folder``, in path order."""
         dataset = self.to_predict or self.images_to_predict()
         return DataLoader(
             dataset,

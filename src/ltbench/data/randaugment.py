@@ -5,7 +5,7 @@ and never over images. The results are those of :class:`torchvision.transforms.v
 which works on one image at a time: nearest neighbour, black outside the image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -105,7 +105,9 @@ class _Range(NamedTuple):
     signed: bool = False
 
 
-class _Operation(NamedTuple):
+class Operation(NamedTuple):
+    """What is done to images (b, C, H, W) with magnitudes (b, 1, 1, 1), and their ranges."""
+
     apply: Callable[[Tensor, Tensor], Tensor]
     standard: _Range = _Range()
     fixmatch: _Range = _Range()
@@ -117,22 +119,48 @@ _TRANSLATE = _Range(0, 150 / 331, signed=True), _Range(0, 0.3, signed=True)  # o
 _ENHANCE = _Range(0, 0.9, signed=True), _Range(-0.05, -0.95)  # factor - 1
 _BITS = _Range(8, 4)
 
-_OPERATIONS = (
-    _Operation(lambda images, _: images),
-    _Operation(lambda images, _: tv.autocontrast(images)),
-    _Operation(lambda images, _: tv.equalize(images)),
-    _Operation(_shear_x, _SHEAR, _SHEAR),
-    _Operation(_shear_y, _SHEAR, _SHEAR),
-    _Operation(_translate_x, *_TRANSLATE),
-    _Operation(_translate_y, *_TRANSLATE),
-    _Operation(_rotate, _ROTATE, _ROTATE),
-    _Operation(_brightness, *_ENHANCE),
-    _Operation(_color, *_ENHANCE),
-    _Operation(_contrast, *_ENHANCE),
-    _Operation(_sharpness, *_ENHANCE),
-    _Operation(_posterize, _BITS, _BITS),
-    _Operation(_solarize, _Range(255, 0), _Range(256, 0)),
-)
+OPERATIONS = {
+    "Identity": Operation(lambda images, _: images),
+    "AutoContrast": Operation(lambda images, _: tv.autocontrast(images)),
+    "Equalize": Operation(lambda images, _: tv.equalize(images)),
+    "ShearX": Operation(_shear_x, _SHEAR, _SHEAR),
+    "ShearY": Operation(_shear_y, _SHEAR, _SHEAR),
+    "TranslateX": Operation(_translate_x, *_TRANSLATE),
+    "TranslateY": Operation(_translate_y, *_TRANSLATE),
+    "Rotate": Operation(_rotate, _ROTATE, _ROTATE),
+    "Brightness": Operation(_brightness, *_ENHANCE),
+    "Color": Operation(_color, *_ENHANCE),
+    "Contrast": Operation(_contrast, *_ENHANCE),
+    "Sharpness": Operation(_sharpness, *_ENHANCE),
+    "Posterize": Operation(_posterize, _BITS, _BITS),
+    "Solarize": Operation(_solarize, _Range(255, 0), _Range(256, 0)),
+}
+
+
+def apply_operations(
+    images: Tensor,
+    operations: Sequence[Callable[[Tensor, Tensor], Tensor]],
+    drawn: Tensor,
+    magnitude: Tensor,
+) -> Tensor:
+    """Apply to each image the operations drawn for it; waits for the device once.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        operations: Each takes (b, C, H, W) images and (b, 1, 1, 1) magnitudes.
+        drawn: (turns, B), which operation an image takes in each turn.
+        magnitude: (turns, B), and how strongly.
+    """
+    images = images.clone()
+    kinds = torch.arange(len(operations), device=images.device)
+    counts = (drawn[:, :, None] == kinds).sum(1).tolist()
+    for turn, order in enumerate(drawn.argsort(1)):
+        for operation, rows in zip(operations, order.split(counts[turn]), strict=True):
+            if len(rows) > 0:
+                chosen = images.index_select(0, rows)
+                strength = magnitude[turn, rows, None, None, None]
+                images.index_copy_(0, rows, operation(chosen, strength))
+    return images
 
 
 class RandAugment(BatchTransform):
@@ -190,7 +218,7 @@ class RandAugment(BatchTransform):
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
         size, device = (self.num_ops, len(images)), images.device
-        drawn = torch.randint(len(_OPERATIONS), size, generator=generator, device=device)
+        drawn = torch.randint(len(OPERATIONS), size, generator=generator, device=device)
         applied = torch.rand(size, generator=generator, device=device) < self.p
         drawn = drawn * applied  # the first operation is the identity
         negative = torch.randint(2, size, generator=generator, device=device)
@@ -198,19 +226,12 @@ class RandAugment(BatchTransform):
             level = torch.rand(size, generator=generator, device=device)
         else:
             level = torch.full(size, self.magnitude / _MAX_MAGNITUDE, device=device)
-        ranges = torch.tensor([getattr(each, self.space) for each in _OPERATIONS], device=device)
+        operations = OPERATIONS.values()
+        ranges = torch.tensor([getattr(each, self.space) for each in operations], device=device)
         mild, severe, signed = ranges[drawn].unbind(-1)
         magnitude = (mild + (severe - mild) * level) * (1 - 2 * negative * signed)
 
-        images = images.clone()
-        kinds = torch.arange(len(_OPERATIONS), device=device)
-        counts = (drawn[:, :, None] == kinds).sum(1).tolist()  # the only wait for the device
-        for turn, order in enumerate(drawn.argsort(1)):
-            for operation, rows in zip(_OPERATIONS, order.split(counts[turn]), strict=True):
-                if len(rows) > 0:
-                    chosen = images.index_select(0, rows)
-                    strength = magnitude[turn, rows, None, None, None]
-                    images.index_copy_(0, rows, operation.apply(chosen, strength))
+        images = apply_operations(images, [each.apply for each in operations], drawn, magnitude)
         return self._cut(images, generator) if self.cutout else images
 
     def _cut(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,12 @@ import timm
 from torch import nn
 
 from ltbench.errors import UserError
-from ltbench.models import resnet_cifar, wide_resnet  # noqa: F401  (importing registers them)
+from ltbench.models import (  # noqa: F401  (importing registers them)
+    distilled_vit,
+    resnet_cifar,
+    text,
+    wide_resnet,
+)
 from ltbench.models.heads import NormedLinear
 
 __all__ = ["NormedLinear", "build_backbone"]

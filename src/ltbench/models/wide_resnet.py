@@ -17,7 +17,9 @@ _CIFAR: dict[str, Any] = {
     "classifier": "fc",
 }
 
-default_cfgs = generate_default_cfgs({"wrn_28_2": _CIFAR, "wrn_28_10": _CIFAR})
+default_cfgs = generate_default_cfgs(
+    {name: _CIFAR for name in ("wrn_28_2", "wrn_28_8", "wrn_28_10")}
+)
 
 
 class PreActBlock(nn.Module):
@@ -127,6 +129,12 @@ class WideResNet(nn.Module):
 def wrn_28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:  # noqa: ANN401
     """WRN-28-2: 1,467,610 parameters for 10 classes."""
     return build_model_with_cfg(WideResNet, "wrn_28_2", pretrained, depth=28, width=2, **kwargs)
+
+
+@register_model
+def wrn_28_8(pretrained: bool = False, **kwargs: Any) -> WideResNet:  # noqa: ANN401
+    """WRN-28-8: 23,401,012 parameters for 100 classes."""
+    return build_model_with_cfg(WideResNet, "wrn_28_8", pretrained, depth=28, width=8, **kwargs)
 
 
 @register_model

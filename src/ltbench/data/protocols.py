@@ -1,0 +1,253 @@
+"""Which images are labelled, unlabelled, validation and test: published protocols, and one's own.
+
+A protocol says how many images of each class go where. Which ones is a seeded permutation of each
+class: labelled images come first, unlabelled ones follow, and validation is the end of it. So other
+unlabelled counts leave the labelled and the validation images as they are.
+
+The labels of unlabelled images stay in the source: their :class:`Split` holds -1 for each image, in
+random order, so that a position in it says nothing of the class either.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ltbench.data import profiles
+from ltbench.data.datamodule import Split
+from ltbench.data.sources.base import Source
+from ltbench.errors import UserError
+
+Counts = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images of each class, (K,) each.
+
+    Attributes:
+        labelled: Training images that keep their labels.
+        unlabelled: Training images that lose them; None: the source's own ``unlabelled`` images.
+        val: Images held out.
+        val_from: Split of the source that these are taken from.
+    """
+
+    labelled: Counts
+    unlabelled: Counts | None
+    val: Counts
+    val_from: Literal["train", "test"] = "train"
+
+
+class Protocol:
+    """How a source is divided into ``train`` (labelled), ``unlabelled``, ``val`` and ``test``."""
+
+    def sizes(self, source: Source) -> Sizes:
+        """Return how many images of each class go where.
+
+        Raises:
+            UserError: A class would have no labelled or no unlabelled image.
+        """
+        raise NotImplementedError
+
+    def split(self, source: Source, seed: int) -> dict[str, Split]:
+        """Divide a source, as a function of the source and ``seed`` alone.
+
+        Raises:
+            UserError: The source has too few images of a class, or no images of a kind.
+        """
+        sizes = self.sizes(source)
+        drawn = _draw(source, "train", sizes, seed)
+        splits = {"train": _part(source, "train", drawn["labelled"])}
+        if sizes.unlabelled is not None:
+            splits["unlabelled"] = _hidden("train", drawn["unlabelled"], seed)
+        elif source.has("unlabelled"):
+            splits["unlabelled"] = _hidden("unlabelled", _all(source, "unlabelled"), seed)
+        else:
+            raise UserError(
+                f"{source.display_name} has no unlabelled images of its own: give this protocol "
+                "the number or share of training images that lose their labels."
+            )
+        held_out = drawn["val"]
+        if sizes.val_from == "test":
+            held_out = _draw(source, "test", sizes, seed)["val"]
+        if len(held_out):
+            splits["val"] = _part(source, sizes.val_from, held_out)
+        elif source.has("val"):
+            splits["val"] = _part(source, "val", _all(source, "val"))
+        if source.has("test"):
+            rest = _all(source, "test")
+            rest = np.setdiff1d(rest, held_out) if sizes.val_from == "test" else rest
+            splits["test"] = _part(source, "test", rest)
+        return splits
+
+
+@dataclass
+class ReleasedProtocol(Protocol):
+    """Counts that fall exponentially, as in the code of CSST (2304.14738) and SelMix (2403.18301).
+
+    Class c of K has n1 rho_l^(-c/(K-1)) labelled and m1 rho_u^(-c/(K-1)) unlabelled images, rounded
+    down. Float rounding gives their code one image less where this is a whole number: in the last
+    class of CIFAR-100 (14 for 15), and of CIFAR-10 with the inverted prior (2,999 for 3,000).
+
+    Args:
+        n1: Labelled images of class 0.
+        rho_l: n1 over the labelled images of the last class, at least 1.
+        m1: Unlabelled images of class 0, taken from the training images; null takes the source's
+            own unlabelled images (STL-10, a folder ``ROOT/unlabelled``), whose prior is unknown.
+        rho_u: m1 over the unlabelled images of the last class: ``rho_l`` gives the same prior, 1
+            the uniform one; below 1 the counts grow, 1 / ``rho_l`` is the inverted prior.
+        val_per_class: Validation images of each class, from the training images that are left;
+            0 holds none out. A validation split of the source's own is used instead.
+    """
+
+    n1: int = 1500
+    rho_l: float = 100
+    m1: int | None = 3000
+    rho_u: float = 100
+    val_per_class: int = 500
+
+    def sizes(self, source: Source) -> Sizes:
+        """See :meth:`Protocol.sizes`."""
+        classes = source.num_classes
+        return Sizes(
+            _exponential(self.n1, classes, self.rho_l),
+            None if self.m1 is None else _exponential(self.m1, classes, self.rho_u),
+            np.full(classes, 0 if source.has("val") else self.val_per_class),
+        )
+
+
+@dataclass
+class PaperProtocol(Protocol):
+    """One long tail, cut into labelled and unlabelled images: the tables of CSST (2304.14738).
+
+    Validation is one half of the official test set, stratified; the other half is the test set.
+
+    Args:
+        largest: Images of class 0, labelled and unlabelled together.
+        rho: ``largest`` over the images of the last class.
+        mu: Unlabelled images for each labelled one; labelled counts are rounded down.
+    """
+
+    largest: int = 5000
+    rho: float = 100
+    mu: int = 4
+
+    def sizes(self, source: Source) -> Sizes:
+        """See :meth:`Protocol.sizes`."""
+        counts = _exponential(self.largest, source.num_classes, self.rho)
+        labelled = counts // (1 + self.mu)
+        half = _counts(source, "test") // 2
+        return Sizes(_present(labelled, "labelled"), counts - labelled, half, "test")
+
+
+@dataclass
+class NaturalProtocol(Protocol):
+    """All images of a source as they are: for data of one's own.
+
+    Args:
+        labelled: Share of the training images of each class that keep their labels, at least one
+            image; the others are the unlabelled ones. Null keeps all labels and takes the source's
+            own unlabelled images (a folder ``ROOT/unlabelled``).
+        val: Share of the training images of each class held out, at least one image; 0 holds none
+            out. A validation split of the source's own is used instead.
+
+    Raises:
+        UserError: A share is out of its range.
+    """
+
+    labelled: float | None = 0.2
+    val: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        if self.labelled is not None and not 0 < self.labelled < 1:
+            raise UserError(f"labelled share {self.labelled} must lie between 0 and 1, or be null.")
+        if not 0 <= self.val < 1:
+            raise UserError(f"validation share {self.val} must lie in [0, 1).")
+
+    def sizes(self, source: Source) -> Sizes:
+        """See :meth:`Protocol.sizes`."""
+        counts = _counts(source, "train")
+        held_out = bool(self.val) and not source.has("val")
+        val = _share(counts, self.val) if held_out else np.zeros_like(counts)
+        if self.labelled is None:
+            return Sizes(_present(counts - val, "labelled"), None, val)
+        labelled = _share(counts - val, self.labelled)
+        rest = _present(counts - val - labelled, "unlabelled")
+        return Sizes(labelled, rest, val)
+
+
+def _exponential(first: int, classes: int, ratio: float) -> Counts:
+    """Counts from ``first`` on, with first over last = ``ratio``, which may be below 1."""
+    if not ratio > 0:
+        raise UserError(f"an imbalance ratio of {ratio} has no meaning: give a number above 0.")
+    if ratio >= 1:
+        return np.array(profiles.class_counts(first, classes, ratio))
+    return np.array(profiles.class_counts(round(first / ratio), classes, 1 / ratio))[::-1]
+
+
+def _counts(source: Source, split: str) -> Counts:
+    counts: Counts = np.bincount(source.labels(split), minlength=source.num_classes)
+    return counts
+
+
+def _share(counts: Counts, share: float) -> Counts:
+    shares: Counts = np.maximum(np.rint(share * counts).astype(np.int64), 1)
+    return shares
+
+
+def _present(counts: Counts, kind: str) -> Counts:
+    if counts.min() < 1:
+        raise UserError(
+            f"class {counts.argmin()} would have no {kind} image. Choose a smaller imbalance, "
+            "another share, or add images."
+        )
+    return counts
+
+
+def _all(source: Source, split: str) -> Indices:
+    return np.arange(len(source.labels(split)))
+
+
+def _part(source: Source, split: str, indices: Indices) -> Split:
+    return Split(split, indices, source.labels(split)[indices])
+
+
+def _hidden(split: str, indices: Indices, seed: int) -> Split:
+    shuffled = np.random.default_rng([seed, len(indices)]).permutation(indices)
+    return Split(split, shuffled, np.full(len(indices), -1))
+
+
+def _draw(source: Source, split: str, sizes: Sizes, seed: int) -> dict[str, Indices]:
+    """Take what ``sizes`` asks for from one split of a source, class by class."""
+    labels, counts = source.labels(split), _counts(source, split)
+    none = np.zeros_like(counts)
+    training, held_out = split == "train", split == sizes.val_from
+    asked = {
+        "labelled": sizes.labelled if training else none,
+        "unlabelled": sizes.unlabelled if training and sizes.unlabelled is not None else none,
+        "val": sizes.val if held_out else none,
+    }
+    _check(source, split, counts, asked)
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    drawn: dict[str, list[Indices]] = {kind: [] for kind in asked}
+    for c, of_class in enumerate(members):
+        order = np.random.default_rng([seed, c]).permutation(of_class)
+        first, second, last = (int(asked[kind][c]) for kind in asked)
+        drawn["labelled"].append(order[:first])
+        drawn["unlabelled"].append(order[first : first + second])
+        drawn["val"].append(order[len(order) - last :])
+    return {kind: np.concatenate(parts) for kind, parts in drawn.items()}
+
+
+def _check(source: Source, split: str, counts: Counts, asked: dict[str, Counts]) -> None:
+    lacking = np.sum(list(asked.values()), axis=0) - counts
+    if lacking.max() > 0:
+        c = int(lacking.argmax())
+        wanted = " + ".join(f"{asked[kind][c]} {kind}" for kind in asked if asked[kind][c])
+        raise UserError(
+            f"class {source.class_names[c]} has {counts[c]} {split} images, but the protocol asks "
+            f"for {wanted}. Lower these counts, or the share held out."
+        )

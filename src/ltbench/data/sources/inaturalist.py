@@ -1,0 +1,110 @@
+"""iNaturalist 2018 and 2019 (Van Horn et al., arXiv 1707.06642), from JSON or list files."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ltbench.data.sources.base import OnBadImage
+from ltbench.data.sources.decoding import Decoding
+from ltbench.data.sources.files import Files
+from ltbench.data.sources.lists import Lists, listed, read_list
+from ltbench.errors import UserError
+
+# The constants of the long-tail literature for iNaturalist.
+INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
+
+
+class INaturalist2018(Lists):
+    """iNaturalist 2018: 437,513 training images of 8,142 species, 1,000 to 2 a class.
+
+    `root` holds the folder ``train_val2018`` and either the official ``train2018.json`` and
+    ``val2018.json``, or the field's list files. As in the field, the official validation set,
+    3 images a class, is the test split: the labels of the official test set were never published.
+    Labels are the official category ids; there are as many classes as the JSON file has categories.
+    """
+
+    name = "inaturalist2018"
+    display_name = "iNaturalist 2018"
+    mean, std = INATURALIST_MEAN, INATURALIST_STD
+    official: ClassVar[Mapping[str, str]] = {"train": "train2018.json", "test": "val2018.json"}
+    lists: ClassVar[Mapping[str, str]] = {
+        "train": "iNaturalist18_train.txt",
+        "test": "iNaturalist18_val.txt",
+    }
+
+    def __init__(
+        self,
+        root: Path,
+        image_size: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        decoding: Decoding | None = None,
+    ) -> None:
+        self._categories: list[str] | None = None
+        super().__init__(root, image_size, on_bad_image, decoding)
+
+    def _annotations(self) -> dict[str, Path]:
+        found = {split: self.root / name for split, name in self.official.items()}
+        if found["train"].is_file():
+            return {split: path for split, path in found.items() if path.is_file()}
+        train, test = self.lists["train"], self.lists["test"]
+        if not (self.root / train).is_file():
+            raise UserError(
+                f"there is neither {self.official['train']} nor {train} in {self.root}.\n"
+                f"Unpack images and annotations there; lists are taken as well ({train}, {test})."
+            )
+        return super()._annotations()
+
+    def _read(self, path: Path) -> Files:
+        if path.suffix != ".json":
+            return read_list(path)
+        files, names = read_annotations(path)
+        if self._categories is None:
+            self._categories, self.num_classes = names, len(names)
+        return files
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the categories; from a list, the folder of the first image of each."""
+        return self._categories or super().class_names
+
+
+class INaturalist2019(INaturalist2018):
+    """iNaturalist 2019: 265,213 training images of 1,010 species, laid out as those of 2018."""
+
+    name = "inaturalist2019"
+    display_name = "iNaturalist 2019"
+    official: ClassVar[Mapping[str, str]] = {"train": "train2019.json", "test": "val2019.json"}
+    lists: ClassVar[Mapping[str, str]] = {
+        "train": "iNaturalist19_train.txt",
+        "test": "iNaturalist19_val.txt",
+    }
+
+
+def read_annotations(path: Path) -> tuple[Files, list[str]]:
+    """Read an annotation file of the official layout (that of COCO), one annotation an image.
+
+    Returns:
+        The images in the order of their annotations, and the name of each category.
+
+    Raises:
+        UserError: The file is no JSON or lacks something, or the categories are not 0, 1, 2, ...
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        file_names = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        pairs = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
+        names = [os.fsencode(file_names[image]) for image, _ in pairs]
+        labels = [int(category) for _, category in pairs]
+    except ValueError as error:
+        raise UserError(f"{path} is not a JSON file: {error}.") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not an annotation file of iNaturalist: {type(error).__name__} {error}. "
+            "It needs images (id, file_name), annotations (image_id, category_id) and categories."
+        ) from error
+    if sorted(categories) != list(range(len(categories))):
+        raise UserError(f"{path}: the category ids are not 0 to {len(categories) - 1}.")
+    return listed(names, labels, path), [categories[c] for c in range(len(categories))]

@@ -1,0 +1,154 @@
+"""Sets that list files name, one ``path label`` a line: ImageNet-LT, Places-LT, and one's own."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from ltbench.data.sources.base import OnBadImage
+from ltbench.data.sources.decoding import Decoding
+from ltbench.data.sources.files import IMAGENET_MEAN, IMAGENET_STD, Files, FileSource, usable
+from ltbench.errors import UserError
+
+DEFAULT_SIZE = 224  # pixels
+
+
+class Lists(FileSource):
+    """Images named by ``root/train.txt``, and optionally by ``root/val.txt`` and ``root/test.txt``.
+
+    Each line holds a path below `root` and a label, from 0 on. Labels are kept as they are. Every
+    file is looked at once, at construction. `image_size` None stands for 224 pixels.
+
+    Attributes:
+        lists: Split -> name of its list file.
+        num_classes: Set by a published list; otherwise one more than the largest training label.
+
+    Raises:
+        UserError: A list is missing or malformed, a label is out of range, or a file is missing or
+            damaged.
+    """
+
+    name = "lists"
+    lists: ClassVar[Mapping[str, str]] = {s: f"{s}.txt" for s in ("train", "val", "test")}
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    num_classes = 0
+    display_name = ""
+
+    def __init__(
+        self,
+        root: Path,
+        image_size: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        decoding: Decoding | None = None,
+    ) -> None:
+        super().__init__(root, image_size, on_bad_image, decoding)
+        self.display_name = self.display_name or root.resolve().name
+        files = {}
+        for split, path in self._annotations().items():
+            listed = self._read(path)
+            if split == "train" and not self.num_classes:
+                self.num_classes = int(listed.labels.max()) + 1
+            check_labels(listed, self.num_classes, path)
+            files[split] = usable(root, listed, on_bad_image, path)
+        self._take(image_size or DEFAULT_SIZE, files)
+
+    def _annotations(self) -> dict[str, Path]:
+        """Split -> the file that names its images, the training split first."""
+        found = {split: self.root / name for split, name in self.lists.items()}
+        if not found["train"].is_file():
+            others = ", ".join(name for split, name in self.lists.items() if split != "train")
+            raise UserError(
+                f"there is no {self.lists['train']} in {self.root}.\nPut it there, and beside it "
+                f"{others} and the images: each line is `path label`, the path from {self.root}."
+            )
+        return {split: path for split, path in found.items() if path.is_file()}
+
+    def _read(self, path: Path) -> Files:
+        return read_list(path)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Folder of the first training image of each class, or its number where it has none."""
+        names = [str(c) for c in range(self.num_classes)]
+        train = self._files["train"]
+        for c, row in zip(*np.unique(train.labels, return_index=True), strict=True):
+            names[c] = os.fsdecode(train.names[row].rpartition(b"/")[0]) or names[c]
+        return names
+
+
+class ImageNetLT(Lists):
+    """ImageNet-LT (Liu et al., arXiv 1904.05160): `root` holds ImageNet and the three lists.
+
+    115,846 training images, 1,280 to 5 a class; 20 validation images a class, cut from ImageNet's
+    training set; the test set is ImageNet's validation set, 50 a class.
+    """
+
+    name = "imagenet_lt"
+    display_name = "ImageNet-LT"
+    num_classes = 1000
+    lists: ClassVar[Mapping[str, str]] = {
+        s: f"ImageNet_LT_{s}.txt" for s in ("train", "val", "test")
+    }
+
+
+class PlacesLT(Lists):
+    """Places-LT (Liu et al., arXiv 1904.05160): `root` holds Places 365 and the three lists.
+
+    62,500 training images, 4,980 to 5 a class; 20 validation and 100 test images a class.
+    """
+
+    name = "places_lt"
+    display_name = "Places-LT"
+    num_classes = 365
+    lists: ClassVar[Mapping[str, str]] = {s: f"Places_LT_{s}.txt" for s in ("train", "val", "test")}
+
+
+def read_list(path: Path) -> Files:
+    """Read lines ``path label``; a path may contain spaces, and empty lines are passed over.
+
+    Raises:
+        UserError: A line without a whole number at its end, or a list without images.
+    """
+    names, labels = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            name, label = line.rsplit(maxsplit=1)
+            labels.append(int(label))
+        except ValueError:
+            if not line.strip():
+                continue
+            raise UserError(
+                f"{path}, line {number}: '{os.fsdecode(line)}' is not `path label`, such as "
+                "`train/n01440764/n01440764_190.JPEG 0`."
+            ) from None
+        names.append(name)
+    return listed(names, labels, path)
+
+
+def listed(names: Iterable[bytes], labels: Iterable[int], path: Path) -> Files:
+    """Make the arrays of a split; ``path`` says where it was listed.
+
+    Raises:
+        UserError: There is no image.
+    """
+    files = Files(np.array(list(names), dtype=np.bytes_), np.array(list(labels), dtype=np.int64))
+    if not len(files.labels):
+        raise UserError(f"{path} lists no image.")
+    return files
+
+
+def check_labels(files: Files, num_classes: int, path: Path) -> None:
+    """Refuse labels outside 0 to ``num_classes`` - 1.
+
+    Raises:
+        UserError: How many there are, and the first.
+    """
+    bad = np.flatnonzero((files.labels < 0) | (files.labels >= num_classes))
+    if len(bad):
+        first = f"{os.fsdecode(files.names[bad[0]])} has label {files.labels[bad[0]]}"
+        raise UserError(
+            f"{path}: {len(bad)} of {len(files.labels)} labels are not in 0 to {num_classes - 1}: "
+            f"{first}.\nLabels count from 0, and every class needs a training image."
+        )

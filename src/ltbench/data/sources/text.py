@@ -1,0 +1,269 @@
+"""Texts instead of images: token ids, with a second wording of each text beside the first.
+
+A text is two rows of token ids, (2, L) int32, 0 being padding: the text, and its other wording,
+which is the strong view of consistency training (UDA, arXiv 1904.12848). Other wordings are a
+column of the data, where they may be back-translations; where there is none, words are dropped and
+swapped.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ltbench.data.sources.base import Labels, OnBadImage, Source
+from ltbench.data.sources.decoding import Decoding
+from ltbench.errors import UserError
+
+Tokens = npt.NDArray[np.int32]
+Encoder = Callable[[Sequence[str], int], Tokens]
+"""Maps n texts and a length L to token ids (n, L), cut off or padded with 0."""
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": lambda path: pd.read_csv(path, keep_default_na=False),
+    ".jsonl": lambda path: pd.read_json(path, lines=True),
+    ".parquet": pd.read_parquet,
+}
+LENGTH = 128  # tokens, unless a config says otherwise
+
+
+class Text(Source):
+    """Tables ``root/train.csv`` (or ``.jsonl``, ``.parquet``); val, test, unlabelled are optional.
+
+    Columns: ``text``; ``label``, any value, not in ``unlabelled``; and ``augmented``, another
+    wording of the text, where there is one. Classes are the sorted labels of the training table.
+
+    `image_size` is the length of a text in tokens. Token ids are those of a vocabulary of the
+    training words, until :attr:`encoder` is set to another.
+
+    Raises:
+        UserError: A table or column is missing, or a label that training lacks is found.
+    """
+
+    name: ClassVar[str] = "text"
+    channels = 1
+    mean, std = (0.0,), (1.0,)
+
+    def __init__(
+        self,
+        root: Path,
+        image_size: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        decoding: Decoding | None = None,
+    ) -> None:
+        super().__init__(root, image_size, on_bad_image, decoding)
+        self.display_name = root.resolve().name
+        self._tables = self._read()
+        self.splits = frozenset(self._tables)
+        self._class_names = sorted(map(str, self._tables["train"]["label"].unique()))
+        self.num_classes = len(self._class_names)
+        self.encoder: Encoder = Vocabulary(self._tables["train"]["text"].tolist())
+        for split in self.splits:
+            self.labels(split)
+
+    def _read(self) -> dict[str, pd.DataFrame]:
+        """Return a table a split; ``train`` must be among them."""
+        found = {}
+        for split in ("train", "val", "test", "unlabelled"):
+            for ending, reader in READERS.items():
+                path = self.root / f"{split}{ending}"
+                if path.is_file():
+                    found[split] = _checked(reader(path), path, split != "unlabelled")
+        if "train" not in found:
+            raise UserError(
+                f"there is no table {self.root}/train.csv (or .jsonl, .parquet) with the columns "
+                "text and label."
+            )
+        return found
+
+    @property
+    def class_names(self) -> list[str]:
+        """The labels, sorted."""
+        return self._class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all tables."""
+        digest = hashlib.sha256()
+        for split in sorted(self.splits):
+            digest.update(pd.util.hash_pandas_object(self._tables[split]).to_numpy().tobytes())
+        return digest.hexdigest()
+
+    def labels(self, split: str) -> Labels:
+        """See `Source.labels`."""
+        self._check(split)
+        table = self._tables[split]
+        if split == "unlabelled":
+            return np.full(len(table), -1)
+        codes = pd.Categorical(table["label"].astype(str), categories=self._class_names).codes
+        if (codes < 0).any():
+            raise UserError(
+                f"the {split} texts of {self.display_name} have the label "
+                f"'{table['label'].iloc[int(codes.argmin())]}', which the training texts lack."
+            )
+        return codes.astype(np.int64)
+
+    def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
+        """(len(indices), 2, L) int32 token ids, each text and its other wording."""
+        self._check(split)
+        rows = self._tables[split].iloc[np.asarray(indices, dtype=np.int64)]
+        texts = rows["text"].tolist()
+        if "augmented" in rows:
+            others = rows["augmented"].tolist()
+        else:
+            others = [reworded(text) for text in texts]
+        length = self.image_size or LENGTH
+        both = [self.encoder(wording, length) for wording in (texts, others)]
+        return torch.from_numpy(np.stack(both, 1))
+
+
+class Hub(Text):
+    """A text set of the Hugging Face hub, read with ``datasets``, which keeps it after a download.
+
+    Other wordings may lie in ``root`` as tables of :class:`Text`, which then are all the data.
+    """
+
+    path: ClassVar[str]
+    column: ClassVar[str] = "text"
+
+    def _read(self) -> dict[str, pd.DataFrame]:
+        if any((self.root / f"train{ending}").is_file() for ending in READERS):
+            return super()._read()
+        try:
+            from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise UserError(
+                f"{self.name} comes from the Hugging Face hub: pip install ltbench[text]."
+            ) from error
+        found = {}
+        for split in ("train", "test"):
+            try:
+                data = load_dataset(self.path, split=split)
+            except Exception as error:  # of many types, where there is no network
+                raise UserError(
+                    f"cannot load {self.path} from the Hugging Face hub ({error}).\nOr put "
+                    f"train.csv and test.csv, with columns text and label, into {self.root}."
+                ) from error
+            table = data.to_pandas().rename(columns={self.column: "text"})
+            names = np.array(data.features["label"].names)
+            table["label"] = names[table["label"].to_numpy()]
+            found[split] = table[["text", "label"]]
+        return found
+
+
+class Imdb(Hub):
+    """50,000 film reviews, negative or positive (Maas et al., ACL 2011)."""
+
+    name = "imdb"
+    path = "stanfordnlp/imdb"
+
+
+class DBpedia14(Hub):
+    """630,000 abstracts of Wikipedia articles in 14 classes (Zhang et al., arXiv 1509.01626)."""
+
+    name = "dbpedia14"
+    path = "fancyzhx/dbpedia_14"
+    column = "content"
+
+
+class Phrases(Text):
+    """Generated phrases of five topics, in which one word in three speaks of the topic.
+
+    The other wording of a phrase replaces words of its topic by others of it. `root` is not used.
+    """
+
+    name = "phrases"
+
+    def _read(self) -> dict[str, pd.DataFrame]:
+        sizes = {"train": 400, "test": 60}
+        return {split: _phrases(size, seed) for seed, (split, size) in enumerate(sizes.items())}
+
+
+TOPICS = {
+    "animals": "cat dog horse sheep wolf fox mouse bear otter heron trout beetle",
+    "food": "bread cheese apple soup onion butter olive pepper plum noodle honey salt",
+    "music": "piano violin chord drum melody tempo opera flute rhythm choir cello fugue",
+    "space": "planet comet orbit rocket star moon nebula probe galaxy crater lander meteor",
+    "weather": "rain storm cloud thunder frost sunshine drizzle hail breeze fog snow gale",
+}
+FILLERS = "the a one some this near under with and or was is seen found old new big small far"
+
+
+def _phrases(per_topic: int, seed: int) -> pd.DataFrame:
+    draw = np.random.default_rng(seed)
+    rows = []
+    for topic, words in TOPICS.items():
+        others = np.array(" ".join(w for name, w in TOPICS.items() if name != topic).split())
+        for _ in range(per_topic):
+            length = draw.integers(6, 13)
+            about = draw.random(length) < 1 / 3
+            stray = draw.random(length) < 0.08
+            text = np.where(
+                about, *(draw.choice(kind.split(), length) for kind in (words, FILLERS))
+            )
+            text = np.where(stray, draw.choice(others, length), text)
+            again = np.where(about & ~stray, draw.choice(words.split(), length), text)
+            rows.append((" ".join(text), topic, " ".join(again)))
+    return pd.DataFrame(rows, columns=["text", "label", "augmented"])
+
+
+class Vocabulary:
+    """Words of some texts as token ids, most frequent first; 0 is padding, 1 any other word.
+
+    Args:
+        texts: Where the words come from.
+        size: Words kept at most.
+    """
+
+    def __init__(self, texts: Sequence[str], size: int = 30_000) -> None:
+        counts = Counter(word for text in texts for word in _words(text))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))[:size]
+        self.ids = {word: number for number, word in enumerate(ordered, start=2)}
+
+    def __len__(self) -> int:
+        """Return the number of token ids, padding and the unknown word included."""
+        return len(self.ids) + 2
+
+    def __call__(self, texts: Sequence[str], length: int) -> Tokens:
+        """Encode texts."""
+        tokens = np.zeros((len(texts), length), dtype=np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            found = [self.ids.get(word, 1) for word in _words(text)][:length]
+            row[: len(found)] = found
+        return tokens
+
+
+def reworded(text: str, share: float = 0.1) -> str:
+    """Drop and swap words of a text (arXiv 1901.11196), the same ones each time.
+
+    Args:
+        text: Words between blanks.
+        share: Probability with which a word is dropped, and share of words that change places.
+    """
+    seed = hashlib.sha256(text.encode()).digest()[:8]
+    draw = np.random.default_rng(int.from_bytes(seed, "little"))
+    words = np.array(text.split(), dtype=object)
+    words = words[draw.random(len(words)) >= share] if len(words) > 1 else words
+    for _ in range(round(share * len(words))):
+        one, other = draw.integers(0, len(words), 2)
+        words[[one, other]] = words[[other, one]]
+    return " ".join(words)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _checked(table: pd.DataFrame, path: Path, labelled: bool) -> pd.DataFrame:
+    for column in ("text", "label") if labelled else ("text",):
+        if column not in table:
+            raise UserError(f"{path} has no column '{column}'; it has {', '.join(table.columns)}.")
+    return table

@@ -1,0 +1,82 @@
+"""Semi-supervised texts: what differs from images between the source and the network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltbench.data.semi import SemiSupervisedDataModule
+from ltbench.data.sources.text import LENGTH, Encoder, Text, Tokens
+from ltbench.errors import UserError
+
+
+class TextDataModule(SemiSupervisedDataModule):
+    """Labelled and unlabelled texts as token ids (B, L); the strong view is another wording.
+
+    Args:
+        source: ``text`` (tables of one's own), ``imdb``, ``dbpedia14``, or ``phrases``.
+        root: Folder of the tables.
+        tokenizer: Name or folder of a Hugging Face tokenizer; default: the training words.
+        max_length: Tokens of a text, cut off or padded.
+        **kwargs: The rest of :class:`~ltbench.data.semi.SemiSupervisedDataModule`.
+
+    Raises:
+        UserError: The source has images, or there is no such tokenizer.
+    """
+
+    def __init__(
+        self,
+        source: str = "phrases",
+        root: str | None = None,
+        tokenizer: str | None = None,
+        max_length: int = LENGTH,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Find the source, and choose how its texts become token ids."""
+        super().__init__(
+            source, root, image_size=max_length, decoding=None, predict_folder=None, **kwargs
+        )
+        if not isinstance(self.source, Text):
+            raise UserError(f"data source '{source}' has images; TextDataModule is for texts.")
+        if tokenizer is not None:
+            self.source.encoder = pretrained_encoder(tokenizer)
+
+    def strong(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        """Return the other wording (B, 1, L) of texts (B, 2, L)."""
+        return super().strong(images[:, 1:], draws)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return the token ids (B, L) int64 of the first wording of (B, n, L)."""
+        return images[:, 0].long()
+
+
+def pretrained_encoder(name: str) -> Encoder:
+    """Return the encoder that a Hugging Face tokenizer is.
+
+    Args:
+        name: Name on the hub, or a folder; its padding must be token 0, as in the BERT family.
+
+    Raises:
+        UserError: transformers is not installed, or there is no such tokenizer.
+    """
+    try:
+        from transformers import AutoTokenizer  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise UserError("a Hugging Face tokenizer needs: pip install ltbench[text].") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the tokenizer '{name}': {error}") from error
+    if tokenizer.pad_token_id != 0:
+        raise UserError(
+            f"tokenizer '{name}' pads with token {tokenizer.pad_token_id}; choose one of the BERT "
+            "family, which pads with token 0."
+        )
+
+    def encode(texts: Sequence[str], length: int) -> Tokens:
+        found = tokenizer(list(texts), truncation=True, padding="max_length", max_length=length)
+        return np.array(found["input_ids"], dtype=np.int32)
+
+    return encode

@@ -1,0 +1,67 @@
+"""DistilBERT (arXiv 1910.01108) as a backbone: token ids in, logits out."""
+
+from typing import Any
+
+from timm.models import register_model
+from torch import Tensor, nn
+
+from ltbench.errors import UserError
+
+
+class TextClassifier(nn.Module):
+    """A Hugging Face model for sequence classification, called with token ids alone.
+
+    Args:
+        model: Takes ``input_ids`` and ``attention_mask``, and gives ``logits``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer."""
+        return self.model.get_submodule("classifier")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) int64, 0 being padding, to logits (B, C)."""
+        logits: Tensor = self.model(input_ids=tokens, attention_mask=tokens != 0).logits
+        return logits
+
+
+@register_model
+def distilbert(
+    pretrained: bool = False,
+    num_classes: int = 2,
+    in_chans: int = 1,
+    weights: str | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> TextClassifier:
+    """DistilBERT: 66 million parameters, or what ``kwargs`` say (``dim``, ``n_layers``, ...).
+
+    Args:
+        pretrained: Not used; ``weights`` says what to start from.
+        num_classes: Outputs of the classifier.
+        in_chans: Not used.
+        weights: Name on the Hugging Face hub or folder of pretrained weights; default: random ones.
+        **kwargs: Entries of ``transformers.DistilBertConfig``.
+    """
+    try:
+        from transformers import (  # type: ignore[import-not-found,unused-ignore]
+            DistilBertConfig,
+            DistilBertForSequenceClassification,
+        )
+    except ImportError as error:
+        raise UserError("backbone 'distilbert' needs: pip install ltbench[text].") from error
+    options = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "cache_dir")}
+    options.pop("pretrained_cfg_overlay", None)
+    if weights is None:
+        config = DistilBertConfig(num_labels=num_classes, **options)
+        return TextClassifier(DistilBertForSequenceClassification(config))
+    try:
+        model = DistilBertForSequenceClassification.from_pretrained(
+            weights, num_labels=num_classes, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the weights '{weights}' of distilbert: {error}") from error
+    return TextClassifier(model)
