@@ -30,9 +30,16 @@ class TinyNet(nn.Module):
     def get_classifier(self):
         return self.fc
 
+    def forward_features(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+    def forward_head(self, x, pre_logits=False):
+        x = F.adaptive_avg_pool2d(x, 2).flatten(1)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
     def forward(self, x):
-        x = F.adaptive_avg_pool2d(F.relu(self.bn(self.conv(x))), 2).flatten(1)
-        return self.fc(F.dropout(x, self.drop_rate, self.training))
+        return self.forward_head(self.forward_features(x))
 
 
 @timm.models.register_model

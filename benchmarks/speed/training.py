@@ -152,7 +152,12 @@ class TakeTurns(Callback):
         def sam() -> None:
             net = nets["sam"]
             rule.backward(
-                net, lambda part: loss_of(net, part), len(labels), epoch=0, epochs=1, generator=noise
+                net,
+                lambda part: loss_of(net, part),
+                len(labels),
+                epoch=0,
+                epochs=1,
+                generator=noise,
             )
             optimizers["sam"].step()
 

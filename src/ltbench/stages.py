@@ -55,6 +55,28 @@ class Start:
     data: dict[str, Any]
     lineage: dict[str, Any]
 
+    def require_same_data(self, data: dict[str, Any]) -> None:
+        """Refuse to go on with other data, as far as the checkpoint knows its own.
+
+        Args:
+            data: The :meth:`~ltbench.data.datamodule.LongTailDataModule.identity` of this run's.
+
+        Raises:
+            UserError: Classes, normalisation or size of the images, or training images differ.
+        """
+        role = self.lineage["role"]
+        wrong = [key for key, value in self.data.items() if data.get(key, value) != value]
+        if wrong == ["training_set"]:
+            raise UserError(
+                f"{role} was trained on other images, which may be in this validation set: use the "
+                "data settings of the config.yaml in its run folder."
+            )
+        if wrong:
+            key = wrong[0]
+            raise UserError(
+                f"{role} was trained on data with another {key}: {self.data[key]}, not {data[key]}."
+            )
+
 
 def checkpoint_of(trained: Trained) -> Path | None:
     """Return the file that holds the weights, or None for timm's own.

@@ -54,7 +54,7 @@ class Method(L.LightningModule):
 
     paper: ClassVar[Paper | None] = None
     stage: ClassVar[str] = "train"
-    monitor: ClassVar[str | None] = None
+    monitor: str | None = None
 
     def __init__(self) -> None:
         """Know nothing yet of configs, earlier runs and data."""

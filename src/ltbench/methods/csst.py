@@ -1,0 +1,308 @@
+"""CSST: self-training for a metric of the confusion matrix, such as min recall, not accuracy."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ltbench.data.datamodule import Batch
+from ltbench.errors import UserError
+from ltbench.methods.base import Paper
+from ltbench.methods.fixmatch import FixMatch
+from ltbench.objectives import (
+    Ascent,
+    Covered,
+    LeastRecall,
+    build_objective,
+    joint_confusion,
+    rates,
+    zero_recall_classes,
+)
+
+PUBLISHED_BUDGET = 57.6
+"""Step size 0.1 times the 576 updates of the released code's 2^20 steps."""
+
+
+def hybrid_loss(logits: Tensor, targets: Tensor, gain: Tensor) -> Tensor:
+    """Cost-sensitive loss of each sample, -sum_j (M^T t)_j log softmax(z - log diag D)_j.
+
+    G = M D, with D the diagonal of G. A diagonal G gives the logit-adjusted cross-entropy. The
+    best scores have softmax(z) = norm(G^T p(y|x)): predictions are arg max z, unadjusted.
+    Narasimhan and Menon 2021; CSST, arXiv 2304.14738, equation 3.
+
+    Args:
+        logits: z, (B, C).
+        targets: Labels (B,), or probabilities t (B, C).
+        gain: G, (C, C), its diagonal positive; any multiple gives the same loss.
+
+    Returns:
+        (B,) losses, float32 or better.
+    """
+    logits = _wide(logits)
+    diagonal = gain.diagonal()
+    weights = (_gains(targets, gain) / diagonal).to(logits)
+    return -(weights * (logits - diagonal.log().to(logits)).log_softmax(1)).sum(1)
+
+
+def weighted_target(targets: Tensor, gain: Tensor) -> Tensor:
+    """Return what the strong view is pulled to, norm(G^T t) (B, C): the weights of equation 6.
+
+    Args:
+        targets: Pseudo-labels (B,), or probabilities t (B, C).
+        gain: G, (C, C).
+    """
+    gains = _gains(targets, gain)
+    return gains / gains.sum(1, keepdim=True)
+
+
+def target_divergence(logits: Tensor, targets: Tensor, gain: Tensor) -> Tensor:
+    """Return KL(norm(G^T t) || softmax(z)) of each sample, (B,): CSST, equation 7.
+
+    Small where the weak view already predicts what the gains ask for. For a diagonal G and hard
+    labels it is -log max p, so that a threshold on it is FixMatch's on the confidence.
+
+    Args:
+        logits: z of the weak view, (B, C).
+        targets: Pseudo-labels (B,), or probabilities t (B, C).
+        gain: G, (C, C).
+    """
+    wanted = weighted_target(targets, gain).to(_wide(logits))
+    found = _wide(logits).softmax(1)
+    return (wanted * ((wanted + 1e-7).log() - (found + 1e-7).log())).sum(1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _gains(targets: Tensor, gain: Tensor) -> Tensor:
+    """Return G^T t of each sample, (B, C), in the precision of the gains."""
+    if not targets.is_floating_point():
+        return gain[targets]
+    with torch.autocast(targets.device.type, enabled=False):
+        return targets.to(gain) @ gain
+
+
+class CSST(FixMatch):
+    """FixMatch with the cost-sensitive losses of a gain matrix that follows the held-out set.
+
+    Every ``update_interval`` steps the averaged network is evaluated on the validation split, in
+    one pass without augmentation. Its confusion matrix moves the multipliers of the objective, and
+    they define the gain matrix G. Labelled images get the hybrid loss of G; an unlabelled one is
+    kept if its weak view is close to norm(G^T t) for its pseudo-label t, and its strong view gets
+    the hybrid loss of t. Without unlabelled images (``data.mu: 0``) this is cost-sensitive
+    learning (CSL), on labelled images alone.
+
+    The validation split is labelled data, and often more than the labelled training images; other
+    methods use it for nothing but the choice of an epoch.
+
+    Traces: the multipliers ``lambda``, ``gain_diagonal``, ``held_out_recall`` and
+    ``held_out_coverage`` of the last update of an epoch, and FixMatch's.
+
+    Args:
+        objective: A key of :data:`ltbench.objectives.OBJECTIVES`; the harmonic and the geometric
+            mean are this project's, linearised at the current recalls.
+        coverage_target: Least coverage as a share of 1 / C, for objectives with one.
+        update_interval: Steps between updates of the multipliers; or pairs (fraction of training,
+            steps) in order, from 0 on: ``[[0, 10000], [0.5, 1000]]``.
+        omega: Step size of an update; default: ``budget`` over the number of updates.
+        budget: What multipliers can do in a run is ``omega`` times the number of updates. The
+            default is that of the released code, so that a shorter run moves them as far.
+        lambda_init: First multiplier of each coverage constraint, at least 0; default: 1 / C.
+        threshold: What keeps a pseudo-label: the divergence (``kl``), or FixMatch's ``confidence``.
+        kl_tau: Largest divergence that is kept.
+        **kwargs: The rest of :class:`~ltbench.methods.fixmatch.FixMatch`.
+
+    Raises:
+        UserError: An argument is out of its range, or no objective has that name.
+    """
+
+    paper = Paper(
+        title="Cost-Sensitive Self-Training for Optimizing Non-Decomposable Metrics",
+        venue="NeurIPS 2022",
+        arxiv="2304.14738",
+        equations={
+            "hybrid loss (eq. 3)": "ltbench.methods.csst.hybrid_loss",
+            "weighted consistency (eq. 6)": "ltbench.methods.csst.weighted_target",
+            "KL threshold (eq. 7)": "ltbench.methods.csst.target_divergence",
+            "multipliers (section 4)": "ltbench.objectives.Ascent",
+            "gain matrices (section 4)": "ltbench.objectives.Objective.gain",
+        },
+        deviations=(
+            "The held-out set is evaluated without augmentation; the released code augments it.",
+            "No multiplier is updated before the first step.",
+            "Biases, not only batch norm, are free of weight decay.",
+            "Multipliers of coverage constraints are kept between updates; the last released code "
+            "starts each update from 1/C, which leaves the constraints without effect.",
+            "Gains of head and tail are divided by the size of the group, as in the paper; the "
+            "released code leaves that out.",
+            "The objective is not one of the paper's, but linearised as the paper's are.",
+            "The run is shorter than update_interval: no multiplier was updated.",
+        ),
+    )
+
+    multipliers: Tensor
+    gain: Tensor
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        objective: str = "min_recall",
+        coverage_target: float = 0.95,
+        update_interval: int | list[tuple[float, int]] = 1000,
+        omega: float | None = None,
+        budget: float = PUBLISHED_BUDGET,
+        lambda_init: float | None = None,
+        threshold: Literal["kl", "confidence"] = "kl",
+        kl_tau: float = 0.05,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Build the network, the objective and its first multipliers."""
+        # The labelled loss is the hybrid one, so that FixMatch's choice of a loss is none here.
+        super().__init__(num_classes, in_chans, loss="cross_entropy_loss", loss_args=None, **kwargs)
+        if (omega is not None and omega <= 0) or budget <= 0 or kl_tau < 0:
+            raise UserError("omega and budget must be above 0, and kl_tau at least 0.")
+        self.monitor = f"val/{objective.removesuffix('_coverage').removesuffix('_ht')}"
+        self.objective_name = objective
+        self.coverage_target = coverage_target
+        self.update_interval = update_interval
+        self.due: frozenset[int] = frozenset()
+        self.omega = omega
+        self.budget = budget
+        self.threshold = threshold
+        self.kl_tau = kl_tau
+        # Which classes are head and tail the data will tell; the number of multipliers is known.
+        self.objective = build_objective(objective, torch.ones(num_classes), coverage_target)
+        first = self.objective.initial.clone()
+        if lambda_init is not None:
+            if isinstance(self.objective, LeastRecall) or lambda_init < 0:
+                raise UserError(
+                    "lambda_init is a number of at least 0, for coverage constraints only: the "
+                    f"multipliers of {objective} sum to 1."
+                )
+            first.fill_(lambda_init)
+        self.register_buffer("multipliers", first)
+        self.register_buffer("gain", torch.eye(num_classes, dtype=torch.float64))
+        update_steps(update_interval, 1)
+
+    def setup(self, stage: str) -> None:
+        """Check the held-out set, and make the gains of the first multipliers."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if "val" not in self.data.splits:
+            raise UserError(
+                "CSST needs a held-out set: choose a protocol with validation images, or put some "
+                "into the folder val of the data."
+            )
+        images = torch.from_numpy(self.data.splits["val"].labels).bincount(
+            minlength=self.num_classes
+        )
+        joint_confusion(images.diag())  # refuses a set in which a class is missing
+        self.objective = build_objective(
+            self.objective_name, self.class_counts, self.coverage_target
+        )
+        self.gain.copy_(self.objective.gain(self.prior, self.prior.diag(), self.multipliers.cpu()))
+
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Those of the paper's card that the objective and the length of the run bring about."""
+        *always, coverage, groups, means, short = self.paper.deviations
+        name = self.objective_name
+        found = {
+            coverage: isinstance(self.objective, Covered),
+            groups: "_ht_" in name,
+            means: name.startswith(("hmean", "gmean")),
+            short: not self.due,
+        }
+        return [*always, *(deviation for deviation, applies in found.items() if applies)]
+
+    @property
+    def prior(self) -> Tensor:
+        """Class prior of the labelled images, (C,) float64 on the CPU."""
+        counts = self.class_counts.double().cpu()
+        return counts / counts.sum()
+
+    def on_train_start(self) -> None:
+        """Know when multipliers are updated, and by how much."""
+        super().on_train_start()
+        length = int(self.trainer.estimated_stepping_batches)
+        self.due = frozenset(update_steps(self.update_interval, length))
+        self.rule = Ascent(self.omega or self.budget / max(len(self.due), 1))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Update the multipliers where it is time."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.trainer.global_step in self.due:
+            self.update_multipliers()
+
+    def update_multipliers(self) -> None:
+        """Evaluate the averaged network on the held-out set; move multipliers and gains."""
+        counts = self.confusion(self.evaluated).cpu()
+        joint = joint_confusion(counts)
+        multipliers = self.objective.update(self.multipliers.cpu(), joint, self.rule)
+        smooth = joint_confusion(counts, smoothing=0.5)
+        self.multipliers.copy_(multipliers)
+        self.gain.copy_(self.objective.gain(self.prior, smooth, multipliers))
+        recall, coverage = rates(joint)
+        self.traces |= {
+            "lambda": multipliers,
+            "gain_diagonal": self.gain.diagonal(),
+            "held_out_recall": recall,
+            "held_out_coverage": coverage,
+        }
+        held_out: dict[str, Tensor | int] = {
+            "objective": self.objective.value(joint),
+            "violation": self.objective.violation(joint),
+            "zero_recall_classes": zero_recall_classes(counts),
+        }
+        for name, value in held_out.items():
+            self.log(f"train/held_out_{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+    def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean hybrid loss of labelled images."""
+        return hybrid_loss(logits, labels, self.gain).mean()
+
+    def consistency_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the hybrid loss (n,) of strong views."""
+        return hybrid_loss(logits, targets, self.gain)
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return which pseudo-labels (n,) are kept, from the logits of the weak views."""
+        if self.threshold == "confidence":
+            return super().keep(logits, targets)
+        return target_divergence(logits, targets, self.gain) <= self.kl_tau
+
+
+def update_steps(interval: int | list[tuple[float, int]], steps: int) -> list[int]:
+    """Return the steps before which multipliers are updated; never the first.
+
+    Args:
+        interval: Steps between updates, or pairs (fraction of training, steps), from 0 on.
+        steps: Length of the whole training.
+
+    Raises:
+        UserError: An interval is below 1, or fractions do not rise from 0 to at most 1.
+    """
+    pairs = interval if isinstance(interval, list) else [(0.0, interval)]
+    fractions = [fraction for fraction, _ in pairs]
+    if (
+        fractions[:1] != [0]
+        or fractions != sorted(set(fractions))
+        or fractions[-1] > 1
+        or min(every for _, every in pairs) < 1
+    ):
+        raise UserError(
+            f"update_interval {interval}: give a number of steps, at least 1, or pairs [fraction "
+            "of training, steps] whose fractions rise from 0 to at most 1."
+        )
+    bounds = [*(round(fraction * steps) for fraction in fractions), steps]
+    return [
+        step
+        for (start, stop), (_, every) in zip(pairwise(bounds), pairs, strict=True)
+        for step in range(start + -start % every, stop, every)
+        if step
+    ]

@@ -1,0 +1,181 @@
+"""Which pairs of classes to mix: the gain of every pair in closed form, and policies on top of it.
+
+Source: SelMix, arXiv 2403.18301, sections 4 and 5. A step on the mixture z_ij of the centroids of
+classes i and j, labelled i, moves the logits of class k by V_ij^T z_k, where column l of V_ij is
+(delta_il - p_ij,l) z_ij, and p_ij is the prediction at z_ij. With D = d objective / d logits, the
+objective rises by G_ij = sum_kl D_kl (delta_il - p_ij,l) <z_ij, z_k> to first order. The bias of
+the classifier is left alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ltbench.errors import UserError
+
+
+def pair_gains(
+    centroids: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slopes: Tensor,
+    share: float = 0.8,
+    *,
+    published_code: bool = False,
+    block: int = 1024,
+) -> Tensor:
+    """Return the gain of mixing each pair of classes.
+
+    With A = Z Z^T, B = A D and the mixture weights s and 1 - s, G_ij = b_ij . (e_i - p_ij), where
+    b_ij = s B_i + (1 - s) B_j. The exponentials of softmax(s S_i + (1 - s) S_j + bias), S = Z W^T,
+    factor into one part of i and one of j, so that all K^2 predictions of K classes cost three
+    matrix products of size K and are never held. Memory: five K x K matrices of float64 beside
+    ``slopes``, and three of ``block`` x K.
+
+    Args:
+        centroids: Z (K, d), the mean feature of each class.
+        weight: W (K, d) of the linear classifier.
+        bias: (K,) of the classifier.
+        slopes: D (K, K), derivative of the objective by the logits of the rows of the confusion
+            matrix (:meth:`ltbench.objectives.Objective.logit_gradient`).
+        share: Mean weight s of the first element of a pair, in (0, 1].
+        published_code: Take <z_i, z_k> for <z_ij, z_k> in the term of the label, as the code does.
+        block: Rows that are computed at a time.
+
+    Returns:
+        G (K, K) float64; row the labelled class i, column its partner j.
+
+    Raises:
+        UserError: Features or weights are not finite.
+    """
+    z, w, d = centroids.double(), weight.double(), slopes.double()
+    for name, tensor in {"features": z, "classifier weights": w}.items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"the {name} of the network are not finite, so no gain can be computed: start from "
+                "another checkpoint, or lower the learning rate."
+            )
+    logits = z @ w.T
+    pull = z @ z.T @ d
+    partner = _exp_of_rows((1 - share) * logits)
+    pulled_partner = pull * partner
+    first = logits.mul_(share).add_(bias)
+    gains = torch.empty_like(pull)
+    label = pull.diagonal()
+    for start in range(0, len(z), block):
+        rows = slice(start, start + block)
+        own = _exp_of_rows(first[rows])
+        expected = share * (pull[rows] * own) @ partner.T + (1 - share) * own @ pulled_partner.T
+        expected /= own @ partner.T
+        if published_code:
+            gains[rows] = label[rows, None] - expected
+        else:
+            gains[rows] = share * label[rows, None] + (1 - share) * pull.T[rows] - expected
+    return gains
+
+
+def _exp_of_rows(logits: Tensor) -> Tensor:
+    # A factor on a row of exponentials falls out of its softmax.
+    return (logits - logits.amax(1, keepdim=True)).exp_()
+
+
+def selective(gains: Tensor, sharpness: float = 10.0, positive_only: bool = True) -> Tensor:
+    """Return P = softmax(sharpness G) over all pairs; arXiv 2403.18301, section 4.
+
+    Args:
+        gains: G (K, K).
+        sharpness: s > 0; its effect depends on the scale of the features.
+        positive_only: Give pairs without a gain no share, as the published code does; if no pair
+            has one, all get the same.
+    """
+    weights = (sharpness * (gains - gains.max())).exp()
+    if positive_only:
+        weights = torch.where(gains > 0, weights, 0)
+    return weights / weights.sum() if weights.any() else uniform(gains)
+
+
+def uniform(gains: Tensor) -> Tensor:
+    """Return equal shares of all pairs: plain mixup over balanced classes."""
+    return torch.full_like(gains, 1 / gains.numel())
+
+
+def class_balanced(gains: Tensor) -> Tensor:
+    """Return equal shares of the pairs of a class with itself: no mixing of classes."""
+    return torch.eye(len(gains), dtype=gains.dtype, device=gains.device) / len(gains)
+
+
+def greedy(gains: Tensor) -> Tensor:
+    """Return all of the share for the pair with the largest gain."""
+    chosen = torch.zeros_like(gains)
+    chosen.view(-1)[gains.argmax()] = 1
+    return chosen
+
+
+CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": uniform,
+    "class_balanced": class_balanced,
+    "greedy": greedy,
+}
+"""Policies to compare :func:`selective` with, by the name that a config gives them."""
+
+
+def smooth(shares: Tensor) -> Tensor:
+    """Give all pairs together 1 / (K + 1) more, as the sampler of the published code does."""
+    classes = len(shares)
+    return (shares + classes**-3) / (1 + 1 / classes)
+
+
+def without_empty(shares: Tensor, available: Tensor) -> Tensor:
+    """Take partners away that have no image; a row keeps its share, a row that lost all loses it.
+
+    Args:
+        shares: P (K, K).
+        available: (K,) bool, classes that a partner can be drawn from.
+
+    Raises:
+        UserError: No pair is left.
+    """
+    left = torch.where(available, shares, 0)
+    sums = left.sum(1, keepdim=True)
+    left = torch.where(sums > 0, left * (shares.sum(1, keepdim=True) / sums), 0)
+    if not left.any():
+        raise UserError(
+            "no pair of classes is left to mix: no image has a pseudo-label of a class that would "
+            "gain. Set smoothing to true, or start from a better checkpoint."
+        )
+    return left / left.sum()
+
+
+@dataclass
+class GainHistory:
+    """What gains promised in each cycle, and what came of it.
+
+    Attributes:
+        predicted: Change of the objective that the gains of a cycle add up to, to first order and
+            by the classifier alone, so that its order counts and not its size.
+        actual: Change that the next look at the validation images found; at most one cycle behind.
+        largest: Largest gain of each look.
+    """
+
+    predicted: list[float] = field(default_factory=list)
+    actual: list[float] = field(default_factory=list)
+    largest: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Return the last changes and the rank correlation of all, as far as they are defined."""
+        found = {"predicted_change": self.predicted[-1]}
+        if self.actual:
+            found["actual_change"] = self.actual[-1]
+        predicted = self.predicted[: len(self.actual)]
+        if len(set(predicted)) > 1 and len(set(self.actual)) > 1:
+            found["change_correlation"] = float(stats.spearmanr(predicted, self.actual).statistic)
+        return found
+
+    def settled(self) -> bool:
+        """Whether the last of ten largest gains is within 5 % of their mean, as SelMix's code."""
+        last = self.largest[-10:]
+        mean = sum(last) / 10
+        return len(last) == 10 and abs(mean - last[-1]) < 0.05 * abs(mean)

@@ -1,0 +1,158 @@
+"""Generated images as data: which latents, the grid that people look at, a folder to train on."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.utils import make_grid
+
+from ltbench import records, seeding
+from ltbench.errors import UserError
+
+Labels = npt.NDArray[np.int64]
+
+GRID_ROWS = 20
+GRID_COLUMNS = 10
+GAP = 1  # pixels between samples
+
+
+class Latents(Dataset[dict[str, Tensor]]):
+    """Inputs of a generator: sample i is a function of (seed, i), whatever the batch or rank.
+
+    Args:
+        number: How many samples.
+        latent: Length of a latent vector.
+        num_classes: Labels are drawn uniformly from so many classes.
+    """
+
+    def __init__(self, number: int, latent: int, num_classes: int) -> None:
+        self.number = number
+        self.latent = latent
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.number
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
+        """Return ``latent`` (B, latent), ``label`` (B,) and ``index`` (B,) of these samples."""
+        seed = seeding.run_seed()
+        draws = [seeding.generator("cpu", seed, "sample", row) for row in rows]
+        labels = [torch.randint(self.num_classes, (), generator=draw) for draw in draws]
+        latents = [torch.randn(self.latent, generator=draw) for draw in draws]
+        return {
+            "latent": torch.stack(latents),
+            "label": torch.stack(labels),
+            "index": torch.as_tensor(rows),
+        }
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        """Return one sample, as a batch of one."""
+        return self.__getitems__([row])
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] to the 256 values that a file of them can hold."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Turn uint8 images to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+class Grid:
+    """The first samples of each predicted class, to be drawn as one picture.
+
+    Of more than 20 classes, 20 are shown, evenly spaced by label.
+
+    Args:
+        class_names: Names of the K classes.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        rows = min(len(class_names), GRID_ROWS)
+        shown = np.linspace(0, len(class_names) - 1, rows).round().astype(int).tolist()
+        self.names = {c: class_names[c] for c in shown}
+        self.kept: dict[int, list[Tensor]] = {c: [] for c in shown}
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Keep what there is still room for, of uint8 images (B, C, H, W) of classes (B,)."""
+        for c, kept in self.kept.items():
+            if len(kept) < GRID_COLUMNS:
+                kept.extend(images[labels == c][: GRID_COLUMNS - len(kept)].cpu())
+
+    def write(self, path: Path, class_counts: Labels) -> None:
+        """Draw a row a class, with its name and its share of all samples, into a PNG file.
+
+        Args:
+            path: Where it goes.
+            class_counts: Samples of each predicted class, (K,), of which these are some.
+        """
+        blank = torch.full_like(next(filter(None, self.kept.values()))[0], 255)
+        tiles = [
+            image
+            for images in self.kept.values()
+            for image in [*images, *[blank] * (GRID_COLUMNS - len(images))]
+        ]
+        picture = make_grid(tiles, GRID_COLUMNS, GAP, pad_value=255).permute(1, 2, 0).numpy()
+        rows, shares = len(self.kept), class_counts / class_counts.sum()
+        figure = Figure(figsize=(6, 0.5 * rows + 0.2), layout="tight")
+        axes = figure.subplots()
+        axes.imshow(picture, interpolation="nearest")
+        labels = [f"{name}  {shares[c]:.1%}" for c, name in self.names.items()]
+        axes.set_yticks((np.arange(rows) + 0.5) * len(picture) / rows, labels)
+        axes.set_xticks([])
+        axes.tick_params(left=False)
+        axes.set_frame_on(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        records.write_whole(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def png(image: Tensor) -> bytes:
+    """Encode one uint8 image (1 or 3, H, W)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_image_folder(
+    root: Path,
+    images: Sequence[bytes],
+    labels: Labels,
+    confidences: npt.NDArray[np.float32],
+    class_names: Sequence[str],
+) -> None:
+    """Write ``root/train/<class>/<i>.png``, which the source ``folder`` reads, and a table.
+
+    ``root/labels.csv`` has a row an image: ``image``, ``class``, ``confidence`` of the label.
+
+    Args:
+        root: A folder that does not exist yet, or is empty.
+        images: N encoded images.
+        labels: (N,) their classes.
+        confidences: (N,) how sure the classifier is that labelled them.
+        class_names: Names of the classes.
+
+    Raises:
+        UserError: There is something in the folder already.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise UserError(f"{root} is not empty: give --output a new folder for the images.")
+    names = [class_names[c] for c in labels]
+    files = [f"train/{name}/{i:06}.png" for i, name in enumerate(names)]
+    for name in sorted(set(names)):
+        (root / "train" / name).mkdir(parents=True)
+    for file, image in zip(files, images, strict=True):
+        (root / file).write_bytes(image)
+    table = pd.DataFrame({"image": files, "class": names, "confidence": confidences})
+    table.to_csv(root / "labels.csv", index=False)

@@ -1,0 +1,127 @@
+"""The configs of FixMatch, CSST and their supervised rows: they run, and are what they claim."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ltbench.data.sources.cifar import Cifar10
+from ltbench.data.sources.stl10 import Stl10
+from ltbench.methods.csst import PUBLISHED_BUDGET, update_steps
+from ltbench.records import read_record
+
+FOLDER = Path(__file__).parents[1] / "configs"
+METHODS = ("FixMatch", "CSST")
+
+
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+def belongs(path):
+    name = read(path)["model"]["class_path"]
+    return name in METHODS or path.stem.endswith("_labelled_cifar10")
+
+
+CONFIGS = {path.stem: read(path) for path in sorted(FOLDER.glob("*.yaml")) if belongs(path)}
+FULL = [
+    name
+    for name in CONFIGS
+    if not name.endswith(("digits", "labelled_cifar10")) and "csl" not in name
+]
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    """Sets of their own shape, but with 50 noisy images a class."""
+
+    def load(self, split):
+        unlabelled = split == "unlabelled"
+        labels = np.arange(self.num_classes).repeat(50 if split == "train" else 2)
+        draw = np.random.default_rng(len(labels))
+        self._class_names = [f"class {c}" for c in range(self.num_classes)]
+        side = 96 if self.name == "stl10" else 32
+        images = draw.integers(0, 256, (len(labels), 3, side, side), dtype=np.uint8)
+        return images, np.full(len(labels), -1) if unlabelled else labels
+
+    monkeypatch.setattr(Cifar10, "_load", load)
+    monkeypatch.setattr(Stl10, "_load", load)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_runs_to_its_record(name, ltbench, small_images, tmp_path):
+    config = CONFIGS[name]
+    words = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    words += ["--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 1]
+    words += ["--model.init_args.backbone", "tiny_net", "--data.init_args.steps_per_epoch", 2]
+    if "backbone_args" in config["model"]["init_args"]:
+        words += ["--model.init_args.backbone_args", "null"]
+    if not name.endswith("digits"):
+        small = {"n1": 20, "rho_l": 4, "val_per_class": 5}
+        if config["data"]["init_args"]["protocol"]["init_args"]["m1"] is not None:
+            small |= {"m1": 20, "rho_u": 4}
+        for key, value in small.items():
+            words += [f"--data.init_args.protocol.init_args.{key}", value]
+    done = ltbench("fit", "--config", FOLDER / f"{name}.yaml", *words)
+    assert done.code == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = read_record(folder / "record.json")
+    assert (record["status"], record["name"]) == ("done", name)
+    assert record["steps"] == 2
+    data = config["data"]["init_args"]
+    assert record["images_seen"] == 2 * data["batch_size"] * (1 + data["mu"])
+    assert record["data"]["profile"].startswith("ReleasedProtocol(")
+    assert np.isfinite(record["metrics"]["last"]["test"]["accuracy"])
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", FULL)
+def test_the_constants_of_the_papers_code(name):
+    config = CONFIGS[name]
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert config["trainer"]["max_epochs"] * data["steps_per_epoch"] == 2**20
+    assert model["optimizer"]["init_args"] == {
+        **{"lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+    }
+    assert (model["lr_schedule"], model["ema_decay"], model["lambda_u"]) == ("SlowCosine", 0.999, 1)
+    assert model["backbone_args"] == {"negative_slope": 0.1, "bn_momentum": 0.001}
+    source = data["source"]
+    assert model["backbone"] == ("wrn_28_8" if source == "cifar100" else "wrn_28_2")
+    assert (data["batch_size"], data["mu"]) == (64, 2 if source == "stl10" else 4)
+    (strong,) = data["strong_augment"]
+    assert strong["init_args"] == {
+        **{"num_ops": 3, "magnitude": None, "space": "fixmatch", "cutout": 0.5}
+    }
+    assert [t["class_path"] for t in data["augment"]] == ["HorizontalFlip", "RandomCrop"]
+    if name.startswith("csst"):
+        steps = update_steps([tuple(pair) for pair in model["update_interval"]], 2**20)
+        assert len(steps) * model["omega"] == pytest.approx(PUBLISHED_BUDGET)
+        assert (model["threshold"], model["kl_tau"]) == ("kl", 0.05)
+    else:
+        assert model["p_cutoff"] == 0.95
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "stl10", "digits"])
+def test_rows_of_a_set_differ_in_the_loss_alone(source):
+    names = [
+        f"{method}_{source}" for method in ("fixmatch", "fixmatch_la", "csst", "csst_coverage")
+    ]
+    own = ("loss", "p_cutoff", "objective", "coverage_target", "update_interval", "omega")
+    rows = []
+    for name in names:
+        row = yaml.safe_load(yaml.safe_dump(CONFIGS[name]))
+        del row["model"]["class_path"]
+        for key in (*own, "threshold", "kl_tau", "lambda_init"):
+            row["model"]["init_args"].pop(key, None)
+        rows.append(row)
+    assert all(row == rows[0] for row in rows)
+    assert CONFIGS[names[1]]["model"]["init_args"]["loss"] == "logit_adjusted_loss"
+
+
+def test_supervised_rows_have_the_labelled_images_of_csst():
+    data = CONFIGS["csst_cifar10"]["data"]["init_args"]
+    for name in ("ce_labelled_cifar10", "la_labelled_cifar10", "csl_cifar10"):
+        ours = CONFIGS[name]["data"]["init_args"]
+        assert (ours["protocol"], ours["augment"]) == (data["protocol"], data["augment"])
+        assert ours["mu"] == 0
