@@ -19,6 +19,9 @@ usage: ltbench COMMAND ...
   data      show counts, imbalance, groups        --config FILE [overrides]
   list      what there is                         [methods|datasets|configs|suites] [--json]
   show      one method, data set or config        NAME
+  bench     run a suite, say how far it is        run|status|reproduce SUITE
+  leaderboard  tables and report of runs          SUITE_OR_FOLDER [--format html --output FILE]
+  analyze   why it does what it does              hessian|confusion|... --run FOLDER
 
   --version    --debug (tracebacks)    COMMAND --help"""
 
@@ -85,8 +88,23 @@ def _run(argv: list[str]) -> None:
         from ltbench.data_report import data_command
 
         data_command(rest)
+    elif command == "bench":
+        from ltbench.bench.commands import bench_command
+
+        bench_command(rest)
+    elif command == "leaderboard":
+        from ltbench.bench.show import leaderboard_command
+
+        leaderboard_command(rest)
+    elif command == "analyze":
+        from ltbench.analysis.command import analyze_command
+
+        analyze_command(rest)
     else:
         raise unknown_name("command", command, _COMMANDS)
 
 
-_COMMANDS = ("fit", "validate", "test", "predict", "data", "list", "show")
+_COMMANDS = (
+    *("fit", "validate", "test", "predict", "data", "list", "show", "bench", "leaderboard"),
+    "analyze",
+)

@@ -1,0 +1,287 @@
+"""The geometry of features and classifier, class by class: norms, spread, neural collapse.
+
+Neural collapse: Papyan, Han and Donoho 2020, arXiv 2008.08186. In a balanced set, late in training,
+features shrink to their class means, and means and classifier to one simplex; a long tail bends it.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from ltbench.analysis.result import BLUE, COLOURS, Result, figure
+from ltbench.analysis.subject import Subject
+from ltbench.errors import UserError
+
+Values = NDArray[np.float64]
+PICTURED = 10  # classes in the picture, at most
+POINTS = 100  # images of each
+
+
+def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Result:
+    """Measure the features that the classifier sees, in one pass over a split.
+
+    Args:
+        subject: A network with a linear or a cosine classifier.
+        split: Whose images.
+        batch_size: Images at a time.
+    """
+    heads = classifiers(subject.net)
+    weight = torch.cat([head.weight for head in heads], 1).detach().double().cpu().numpy()
+    weight /= len(heads)
+    order = subject.by_frequency(split)
+    shown = _shown(order)
+    moments = Moments(subject.model.num_classes, weight.shape[1])
+    kept: dict[int, list[Tensor]] = {c: [] for c in shown}
+    rows = subject.rows(split)
+    for batch in subject.batches(split, rows, batch_size):
+        features = classified(subject, heads, batch["image"]).double().cpu()
+        moments.add(features, batch["label"].cpu())
+        for c in shown:
+            kept[c].extend(features[batch["label"].cpu() == c][: POINTS - len(kept[c])])
+    table = _table(subject, moments, weight, order)
+    collapse = neural_collapse(moments, weight)
+    counts = table["train_images"].to_numpy()
+    with_count = {
+        name: _rank_correlation(counts, table[name].to_numpy())
+        for name in ("feature_norm", "centre_distance", "within_variance", "weight_norm")
+    }
+    points = {c: np.stack([p.numpy() for p in found]) for c, found in kept.items()}
+    explained, projected = project(moments, points)
+    return Result(
+        title=f"Features and classifier by class ({len(rows)} {split} images)",
+        summary=[
+            *((MEASURES[name], f"{value:.3g}") for name, value in collapse.items()),
+            *(
+                (f"rank correlation of {name.replace('_', ' ')} with training images", f"{r:.2f}")
+                for name, r in with_count.items()
+            ),
+        ],
+        values={
+            "collapse": collapse,
+            "correlation_with_count": with_count,
+            "explained_by_picture": explained.tolist(),
+        },
+        figures={"": _by_class(table), "pca": _picture(subject, projected, explained)},
+        tables={"": table},
+    )
+
+
+MEASURES = {
+    "within_over_between": "NC1: variance within classes over between, tr(Sw pinv(Sb)) / C",
+    "norm_spread": "NC2: spread of the distances of class means from their centre",
+    "cosine_gap": "NC2: mean distance of their cosines from -1 / (C - 1)",
+    "weight_gap": "NC3: distance of classifier and class means, each of norm 1",
+}
+
+
+def classifiers(net: nn.Module) -> list[nn.Linear]:
+    """Return the linear or cosine classifiers of a timm network, one for each of its heads.
+
+    Raises:
+        UserError: It has another kind of classifier.
+    """
+    found = net.get_classifier()  # type: ignore[operator]
+    heads = list(found) if isinstance(found, tuple) else [found]
+    if not all(isinstance(head, nn.Linear) for head in heads):
+        raise UserError(f"the classifier {type(heads[0]).__name__} is not linear in its features.")
+    return heads
+
+
+@torch.no_grad()
+def classified(subject: Subject, heads: list[nn.Linear], images: Tensor) -> Tensor:
+    """Return what the classifiers see of images, (B, d): of several, side by side."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        seen[module] = inputs[0]
+
+    with ExitStack() as stack:
+        for head in heads:
+            stack.callback(head.register_forward_pre_hook(keep).remove)
+        subject.model.outputs(images)
+        if not seen:  # the method applies the classifier's weight itself
+            subject.net(images)
+    return torch.cat([seen[head] for head in heads], 1)
+
+
+@dataclass
+class Moments:
+    """Sums over features that all measures come from; their size does not grow with the images.
+
+    Args:
+        classes: C.
+        width: Length of a feature, d.
+    """
+
+    classes: int
+    width: int
+
+    def __post_init__(self) -> None:
+        """Start from nothing."""
+        self.counts = torch.zeros(self.classes, dtype=torch.float64)
+        self.norms = torch.zeros(self.classes, dtype=torch.float64)
+        self.squares = torch.zeros(self.classes, dtype=torch.float64)
+        self.sums = torch.zeros(self.classes, self.width, dtype=torch.float64)
+        self.outer = torch.zeros(self.width, self.width, dtype=torch.float64)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Take in features (B, d) float64 of these labels (B,)."""
+        self.counts += torch.bincount(labels, minlength=self.classes)
+        self.norms.index_add_(0, labels, features.norm(dim=1))
+        self.squares.index_add_(0, labels, (features**2).sum(1))
+        self.sums.index_add_(0, labels, features)
+        self.outer += features.T @ features
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which classes have images, (C,)."""
+        return (self.counts > 0).numpy()
+
+    @property
+    def means(self) -> Values:
+        """Mean feature of each class, (C, d); zero where it has no image."""
+        return (self.sums / self.counts.clamp_min(1)[:, None]).numpy()
+
+    @property
+    def within(self) -> Values:
+        """Mean squared distance of each class's features from their mean, (C,)."""
+        mean_square = (self.squares / self.counts.clamp_min(1)).numpy()
+        return np.asarray((mean_square - (self.means**2).sum(1)).clip(0))
+
+
+def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
+    """Measure how near features and classifier are to neural collapse; all four are 0 there.
+
+    Classes count alike, whatever their images: arXiv 2008.08186, section 2.
+
+    Args:
+        moments: Of the features.
+        weight: Of the classifier, (C, d).
+
+    Returns:
+        The values of :data:`MEASURES`.
+    """
+    there = moments.present
+    means, counts = moments.means[there], moments.counts.numpy()[there]
+    classes = len(means)
+    weighted = means * np.sqrt(counts)[:, None]
+    within = (moments.outer.numpy() - weighted.T @ weighted) / counts.sum()
+    centred = means - means.mean(0)
+    between = centred.T @ centred / classes
+    lengths = np.linalg.norm(centred, axis=1)
+    unit = centred / lengths[:, None]
+    cosines = unit @ unit.T
+    apart = cosines[~np.eye(classes, dtype=bool)]
+    weights = weight[there] - weight[there].mean(0)
+    gap = weights / np.linalg.norm(weights) - centred / np.linalg.norm(centred)
+    return {
+        "within_over_between": float(np.trace(within @ np.linalg.pinv(between)) / classes),
+        "norm_spread": float(lengths.std() / lengths.mean()),
+        "cosine_gap": float(np.abs(apart + 1 / (classes - 1)).mean()),
+        "weight_gap": float(np.linalg.norm(gap)),
+    }
+
+
+def project(moments: Moments, points: Mapping[int, Values]) -> tuple[Values, dict[int, Values]]:
+    """Project features onto the first two principal components of all of them.
+
+    Args:
+        moments: Of all features.
+        points: Features (n, d) of some classes.
+
+    Returns:
+        Share of the variance along each of the two, and the projections (n, 2).
+    """
+    total = float(moments.counts.sum())
+    mean = moments.sums.sum(0).numpy() / total
+    covariance = moments.outer.numpy() / total - np.outer(mean, mean)
+    values, vectors = np.linalg.eigh(covariance)
+    first = vectors[:, :-3:-1]
+    explained = values[:-3:-1] / values.clip(0).sum()
+    return explained, {c: (found - mean) @ first for c, found in points.items()}
+
+
+def _shown(order: list[int]) -> list[int]:
+    if len(order) <= PICTURED:
+        return order
+    half = PICTURED // 2
+    return [*order[:half], *order[-half:]]
+
+
+def _table(subject: Subject, moments: Moments, weight: Values, order: list[int]) -> pd.DataFrame:
+    counts, means = moments.counts.numpy(), moments.means
+    centre = means[moments.present].mean(0)
+    group = {int(c): name for name, members in subject.groups.items() for c in members}
+    columns = {
+        "class": np.arange(moments.classes),
+        "name": subject.class_names,
+        "group": [group[c] for c in range(moments.classes)],
+        "train_images": subject.class_counts,
+        "images": counts.astype(int),
+        "feature_norm": (moments.norms / moments.counts.clamp_min(1)).numpy(),
+        "centre_distance": np.linalg.norm(means - centre, axis=1),
+        "within_variance": moments.within,
+        "weight_norm": np.linalg.norm(weight, axis=1),
+    }
+    return pd.DataFrame(columns).iloc[order].reset_index(drop=True)
+
+
+def _rank_correlation(counts: NDArray[np.int64], values: Values) -> float:
+    if len(np.unique(counts)) < 2 or len(np.unique(values)) < 2:
+        return float("nan")
+    return float(spearmanr(counts, values).statistic)
+
+
+def _by_class(table: pd.DataFrame) -> Figure:
+    drawn, panels = figure(2, 2, width=3.6, height=2.6, sharex=True)
+    for axes, (name, label) in zip(
+        (axes for row in panels for axes in row),
+        {
+            "feature_norm": "mean norm of the features",
+            "weight_norm": "norm of the classifier's row",
+            "centre_distance": "distance of the class mean\nfrom the centre",
+            "within_variance": "variance within the class",
+        }.items(),
+        strict=True,
+    ):
+        axes.plot(table["train_images"], table[name], "o", color=BLUE, markersize=4, alpha=0.7)
+        axes.set_ylabel(label, fontsize=9)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(0, 1.1 * table[name].max())
+    for axes in panels[-1]:
+        axes.set_xlabel("training images of the class")
+    return drawn
+
+
+def _picture(subject: Subject, points: Mapping[int, Values], explained: Values) -> Figure:
+    drawn, ((axes,),) = figure(width=6.4, height=4.6)
+    markers = "os^Dv"
+    for number, (c, where) in enumerate(points.items()):
+        axes.scatter(
+            where[:, 0], where[:, 1], s=12, alpha=0.7, linewidths=0,
+            color=COLOURS[number % len(COLOURS)],
+            marker=markers[(number // len(COLOURS)) % len(markers)],
+            label=f"{subject.class_names[c]} ({subject.class_counts[c]})",
+        )  # fmt: skip
+    first, second = 100 * explained
+    axes.set(
+        xlabel=f"first principal component ({first:.0f} % of the variance)",
+        ylabel=f"second principal component ({second:.0f} %)",
+    )
+    axes.legend(
+        frameon=False, fontsize=8, title="class (training images)", title_fontsize=8,
+        loc="center left", bbox_to_anchor=(1, 0.5),
+    )  # fmt: skip
+    return drawn

@@ -1,0 +1,241 @@
+"""Class-wise spectra: is the loss of a tail class at a minimum, or at a saddle?
+
+For each class the Hessian of the mean loss over its images alone, by all trained parameters, in
+evaluation mode and under test transforms: Rangwani et al. 2022, arXiv 2212.13827, section 3.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ltbench import seeding
+from ltbench.analysis import spectra
+from ltbench.analysis.curvature import class_loss
+from ltbench.analysis.lanczos import Krylov, lanczos, rademacher
+from ltbench.analysis.result import Result, read
+from ltbench.analysis.subject import Rows, Subject
+from ltbench.errors import UserError
+
+BASIS_BYTES = 2**30  # of Lanczos vectors held at once; one run is always possible
+SHOWN = 3  # classes of each end and of the middle, where there are more than ten
+
+
+def analyse(
+    subject: Subject,
+    split: str = "train",
+    classes: Sequence[str] = (),
+    loss: str = "ce",
+    steps: int = 100,
+    runs: int = 5,
+    images: int | None = None,
+    batch_size: int = 64,
+    beside: Sequence[Path] = (),
+    fresh: bool = False,
+) -> Result:
+    """Measure the spectrum of each class, going on from what an earlier call left.
+
+    Args:
+        subject: The network.
+        split: Whose images.
+        classes: Names or numbers; default: all of ten, else the most frequent, the middle and the
+            rarest three.
+        loss: ``ce`` or ``run``.
+        steps: Lanczos steps of a run.
+        runs: Random starts.
+        images: At most so many of a class, drawn by the run's seed; default: all.
+        batch_size: Images at a time.
+        beside: Run folders whose stored spectra are drawn beside these.
+        fresh: Forget what an earlier call left.
+
+    Raises:
+        UserError: What an earlier call left was measured otherwise.
+    """
+    chosen = _chosen(subject, split, classes)
+    asked = {"split": split, "loss": loss, "steps": steps, "images": images}
+    known = {} if fresh else _earlier(subject, asked)
+    rows = {c: subject.rows(split, c, images) for c in chosen}
+    console = Console()
+    with _progress(console) as progress:
+        todo = {c: [r for r in range(runs) if str(r) not in _runs(known, c)] for c in chosen}
+        total = sum(len(rows[c]) * steps * _passes(subject, todo[c], steps) for c in chosen)
+        task = progress.add_task("", total=total)
+        for c in chosen:
+            progress.update(task, description=subject.class_names[c])
+            entry = known.setdefault(str(c), _describe(subject, split, c, rows[c]))
+            while missing := [r for r in range(runs) if str(r) not in entry["runs"]]:
+                target = class_loss(
+                    subject, split, rows[c], loss, batch_size, lambda n: progress.advance(task, n)
+                )
+                together = missing[: _together(target.size, steps)]
+                starts = torch.stack([_start(target.size, run) for run in together])
+                found = lanczos(target.products, starts.to(subject.device), steps)
+                entry["parameters"] = target.size
+                for run, krylov in zip(together, found, strict=True):
+                    entry["runs"][str(run)] = _kept(krylov)
+                entry.update(spectra.extremes(entry["runs"].values(), target.size))
+                subject.output.save(_result(subject, known, chosen, asked, [], draw=False))
+            console.print(_line(entry), highlight=False)
+    return _result(subject, known, chosen, asked, beside, draw=True)
+
+
+def _chosen(subject: Subject, split: str, words: Sequence[str]) -> list[int]:
+    order = subject.by_frequency(split)
+    if words:
+        wanted = {subject.label_of(word) for word in words}
+        if absent := wanted - set(order):
+            raise UserError(f"{split} has no images of class {sorted(absent)[0]}.")
+        return [c for c in order if c in wanted]
+    if len(order) <= 10:
+        return order
+    middle = (len(order) - SHOWN) // 2
+    return [*order[:SHOWN], *order[middle : middle + SHOWN], *order[-SHOWN:]]
+
+
+def _earlier(subject: Subject, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classes of an earlier result that was measured in the same way."""
+    earlier = subject.output.read()
+    if earlier is None:
+        return {}
+    now = {**asked, "sha256": subject.sha256, "data": subject.data.identity()["training_set"]}
+    before = earlier["measured"]
+    differing = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k]]
+    if differing:
+        raise UserError(
+            f"{subject.output.path} was measured otherwise ({'; '.join(differing)}).\n"
+            "Give --fresh to start over, or another --output FOLDER."
+        )
+    found: dict[str, Any] = earlier["classes"]
+    return found
+
+
+def _runs(known: Mapping[str, Any], label: int) -> Mapping[str, Any]:
+    runs: Mapping[str, Any] = known.get(str(label), {}).get("runs", {})
+    return runs
+
+
+def _together(size: int, steps: int) -> int:
+    return max(1, BASIS_BYTES // (4 * size * min(steps, size)))
+
+
+def _passes(subject: Subject, missing: Sequence[int], steps: int) -> int:
+    size = sum(p.numel() for p in subject.model.parameters() if p.requires_grad)
+    return -(-len(missing) // _together(size, steps))
+
+
+def _start(size: int, run: int) -> torch.Tensor:
+    return rademacher(size, seeding.run_seed(), "lanczos", run)
+
+
+def _describe(subject: Subject, split: str, label: int, rows: Rows) -> dict[str, Any]:
+    group = next(name for name, members in subject.groups.items() if label in members)
+    measured = {"loss": 0.0, "accuracy": 0.0}
+    for logits, labels in subject.logits(split, rows):
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+        measured["loss"] += float(losses) / len(rows)
+        measured["accuracy"] += float((logits.argmax(1) == labels).sum()) / len(rows)
+    tested = np.array([], dtype=np.int64)
+    if "test" in subject.data.splits:
+        tested = subject.rows("test", label)
+    hits = (
+        [(z.argmax(1) == y).float().cpu() for z, y in subject.logits("test", tested)]
+        if len(tested)
+        else []
+    )
+    return {
+        "name": subject.class_names[label],
+        "group": group,
+        "train_images": int(subject.class_counts[label]),
+        "images": len(rows),
+        **measured,
+        "test_recall": float(torch.cat(hits).mean()) if hits else None,
+        "runs": {},
+    }
+
+
+def _kept(krylov: Krylov) -> dict[str, Any]:
+    return {
+        "nodes": krylov.nodes.tolist(),
+        "weights": krylov.weights.tolist(),
+        "errors": [float(krylov.errors[0]), float(krylov.errors[-1])],
+    }
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return f"{entry['name']}, {entry['images']} images: {spectra.caption(entry)}"
+
+
+def _result(
+    subject: Subject,
+    known: Mapping[str, Any],
+    chosen: Sequence[int],
+    asked: Mapping[str, Any],
+    beside: Sequence[Path],
+    draw: bool,
+) -> Result:
+    order = [str(c) for c in subject.by_frequency(asked["split"]) if str(c) in known]
+    classes = {c: known[c] for c in order if known[c]["runs"]}
+    groups = {g: spectra.group_mean(classes.values(), g) for g in subject.groups}
+    groups = {name: found for name, found in groups.items() if found}
+    figures: dict[str, Figure] = {}
+    if draw:
+        shown = [classes[str(c)] for c in chosen]
+        figures[""] = spectra.picture(
+            {"": [shown[0], shown[-1]]} if len(shown) > 1 else {"": shown}
+        )
+        if len(shown) > 2:
+            figures["classes"] = spectra.by_class(shown)
+        if beside:
+            figures["beside"] = spectra.picture(_beside(subject, shown, beside))
+    measured = {
+        **asked,
+        "sha256": subject.sha256,
+        "data": subject.data.identity()["training_set"],
+    }
+    summary = [
+        (
+            f"{name}: |λmin| / λmax",
+            f"{found['ratio']:.3g} (λmin {found['lambda_min']:.3g}, "
+            f"λmax {found['lambda_max']:.3g}, mean of {found['classes']} classes)",
+        )
+        for name, found in groups.items()
+    ]
+    summary += [(f"class {entry['name']}", spectra.caption(entry)) for entry in classes.values()]
+    return Result(
+        title=f"Curvature of the loss of each class ({asked['split']} images, "
+        f"{'plain cross-entropy' if asked['loss'] == 'ce' else 'the loss of the run'})",
+        summary=summary,
+        values={"measured": measured, "groups": groups, "classes": classes},
+        figures=figures,
+    )
+
+
+def _beside(
+    subject: Subject, shown: Sequence[dict[str, Any]], folders: Sequence[Path]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the most frequent and the rarest class that every run has, by the run's name."""
+    found = {subject.output.place.folder.name: {e["name"]: e for e in shown}}
+    for folder in folders:
+        stored = read(folder / "analysis" / "hessian.json")
+        found[folder.name] = {e["name"]: e for e in stored["classes"].values()}
+    common = [e["name"] for e in shown if all(e["name"] in classes for classes in found.values())]
+    if not common:
+        raise UserError("the runs to draw side by side have no measured class in common.")
+    ends = dict.fromkeys([common[0], common[-1]])
+    return {run: [classes[name] for name in ends] for run, classes in found.items()}
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        *Progress.get_default_columns()[1:3],
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,205 @@
+"""The loss of a class around the trained weights, along its strongest curvature and another way.
+
+Both directions have length 1 in the space of all trained parameters, so that a radius is a radius
+of SAM: Foret et al. 2021, arXiv 2010.01412. The pictures of Li et al. 2018, arXiv 1712.09913, scale
+random directions filter by filter instead; the strongest curvature needs no such scale.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.progress import track
+from torch import Tensor
+
+from ltbench import seeding
+from ltbench.analysis.curvature import MeanLoss, class_loss
+from ltbench.analysis.lanczos import Values, lanczos, rademacher
+from ltbench.analysis.result import COLOURS, Result, figure, read
+from ltbench.analysis.subject import Subject
+from ltbench.errors import UserError
+
+
+def analyse(
+    subject: Subject,
+    split: str = "train",
+    classes: Sequence[str] = (),
+    loss: str = "ce",
+    images: int | None = 200,
+    batch_size: int = 64,
+    steps: int = 30,
+    second: str = "random",
+    radius: float = 1.0,
+    points: int = 15,
+    beside: Sequence[Path] = (),
+) -> Result:
+    """Evaluate the loss of classes on a grid of two directions.
+
+    Args:
+        subject: The network.
+        split: Whose images.
+        classes: Names or numbers; default: the most frequent and the rarest.
+        loss: ``ce`` or ``run``.
+        images: At most so many of a class.
+        batch_size: Images at a time.
+        steps: Lanczos steps towards the strongest curvature.
+        second: The other direction: ``random``, or ``bottom``, that of the least curvature.
+        radius: How far to go, in the norm of all trained parameters.
+        points: Of the grid along each direction.
+        beside: Run folders whose stored landscapes are drawn beside these.
+    """
+    if radius <= 0 or points < 3 or points % 2 == 0:
+        raise UserError(f"radius {radius}, points {points}: above 0, and odd from 3 on.")
+    order = subject.by_frequency(split)
+    wanted = [subject.label_of(word) for word in classes] or [order[0], order[-1]]
+    axis = np.linspace(-radius, radius, points)
+    found = {}
+    for label in dict.fromkeys(wanted):
+        rows = subject.rows(split, label, images)
+        target = class_loss(subject, split, rows, loss, batch_size)
+        name = subject.class_names[label]
+        top, other, curvature = _directions(target, subject.device, steps, second)
+        grid = _upwards(plane(target, top, other, axis, f"class {name}"))
+        found[name] = {
+            "train_images": int(subject.class_counts[label]),
+            "images": len(rows),
+            **curvature,
+            "axis": axis.tolist(),
+            "loss": grid.tolist(),
+        }
+    runs = {subject.output.place.folder.name: found} | {
+        folder.name: read(folder / "analysis" / "landscape.json")["classes"] for folder in beside
+    }
+    words = "a random direction" if second == "random" else "the direction of least curvature"
+    summary = []
+    for name, entry in found.items():
+        centre = entry["loss"][points // 2][points // 2]
+        ends = max(entry["loss"][0][points // 2], entry["loss"][-1][points // 2])
+        summary.append(
+            (
+                f"class {name} ({entry['train_images']} training images)",
+                f"loss {centre:.3g}; {ends:.3g} at {radius:g} along the strongest curvature "
+                f"(λ {entry['lambda_first']:.3g}), λ along the other {entry['lambda_second']:.3g}",
+            )
+        )
+    return Result(
+        title=f"Loss around the weights, along the strongest curvature and {words}",
+        summary=summary,
+        values={"second": second, "classes": found},
+        figures={"": maps(runs, second), "cuts": cuts(runs, second)},
+    )
+
+
+def _directions(
+    target: MeanLoss, device: torch.device, steps: int, second: str
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    start, other = (
+        rademacher(target.size, seeding.run_seed(), "landscape", use).to(device)
+        for use in ("start", "random")
+    )
+    (krylov,) = lanczos(target.products, start[None], steps)
+    top = krylov.vector(-1)
+    other = krylov.vector(0) if second == "bottom" else other - (other @ top) * top
+    other = other / other.norm()
+    along = float(other @ target.products(other[None])[0])
+    return top, other, {"lambda_first": float(krylov.nodes[-1]), "lambda_second": along}
+
+
+def plane(target: MeanLoss, first: Tensor, second: Tensor, axis: Values, words: str = "") -> Values:
+    """Evaluate a loss at w + a first + b second, and leave the parameters as they were.
+
+    Args:
+        target: The loss, a function of w.
+        first: Direction, (P,).
+        second: Direction, (P,).
+        axis: Values of a and of b, (n,).
+        words: Shown before the progress.
+
+    Returns:
+        (n, n), rows by a.
+    """
+    before = [p.detach().clone() for p in target.parameters]
+    grid = np.zeros((len(axis), len(axis)))
+    try:
+        places = [(i, j) for i in range(len(axis)) for j in range(len(axis))]
+        for i, j in track(places, words, transient=True):
+            target.move(float(axis[i]) * first + float(axis[j]) * second)
+            grid[i, j] = target.value()
+            _restore(target, before)
+    finally:
+        _restore(target, before)
+    return grid
+
+
+def _upwards(grid: Values) -> Values:
+    """Turn both directions, whose signs mean nothing, to where the loss is larger."""
+    middle = len(grid) // 2
+    if grid[0, middle] > grid[-1, middle]:
+        grid = grid[::-1]
+    return grid[:, ::-1] if grid[middle, 0] > grid[middle, -1] else grid
+
+
+@torch.no_grad()
+def _restore(target: MeanLoss, before: Sequence[Tensor]) -> None:
+    for parameter, value in zip(target.parameters, before, strict=True):
+        parameter.copy_(value)
+
+
+def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
+    """Draw contours: a row a run, a column a class; the runs of a class share their colours.
+
+    Args:
+        runs: By the run's name, by class: ``axis`` and ``loss``.
+        second: Name of the second direction.
+    """
+    names = [name for name in next(iter(runs.values())) if all(name in r for r in runs.values())]
+    drawn, panels = figure(len(runs), len(names), width=4.2, height=3.4)
+    for column, name in enumerate(names):
+        entries = [classes[name] for classes in runs.values()]
+        lowest = min(np.min(entry["loss"]) for entry in entries)
+        highest = max(np.max(entry["loss"]) for entry in entries)
+        levels = np.linspace(lowest, highest if highest > lowest else lowest + 1, 16)
+        for row, (run, entry) in enumerate(zip(runs, entries, strict=True)):
+            axes = panels[row][column]
+            surface = axes.contourf(entry["axis"], entry["axis"], entry["loss"], levels)
+            axes.contour(
+                entry["axis"], entry["axis"], entry["loss"], levels, colors="white", linewidths=0.3
+            )
+            axes.plot(0, 0, "+", color=COLOURS[1], markersize=9, markeredgewidth=2)
+            drawn.colorbar(surface, ax=axes, label="loss", format="%.2g")
+            title = f"class {name} ({entry['train_images']} training images)"
+            axes.set_title(f"{run}\n{title}" if len(runs) > 1 else title, fontsize=10)
+            axes.set_xlabel(_direction(second), fontsize=9)
+            axes.set_ylabel("along the strongest curvature", fontsize=9)
+    return drawn
+
+
+def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
+    """Draw the loss along each direction through the weights: a column a class, a colour a run."""
+    names = [name for name in next(iter(runs.values())) if all(name in r for r in runs.values())]
+    drawn, (panels,) = figure(1, len(names), width=4.2, height=3.2)
+    for axes, name in zip(panels, names, strict=True):
+        for colour, (run, classes) in zip(COLOURS * len(runs), runs.items(), strict=False):
+            entry = classes[name]
+            loss, middle = np.array(entry["loss"]), len(entry["axis"]) // 2
+            label = f"{run}, " if len(runs) > 1 else ""
+            axes.plot(
+                entry["axis"], loss[:, middle], color=colour,
+                label=f"{label}strongest curvature (λ {entry['lambda_first']:.3g})",
+            )  # fmt: skip
+            axes.plot(
+                entry["axis"], loss[middle], color=colour, linestyle="--",
+                label=f"{label}{second} (λ {entry['lambda_second']:.3g})",
+            )  # fmt: skip
+        axes.set(xlabel="distance from the weights", title=f"class {name}")
+        axes.legend(frameon=False, fontsize=7, loc="upper center")
+        axes.margins(y=0.25)
+    panels[0].set_ylabel("loss")
+    return drawn
+
+
+def _direction(second: str) -> str:
+    return "along a random direction" if second == "random" else "along the least curvature"

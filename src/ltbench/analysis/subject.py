@@ -1,0 +1,219 @@
+"""What is analysed: a trained network, the data of its run, and where results go."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ltbench import seeding, stages
+from ltbench.analysis.predictions import Predictions
+from ltbench.analysis.result import Output, Place
+from ltbench.counts import Indices, index_groups
+from ltbench.data.datamodule import Batch, LongTailDataModule, as_is
+from ltbench.errors import UserError, unknown_name
+from ltbench.methods.base import Method
+from ltbench.methods.classification import ClassificationModule
+from ltbench.training import TrainingCLI, check_checkpoint
+
+Rows = NDArray[np.int64]
+
+
+class _SubjectCLI(TrainingCLI):
+    """Parse like ``fit``, then build data and model alone."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
+        """Make the trainer through which a method finds its data."""
+        self.datamodule.setup()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train nothing."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network in evaluation mode, and its data.
+
+    Attributes:
+        model: The method, its weights loaded.
+        data: Its data, set up.
+        trainer: What ties the two together.
+        device: Where the network is.
+        output: Where results go.
+        sha256: Of the checkpoint.
+    """
+
+    model: ClassificationModule
+    data: LongTailDataModule
+    trainer: L.Trainer
+    device: torch.device
+    output: Output
+    sha256: str
+
+    @property
+    def net(self) -> nn.Module:
+        """The backbone with its classifier.
+
+        Raises:
+            UserError: The method has no single network.
+        """
+        net = getattr(self.model, "net", None)
+        if not isinstance(net, nn.Module):
+            raise UserError(f"{type(self.model).__name__} has no single network to look into.")
+        return net
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class, (C,), of the run."""
+        return self.model.class_counts.cpu().numpy().astype(np.int64)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class."""
+        return self.data.source.class_names
+
+    @property
+    def groups(self) -> dict[str, Indices]:
+        """Labels of the head, mid and tail classes, by training images."""
+        return index_groups(self.class_counts)
+
+    def by_frequency(self, split: str) -> list[int]:
+        """Return the classes that a split has images of, by decreasing training images."""
+        order = np.argsort(-self.class_counts, kind="stable")
+        there = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
+        return [int(c) for c in order if there[c]]
+
+    def labels(self, split: str) -> Rows:
+        """Return the labels of a split, (n,).
+
+        Raises:
+            UserError: There is no such split.
+        """
+        if split not in self.data.splits:
+            raise unknown_name("split", split, self.data.splits)
+        return self.data.splits[split].labels
+
+    def label_of(self, word: str) -> int:
+        """Return the label of a class by its name, else by its number.
+
+        Raises:
+            UserError: There is no such class.
+        """
+        if word in self.class_names:
+            return self.class_names.index(word)
+        if word.isdecimal() and int(word) < len(self.class_names):
+            return int(word)
+        raise unknown_name("class", word, self.class_names[:20])
+
+    def rows(self, split: str, label: int | None = None, limit: int | None = None) -> Rows:
+        """Return positions of images in a split, ascending; a seeded draw where there are more.
+
+        Args:
+            split: Name of a split.
+            label: Only images of this class.
+            limit: At most so many.
+        """
+        labels = self.labels(split)
+        found = np.flatnonzero(labels == label) if label is not None else np.arange(len(labels))
+        if limit is None or limit >= len(found):
+            return found
+        seed = seeding.derive(seeding.run_seed(), "images", -1 if label is None else label)
+        drawn = np.random.default_rng(seed).choice(found, limit, replace=False)
+        return np.sort(drawn)
+
+    def batches(self, split: str, rows: Sequence[int] | Rows, size: int) -> Iterator[Batch]:
+        """Yield images in the order of ``rows``: normalised, on the device, not augmented."""
+        data = self.data
+        loader = DataLoader(
+            data.dataset(split),
+            batch_size=size,
+            sampler=np.asarray(rows).tolist(),
+            collate_fn=as_is,
+            num_workers=0 if data.source.in_memory else data.num_workers,
+            generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
+        )
+        for batch in loader:
+            moved = {name: value.to(self.device) for name, value in batch.items()}
+            yield {**moved, "image": data.normalise(moved["image"])}
+
+    def logits(self, split: str, rows: Rows, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the logits (B, C) that predict, and the labels (B,), batch by batch."""
+        with torch.inference_mode():
+            for batch in self.batches(split, rows, size):
+                outputs = self.model.outputs(batch["image"])
+                yield outputs[self.model.heads[0]], batch["label"]
+
+
+def load(output: Output, overrides: Sequence[str], device: str | None) -> Subject:
+    """Build a run's method and data from its config, and fill in the weights of a checkpoint.
+
+    Args:
+        output: Where they lie, and where results go.
+        overrides: Further words of the command line of ``fit``, such as ``--data.root DIR``.
+        device: Name of a device; default: the first GPU, else the CPU.
+
+    Raises:
+        UserError: The checkpoint is damaged, of another model or other classes, or no classifier's.
+    """
+    place = output.place
+    check_checkpoint(place.checkpoint)
+    inert = ["--trainer.logger", "false", "--trainer.callbacks", "null"]
+    built = _SubjectCLI(["fit", "--config", str(place.config), *inert, *overrides])
+    model, data = built.model, built.datamodule
+    if not isinstance(model, ClassificationModule):
+        raise UserError(f"{type(model).__name__} is no classifier: there is nothing to analyse.")
+    assert isinstance(data, LongTailDataModule)
+    model.trainer = built.trainer
+    _fill(model, place)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with place.checkpoint.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Subject(model.eval().to(where), data, built.trainer, where, output, sha256)
+
+
+def _fill(model: Method, place: Place) -> None:
+    checkpoint = stages.read(place.checkpoint)
+    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(
+            f"{place.checkpoint} does not fit the model of {place.config}: {reason[0].strip()}"
+        ) from error
+
+
+def predict(subject: Subject, split: str) -> Predictions:
+    """Predict the images of a split."""
+    rows = subject.rows(split)
+    scores = [
+        (*logits.float().softmax(1).max(1), labels)
+        for logits, labels in subject.logits(split, rows, subject.data.eval_batch_size)
+    ]
+    confidences, predicted, labels = (
+        torch.cat(column).cpu().numpy() for column in zip(*scores, strict=True)
+    )
+    return Predictions(
+        labels,
+        predicted,
+        confidences.astype(np.float64),
+        subject.class_counts,
+        subject.class_names,
+        split,
+    )

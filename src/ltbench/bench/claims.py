@@ -1,0 +1,164 @@
+"""What papers report, set beside what was measured: gap and status, or why there is none."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltbench import catalog
+from ltbench.bench.leaderboard import Leaderboard, Line
+from ltbench.bench.results import Record
+from ltbench.bench.stats import Estimate
+from ltbench.bench.suite import flatten
+from ltbench.errors import UserError
+
+TOLERANCE = 1.0
+"""Percentage points within which a measured number matches a published one, unless a claim says."""
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet_lt": 1000, "inat2018": 8142, "inat2019": 1010}
+NUMBERS = ("fid", "kl_to_uniform")
+"""Metrics that are no fractions, and of which less is better."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published number.
+
+    Args:
+        paper: arXiv number, or a name.
+        table: Where it stands.
+        protocol: How it was measured.
+        certainty: ``verified``, ``second-hand`` or ``unverified``.
+        dataset: Data set, as ``ltbench list datasets`` names it.
+        row: Row of a suite that it is about.
+        metric: Name of the metric.
+        value: The number; fractions in [0, 1].
+        tolerance: In the same unit.
+        needs: Path into a record -> value that makes a run comparable.
+    """
+
+    paper: str
+    table: str
+    protocol: str
+    certainty: str
+    dataset: str
+    row: str
+    metric: str
+    value: float
+    tolerance: float
+    needs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim beside our own number.
+
+    Args:
+        claim: The published number.
+        line: Name of our row; None where it was not run.
+        ours: Our estimate.
+        status: ``matched``, ``short``, ``better``, ``not run`` or ``not comparable``.
+        reasons: Why it is not comparable.
+    """
+
+    claim: Claim
+    line: str | None
+    ours: Estimate | None
+    status: str
+    reasons: Sequence[str] = ()
+
+    @property
+    def gap(self) -> float | None:
+        """Ours less theirs."""
+        return self.ours.mean - self.claim.value if self.ours else None
+
+
+def read(path: Path | None = None) -> list[Claim]:
+    """Read the published numbers.
+
+    Args:
+        path: File; default: ``benchmarks/claims.yaml``, and no claims where it is missing.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = path or catalog.folder("benchmarks") / "claims.yaml"
+    if not path.is_file():
+        return []
+    try:
+        return [claim for entry in yaml.safe_load(path.read_text()) for claim in _claims(entry)]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no readable list of claims: {error}") from error
+
+
+def _claims(entry: Mapping[str, Any]) -> Iterator[Claim]:
+    for row, metrics in entry["rows"].items():
+        for metric, value in metrics.items():
+            unit = 1 if metric in NUMBERS else 100
+            yield Claim(
+                paper=str(entry["paper"]),
+                table=str(entry["table"]),
+                protocol=str(entry["protocol"]),
+                certainty=str(entry["certainty"]),
+                dataset=str(entry["dataset"]),
+                row=row,
+                metric=metric,
+                value=float(value) / unit,
+                tolerance=float(entry.get("tolerance", TOLERANCE)) / unit,
+                needs=entry["needs"],
+            )
+
+
+def judge(claims: Sequence[Claim], board: Leaderboard) -> list[Judged]:
+    """Set every claim about the data sets of a leaderboard beside its rows.
+
+    Args:
+        claims: The published numbers.
+        board: Ours.
+    """
+    lines = [line for table in board.tables for line in table.lines]
+    found = []
+    for claim in claims:
+        about = [line for line in lines if _same_data(claim, line.row.runs[0].record)]
+        if not about:
+            continue
+        names = {claim.row, f"{claim.row}_{claim.dataset}"}
+        mine = [line for line in about if line.name in names]
+        found += [_judged(claim, line) for line in mine] or [Judged(claim, None, None, "not run")]
+    return found
+
+
+def _same_data(claim: Claim, record: Record) -> bool:
+    """Say whether a run is about the data of a claim, perhaps as a folder of images."""
+    classes = len(record["data"]["class_counts"])
+    return record.get("dataset") == claim.dataset or (
+        record.get("dataset") == "folder" and CLASSES.get(claim.dataset) == classes
+    )
+
+
+def _judged(claim: Claim, line: Line) -> Judged:
+    ours = line.estimates.get(claim.metric)
+    record = line.row.runs[0].record
+    reasons = list(_unmet(claim.needs, record))
+    if ours is None:
+        return Judged(claim, line.name, None, "not comparable", [f"it has no {claim.metric}"])
+    if reasons:
+        return Judged(claim, line.name, ours, "not comparable", reasons)
+    gap = ours.mean - claim.value
+    low, high = ours.interval or (ours.mean, ours.mean)
+    if abs(gap) <= claim.tolerance or low <= claim.value <= high:
+        status = "matched"
+    else:
+        status = "better" if (gap > 0) != (claim.metric in NUMBERS) else "short"
+    return Judged(claim, line.name, ours, status)
+
+
+def _unmet(needs: Mapping[str, Any], record: Record) -> Iterator[str]:
+    flat = flatten({key: record[key] for key in ("data", "config")})
+    flat["training_images"] = sum(record["data"]["class_counts"])
+    for name, wanted in needs.items():
+        if flat.get(name) != wanted:
+            short = name.rpartition(".")[2].replace("_", " ")
+            yield f"{short} is {flat.get(name)}, not {wanted}"

@@ -1,0 +1,150 @@
+"""``ltbench bench``: run a suite, say how far it is, reproduce one of its jobs."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ltbench.bench import estimate
+from ltbench.bench import suite as suites
+from ltbench.bench.jobs import Store
+from ltbench.bench.launchers import Launcher, Local
+from ltbench.bench.runner import Runner
+from ltbench.bench.status import Board, duration
+from ltbench.bench.suite import Plan, Suite
+from ltbench.errors import UserError, unknown_name
+
+FOLDER = Path("runs/bench")
+
+
+def bench_command(args: Sequence[str]) -> None:
+    """Dispatch ``ltbench bench ACTION ...``."""
+    actions = {"run": run, "status": status, "reproduce": reproduce}
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: ltbench bench run|status|reproduce ...   (each has --help)")
+        return
+    if args[0] not in actions:
+        raise unknown_name("action", args[0], actions)
+    actions[args[0]](args[1:])
+
+
+def run(args: Sequence[str]) -> None:
+    """Run what is not done of a suite; exit with 1 if anything failed."""
+    parser = _parser("run", "Run what is not done of a suite.")
+    parser.add_argument("--seeds", type=_seeds, help="for example 0,1,2; default: the suite's")
+    parser.add_argument("--only-failed", action="store_true", help="run again what failed, alone")
+    parser.add_argument("--jobs", type=int, help="at a time; default: one a GPU, else one a core")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    given, rest = parser.parse_known_args(args)
+    extra = overrides(rest)
+    cluster = {name: extra.pop(name) for name in list(extra) if name.startswith("slurm.")}
+    suite = suites.read(suites.find(given.suite), extra)
+    plan = suites.plan(suite, given.seeds)
+    store, console = Store(given.folder), Console()
+    launcher = _launcher(given, cluster)
+    if given.dry_run:
+        dry_run(suite, plan, store, launcher, console)
+        return
+    store.save(plan)
+    with Board(plan, console, launcher.slots) as board:
+        states = Runner(plan, store, launcher, given.only_failed, board.update).run()
+    if any(state.status != "done" for state in states.values()):
+        raise SystemExit(1)
+
+
+def _launcher(given: argparse.Namespace, cluster: Mapping[str, Any]) -> Launcher:
+    if given.launcher == "local":
+        return Local(given.jobs)
+    from ltbench.bench.slurm import Slurm
+
+    parameters = {name.removeprefix("slurm."): value for name, value in cluster.items()}
+    return Slurm(given.folder, given.jobs, parameters)
+
+
+def dry_run(suite: Suite, plan: Plan, store: Store, launcher: Launcher, console: Console) -> None:
+    """Print what is left to run and how long it takes, from what was measured; run nothing of it.
+
+    Recipes about which nothing is known are timed for a few steps.
+    """
+    states = {  # what failed is run again
+        key: replace(state, status="waiting") if state.status in ("failed", "blocked") else state
+        for key, state in store.states(plan).items()
+    }
+    todo = {key for key, state in states.items() if state.status not in ("done", "running")}
+    unknown = todo - estimate.totals(plan, states).keys()
+    probed = estimate.probe(suite, plan, unknown, store, launcher) if unknown else {}
+    whole = estimate.totals(plan, states, probed)
+    remaining = estimate.left(plan, states, whole)
+    table = Table("job", "seed", "state", Column("time", justify="right"), box=None)
+    for key, job in plan.jobs.items():
+        time = duration(remaining[key]) if key in remaining and key in whole else "unknown"
+        status = states[key].status
+        table.add_row(escape(job.name), str(job.seed), status, "" if status == "done" else time)
+    console.print(table)
+    wall = duration(estimate.makespan(plan, remaining, launcher.slots))
+    console.print(
+        f"{len(plan.jobs)} jobs, {len(todo)} to run, {duration(sum(remaining.values()))} in all; "
+        f"about {wall} with {launcher.slots} at a time, {launcher.threads} threads each.",
+        highlight=False,
+    )
+
+
+def status(args: Sequence[str]) -> None:
+    """Say how far a suite is."""
+    given = _parser("status", "Say how far a suite is.").parse_args(args)
+    store = Store(given.folder)
+    plan = store.load(Path(given.suite).stem)
+    Board(plan, Console()).show(store.states(plan))
+
+
+def reproduce(args: Sequence[str]) -> None:
+    """Run a job again from its record; exit with 1 if the metrics differ."""
+    from ltbench.bench.reproduce import reproduce
+
+    parser = argparse.ArgumentParser("ltbench bench reproduce", allow_abbrev=False)
+    parser.add_argument("job", help="run folder, record, or the start of a job id")
+    parser.add_argument("--folder", type=Path, default=Path("runs/reproduced"))
+    parser.add_argument("--tolerance", type=float, default=0.0, help="of a metric; default: 0")
+    given, rest = parser.parse_known_args(args)
+    if not reproduce(given.job, given.folder, rest, given.tolerance):
+        raise SystemExit(1)
+
+
+def _parser(action: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        f"ltbench bench {action}",
+        allow_abbrev=False,
+        description=description,
+        epilog="Further --ARGUMENT VALUE pairs are given to every stage, after its own overrides."
+        if action == "run"
+        else None,
+    )
+    parser.add_argument("suite", help="name (ltbench list suites) or file")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default: {FOLDER}")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
+def overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``--name value`` and ``--name=value`` pairs.
+
+    Raises:
+        UserError: A name without a value, or a value without a name.
+    """
+    found, rest = {}, list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            raise UserError(f"cannot read '{name}': give --NAME VALUE, as to ltbench fit.")
+        found[name.removeprefix("--")] = yaml.safe_load(value if equals else rest.pop(0))
+    return found

@@ -1,0 +1,174 @@
+"""Baselines that cost no training: what a run's stored scores give after a correction.
+
+* Logit adjustment: ``z_c - tau log pi_c``, arXiv 2007.07314, eq. 9.
+* tau-normalisation: ``(z_c - b_c) / |w_c|^tau``, arXiv 1910.09217, section 4.1; it needs the
+  classifier's weights, so the run's checkpoint.
+* Temperature: ``z / T``, arXiv 1706.04599, section 4.2; it changes the calibration alone.
+
+Each has one constant, chosen on validation images; without those there is no baseline. A method
+that does not beat them was not worth its training.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp, softmax
+
+from ltbench import records
+from ltbench.bench.results import Predictions, Run
+from ltbench.counts import metrics_from_counts
+from ltbench.errors import UserError
+
+Floats = NDArray[np.floating]
+TAUS = np.linspace(0, 2, 21)
+TEMPERATURES = np.geomspace(0.25, 4, 33)
+SHOWN = ("accuracy", "hmean_recall", "min_recall", "few_recall", "ece")
+
+
+def logit_adjusted(logits: Floats, class_counts: NDArray[np.int64], tau: float) -> Floats:
+    """Return logits (N, C) less ``tau`` times the log of the training prior."""
+    adjusted: Floats = logits - tau * np.log(class_counts / class_counts.sum())
+    return adjusted
+
+
+def tau_normalised(logits: Floats, norms: Floats, bias: Floats, tau: float) -> Floats:
+    """Return logits (N, C) of a classifier whose rows (C,) have their norms taken to 1 - tau."""
+    return (logits - bias) / norms**tau
+
+
+def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: int = 15) -> float:
+    """Return the ECE as :class:`ltbench.metrics.LongTailMetrics` defines it."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    confidence = probabilities.max(1)
+    which = np.maximum(np.ceil(confidence * bins).astype(int) - 1, 0)
+    gaps = np.bincount(which, (probabilities.argmax(1) == labels) - confidence, bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def tune(score: Callable[[float], float], candidates: NDArray[np.floating]) -> float:
+    """Return the candidate with the best score; of equals the first."""
+    return float(candidates[int(np.argmax([score(float(c)) for c in candidates]))])
+
+
+def baselines(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Return baseline -> metric -> mean over runs, on the test images.
+
+    What is found is kept in the run folder, as ``posthoc_<selection>.json``.
+
+    Args:
+        runs: Runs of one row; a baseline is left out where one of them cannot have it.
+    """
+    found = [_kept(run) for run in runs]
+    names = [name for name in found[0] if all(name in of_run for of_run in found)]
+    return {
+        name: {
+            key: float(np.mean([of_run[name][key] for of_run in found])) for key in found[0][name]
+        }
+        for name in names
+    }
+
+
+def under_priors(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the accuracy if the test set had other class shares, from the recalls alone.
+
+    ``forward`` are the shares of the training set, ``backward`` the same in reverse order of size.
+
+    Args:
+        runs: Runs of one row.
+    """
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        recalls = np.array(run.metrics.get("per_class_recall") or [], dtype=float)
+        if not np.isfinite(recalls).any():
+            return {}
+        counts = run.class_counts.astype(float)
+        order = np.argsort(-counts, kind="stable")
+        backward = np.empty_like(counts)
+        backward[order] = counts[order[::-1]]
+        shares = {"uniform": np.ones_like(counts), "forward": counts, "backward": backward}
+        for name, share in shares.items():
+            share = np.where(np.isfinite(recalls), share, 0)
+            found.setdefault(name, []).append(float(np.nansum(share * recalls) / share.sum()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _kept(run: Run) -> dict[str, dict[str, float]]:
+    path = run.folder / f"posthoc_{run.selection}.json"
+    try:
+        found: dict[str, dict[str, float]] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        if not (found := _compute(run)):
+            return found
+        text = json.dumps(found, indent=1).encode()
+        with contextlib.suppress(OSError):  # somebody else's folder: computed again next time
+            records.write_whole(path, lambda file: file.write(text))
+    return found
+
+
+def _compute(run: Run) -> dict[str, dict[str, float]]:
+    try:
+        val, test = run.predictions("val", logits=True), run.predictions("test", logits=True)
+    except UserError:  # named where the run's own predictions are read
+        return {}
+    if not (val and test and val.logits is not None and test.logits is not None):
+        return {}
+    counts = run.class_counts
+    scale = tune(lambda t: -_loss(val, t), TEMPERATURES)
+    found = {"temperature": _metrics(test, test.logits / scale, counts) | {"constant": scale}}
+    rules: dict[str, Callable[[Floats, float], Floats]] = {}
+    if counts.min() > 0:
+        rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
+    if classifier := classifier_of(run, test.logits.shape[1]):
+        norms, bias = classifier
+        rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
+    for name, rule in rules.items():
+        tau = tune(lambda t, rule=rule: _mean_recall(val, rule(val.logits, t)), TAUS)  # type: ignore[misc]
+        found[name] = _metrics(test, rule(test.logits, tau), counts) | {"constant": tau}
+    return found
+
+
+def _loss(found: Predictions, temperature: float) -> float:
+    assert found.logits is not None
+    scores = found.logits.astype(np.float64) / temperature
+    return float((logsumexp(scores, 1) - scores[np.arange(len(scores)), found.label]).mean())
+
+
+def _mean_recall(found: Predictions, logits: Floats) -> float:
+    support = np.bincount(found.label, minlength=logits.shape[1])
+    hits = np.bincount(found.label[logits.argmax(1) == found.label], minlength=logits.shape[1])
+    return float((hits[support > 0] / support[support > 0]).mean())
+
+
+def _metrics(found: Predictions, logits: Floats, counts: NDArray[np.int64]) -> dict[str, float]:
+    classes = logits.shape[1]
+    prediction = logits.argmax(1)
+    hits = np.bincount(found.label[prediction == found.label], minlength=classes)
+    support = np.bincount(found.label, minlength=classes)
+    metrics = metrics_from_counts(hits, support, np.bincount(prediction, minlength=classes), counts)
+    metrics["ece"] = expected_calibration_error(logits, found.label)
+    return {name: metrics[name] for name in SHOWN if np.isfinite(metrics[name])}
+
+
+def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
+    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has just one."""
+    path = run.folder / "checkpoints" / f"{run.selection}.ckpt"
+    if not path.is_file():
+        return None
+    import torch
+
+    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = {
+        name: value
+        for name, value in state["state_dict"].items()
+        if name.startswith("net.") and value.ndim == 2 and len(value) == classes
+    }
+    if len(weights) != 1:
+        return None
+    ((name, weight),) = weights.items()
+    bias = state["state_dict"].get(name.removesuffix("weight") + "bias")
+    norms = weight.float().norm(dim=1).numpy()
+    return norms, np.zeros(classes) if bias is None else bias.float().numpy()

@@ -1,0 +1,299 @@
+"""The report: one HTML file with everything in it, readable on a phone and without a network."""
+
+import base64
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from ltbench import __version__
+from ltbench.bench import figures, tables
+from ltbench.bench.claims import Judged
+from ltbench.bench.figures import Series
+from ltbench.bench.leaderboard import Leaderboard, Line, Table, metric
+from ltbench.bench.results import Run
+from ltbench.bench.stats import Interval
+
+DRAWN = 10
+"""Rows that the figures show, the best ones: more cannot be told apart by colour."""
+BINS = 20
+"""Groups of classes of similar frequency, where there are too many classes to draw each."""
+PICTURES, PICTURE_BYTES = 4, 2_000_000
+"""Sample grids of a row that are put into the page, and how large one may be."""
+
+CURVES = {
+    "val/accuracy": "accuracy on validation, %",
+    "test_watched/accuracy": "accuracy on test (watched), %",
+    "val/fid": "FID on validation",
+    "train/loss": "training loss",
+}
+
+
+def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
+    """Render the report.
+
+    Args:
+        board: The tables.
+        judged: The claims about them.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ltbench.bench", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        board=board,
+        sections=[_section(table) for table in board.tables],
+        judged=[(each, tables.claim_cells(each)) for each in judged],
+        claim_headings=tables.CLAIM_HEADINGS,
+        runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
+        level=95,
+        version=__version__,
+    )
+
+
+def _section(table: Table) -> dict[str, Any]:
+    """Return what the template needs of a table."""
+    names = tables.columns(table)
+    drawn = table.lines[:DRAWN]
+    return {
+        "table": table,
+        "metrics": [(name, metric(name)) for name in names],
+        "matrix": [(name, metric(name)) for name in table.metrics if metric(name).percent],
+        "cell": partial(_cell, table),
+        "costs": tables.costs,
+        "remarks": tables.remarks(table),
+        "figures": list(_figures(table, drawn)),
+        "legend": [(n, line.name) for n, line in enumerate(drawn)],
+        "hidden": len(table.lines) - len(drawn),
+        "differing": [line for line in table.lines if line.differs],
+        "posthoc": _posthoc(table),
+        "priors": [line for line in table.lines if line.priors],
+        "samples": [(line, found) for line in table.lines if (found := _samples(line.row.runs))],
+        "details": _details,
+        "best": _best(table),
+    }
+
+
+def _cell(table: Table, line: Line, name: str) -> dict[str, Any]:
+    """Return the parts of a cell: what it shows, what it sorts by, and all that is known."""
+    estimate = line.estimates.get(name)
+    if estimate is None:
+        return {"text": "-", "error": "", "sort": "", "told": ""}
+    shown = metric(name)
+    told = [f"mean of {len(estimate.values)}: {', '.join(map(shown.text, estimate.values))}"]
+    for kind, bounds in (("seeds", estimate.seeds), ("test images", estimate.images)):
+        if bounds:
+            told.append(f"95 % over {kind}: {' to '.join(map(shown.text, bounds))}")
+    error = tables.cell(name, estimate).partition(" ")[2]
+    return {
+        "text": shown.text(estimate.mean),
+        "error": error,
+        "sort": repr(estimate.mean),
+        "told": "; ".join(told),
+    }
+
+
+def _best(table: Table) -> dict[str, float]:
+    """Return the best mean of each metric in which the rows differ."""
+    found = {}
+    for name in table.metrics:
+        means = [line.estimates[name].mean for line in table.lines if name in line.estimates]
+        if len(set(means)) > 1:
+            found[name] = max(means) if metric(name).higher_is_better else min(means)
+    return found
+
+
+def _figures(table: Table, drawn: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
+    """Yield title, figure and explanation of each figure that the data allows."""
+    rows = list(enumerate(drawn))
+    points = [
+        Series(
+            line.name,
+            n,
+            [(100 * line.estimates["accuracy"].mean, 100 * line.estimates["min_recall"].mean)],
+            [_percent(line.estimates["min_recall"].interval)],
+            _percent(line.estimates["accuracy"].interval),
+        )
+        for n, line in rows
+        if {"accuracy", "min_recall"} <= line.estimates.keys()
+    ]
+    if points:
+        yield (
+            "Accuracy against the worst class",
+            figures.scatter(points, "accuracy, %", "min recall, %", "accuracy and min recall"),
+            "Up and right is better; the dashed edge is what no other row beats in both.",
+        )
+    recalls = [Series(line.name, n, found) for n, line in rows if (found := _recalls(line))]
+    if recalls:
+        binned = len(drawn[0].row.runs[0].class_counts) > 2 * BINS
+        yield (
+            "Recall over class frequency",
+            figures.by_frequency(recalls, "recall of classes by their training images"),
+            f"Means of {BINS} groups of classes of similar frequency."
+            if binned
+            else "A dot a class; the frequent ones are on the left.",
+        )
+    for groups in (("many", "medium", "few"), ("head", "mid", "tail")):
+        named = [group for group in groups if f"{group}_recall" in table.metrics]
+        bars = [Series(line.name, n, *_groups(line, named)) for n, line in rows]
+        if len(named) > 1 and any(bar.points for bar in bars):
+            yield (
+                f"Recall of {', '.join(named[:-1])} and {named[-1]} classes",
+                figures.bars(bars, named, "recall by groups of classes"),
+                _GROUPS[groups],
+            )
+    for column, title in CURVES.items():
+        lines = [Series(line.name, n, found) for n, line in rows if (found := _curve(line, column))]
+        if lines:
+            fractions = column.endswith("accuracy")
+            yield (
+                "Training",
+                figures.curves(lines, title, title, fractions),
+                "The first seed of each row.",
+            )
+            break
+
+
+_GROUPS = {
+    ("many", "medium", "few"): "More than 100, 20 to 100, and fewer than 20 training images.",
+    ("head", "mid", "tail"): "By the rank of a class, in the sizes that the papers use.",
+}
+
+
+def _percent(bounds: Interval | None) -> Interval | None:
+    return (100 * bounds[0], 100 * bounds[1]) if bounds else None
+
+
+def _recalls(line: Line) -> list[tuple[float, float]]:
+    """Return (training images, recall in %) of each class, or of groups of similar classes."""
+    found = [run.metrics.get("per_class_recall") for run in line.row.runs]
+    if not all(found):
+        return []
+    recalls = np.nanmean(np.array(found, dtype=float), axis=0)
+    counts = line.row.runs[0].class_counts
+    order = [c for c in np.argsort(-counts, kind="stable") if np.isfinite(recalls[c]) and counts[c]]
+    parts = np.array_split(order, BINS) if len(order) > 2 * BINS else [[c] for c in order]
+    return [(float(counts[part].mean()), 100 * float(recalls[part].mean())) for part in parts]
+
+
+def _groups(
+    line: Line, named: Sequence[str]
+) -> tuple[list[tuple[float, float]], list[Interval | None]]:
+    points, bounds = [], []
+    for n, group in enumerate(named):
+        if estimate := line.estimates.get(f"{group}_recall"):
+            points.append((float(n), 100 * estimate.mean))
+            bounds.append(_percent(estimate.interval))
+    return points, bounds
+
+
+def _curve(line: Line, column: str) -> list[tuple[float, float]]:
+    """Return (epochs done, value) from the first run's ``metrics.csv``."""
+    path = line.row.runs[0].folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    factor = 100 if column.endswith("accuracy") else 1
+    found = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                found.append((float(row["epoch"]) + 1, factor * float(row[column])))
+            except (KeyError, TypeError, ValueError):  # not measured in this epoch
+                continue
+    return [point for point in found if np.isfinite(point).all()]
+
+
+_CORRECTED = {
+    "accuracy": ("logit adjustment", "tau-normalisation"),
+    "hmean_recall": ("logit adjustment", "tau-normalisation"),
+    "min_recall": ("logit adjustment", "tau-normalisation"),
+    "ece": ("temperature",),
+}
+"""Metric -> the corrections that are meant to better it."""
+
+
+def _posthoc(table: Table) -> dict[str, Any] | None:
+    """Return the headings and cells of the baselines: of each metric the own, then corrected."""
+    lines = [line for line in table.lines if line.posthoc]
+    headings = [
+        f"{metric(name).title}{f', {rule}' if rule else ''}"
+        for name, rules in _CORRECTED.items()
+        for rule in ("", *rules)
+    ]
+    rows = [
+        (
+            line.name,
+            [
+                _corrected(line, name, rule)
+                for name, rules in _CORRECTED.items()
+                for rule in ("", *rules)
+            ],
+        )
+        for line in lines
+    ]
+    return {"headings": headings, "rows": rows} if rows else None
+
+
+def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
+    """Return a cell: a row's own metric, or what it is after a correction."""
+    own = line.estimates[name].mean if name in line.estimates else float("nan")
+    found = line.posthoc.get(rule, {})
+    value = found.get(name, float("nan")) if rule else own
+    cell = {"text": metric(name).text(value), "sort": repr(value), "own": not rule}
+    if not rule or not np.isfinite(value):
+        return cell | {"change": "", "kind": ""}
+    change = 100 * (value - own)
+    good = change > 0 if metric(name).higher_is_better else change < 0
+    kind = "" if abs(change) < 0.05 else "up" if good else "down"
+    return cell | {"change": f"{change:+.1f} [{found['constant']:.2g}]", "kind": kind}
+
+
+def _samples(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return (name, data URI) of the pictures in the run folder of the first seed."""
+    found = []
+    for path in sorted(runs[0].folder.glob("*.png"))[-PICTURES:]:
+        if path.stat().st_size <= PICTURE_BYTES:
+            data = base64.b64encode(path.read_bytes()).decode()
+            found.append((path.stem, f"data:image/png;base64,{data}"))
+    return found
+
+
+def _details(line: Line) -> list[dict[str, Any]]:
+    """Return what is known of each run: where it lies, what made it, its config."""
+    found = []
+    for run in [*line.row.runs, *line.row.earlier]:
+        record = run.record
+        git = record.get("git") or {}
+        commit = str(git.get("commit") or "unknown")[:12]
+        facts = {
+            "run folder": str(run.folder),
+            "job id": record.get("job_id"),
+            "method": f"{record.get('method')}, stage {record.get('stage')}",
+            "commit": commit + (" with uncommitted changes" if git.get("dirty") else ""),
+            "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
+            "device": f"{record.get('device')}, {record.get('threads')} threads, "
+            f"{record.get('precision')}, {record.get('world_size')} process(es)",
+            "data": f"{record['data']['source']}, indices {record['data']['index_hash'][:16]}",
+            "epochs, steps": f"{record.get('epochs')}, {record.get('steps')}",
+            "starts from": ", ".join(
+                f"{start.get('role')}: {start.get('job_id') or start.get('path')}"
+                for start in record.get("lineage", [])
+            ),
+            "differs from the paper": "; ".join(record.get("deviations") or []),
+        }
+        found.append(
+            {
+                "title": f"{record['name']}, seed {record['seed']}",
+                "facts": {name: value for name, value in facts.items() if value},
+                "config": yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False),
+            }
+        )
+    return found

@@ -1,0 +1,134 @@
+"""``ltbench bench reproduce``: run a job again from its record alone, and compare the metrics."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ltbench import records
+from ltbench.errors import UserError
+
+PLACES = (Path("runs"), Path("benchmarks/results"))
+ENVIRONMENT = ("versions", "git", "device", "threads", "precision", "world_size")
+
+
+def find(job: str) -> Path:
+    """Return the record of a job, by its run folder, its record or the start of its job id.
+
+    Raises:
+        UserError: There is none, or several.
+    """
+    path = Path(job)
+    if path.exists():
+        return path / "record.json" if path.is_dir() else path
+    found = {}
+    for place in PLACES:
+        for record in place.glob("**/record.json"):
+            try:
+                found[record] = str(records.read_record(record).get("job_id"))
+            except UserError:
+                continue
+    matching = [record for record, job_id in found.items() if job_id.startswith(job)]
+    if len({found[record] for record in matching}) != 1:
+        places = " and ".join(map(str, PLACES))
+        number = "several jobs" if matching else "no job"
+        raise UserError(f"{number} in {places} with an id that starts with '{job}'.")
+    return matching[0]
+
+
+def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: float = 0) -> bool:
+    """Run a job again and say whether its metrics agree.
+
+    Args:
+        job: See :func:`find`.
+        folder: Where the new run goes.
+        overrides: Further arguments of ``ltbench fit``, such as where the data lies here.
+        tolerance: Largest difference of a metric that counts as agreement.
+
+    Raises:
+        UserError: The job is not finished, or starts from a run that is not here.
+    """
+    path = find(job)
+    record = records.read_record(path)
+    if record.get("status") != "done":
+        raise UserError(
+            f"{path}: the run is {record.get('status')}; there is nothing to agree with."
+        )
+    for start in record.get("lineage", []):
+        if start.get("path") and not Path(start["path"]).exists():
+            raise UserError(
+                f"{path} starts from {start['path']} (job {start.get('job_id')}), which is not "
+                "here: reproduce that job, then say where it lies with --model.<argument>.path."
+            )
+    place = folder / record["job_id"]
+    config = yaml.safe_dump(record["config"], sort_keys=False).encode()
+    records.write_whole(place / "config.yaml", lambda file: file.write(config))
+    words = [sys.executable, "-m", "ltbench", "fit", "--config", str(place / "config.yaml")]
+    words += [f"--trainer.default_root_dir={place}", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(record.get("threads") or 1)}
+    if subprocess.run(words, env=environment, check=False).returncode:
+        raise UserError(f"the run failed; its files are in {place}.")
+    again = records.read_record(_newest(place))
+    return compare(record, again, tolerance, Console())
+
+
+def _newest(place: Path) -> Path:
+    return max(place.glob("*/record.json"), key=lambda path: path.stat().st_mtime)
+
+
+def compare(
+    record: Mapping[str, Any], again: Mapping[str, Any], tolerance: float, console: Console
+) -> bool:
+    """Print which metrics differ, and what else does; return whether they agree.
+
+    Args:
+        record: The first run's.
+        again: The second run's.
+        tolerance: Largest difference that counts as agreement.
+        console: Where to.
+    """
+    before, after = dict(_metrics(record["metrics"])), dict(_metrics(again["metrics"]))
+    differing = {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+    if not differing:
+        console.print(f"reproduced: all {len(before)} metrics are the same to the last digit.")
+        return True
+    table = Table("metric", Column("recorded", justify="right"), Column("now", justify="right"))
+    worst = 0.0
+    for name, (old, new) in differing.items():
+        table.add_row(escape(name), _number(old), _number(new))
+        worst = max(worst, abs(old - new) if old is not None and new is not None else float("inf"))
+    console.print(table)
+    for name in ENVIRONMENT:
+        if record.get(name) != again.get(name):
+            console.print(f"{name}: {record.get(name)} then, {again.get(name)} now.", markup=False)
+    agree = worst <= tolerance
+    told = "agree within the tolerance" if agree else "differ"
+    console.print(f"{len(differing)} of {len(before)} metrics {told}; by {worst:.4g} at most.")
+    return agree
+
+
+def _metrics(value: Any, name: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401
+    """Yield every number in a record's metrics, with its path."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _metrics(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for n, item in enumerate(value):
+            yield from _metrics(item, f"{name}[{n}]")
+    elif isinstance(value, int | float):
+        yield name, float(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

@@ -1,0 +1,246 @@
+"""A leaderboard as text: on a terminal, as Markdown, CSV and JSON."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Column
+from rich.table import Table as RichTable
+
+from ltbench.bench.claims import NUMBERS, Judged
+from ltbench.bench.leaderboard import Leaderboard, Line, Table, metric
+from ltbench.bench.stats import Estimate
+from ltbench.bench.status import duration
+
+NARROW = ("mean_recall", "gmean_recall", "min_coverage", "min_ht_recall", "ece", "mid_recall")
+"""Metrics that the tables for reading leave out; CSV and JSON have them all."""
+
+LEGEND = (
+    "Mean over seeds; ± is half of the 95 % interval: over seeds (t) where there are several, in "
+    "parentheses over test images (bootstrap) where there is one. Rows that share a rank cannot be "
+    "told apart (paired bootstrap, Holm, 5 %)."
+)
+
+
+def columns(table: Table) -> list[str]:
+    """Return the metrics that a table for reading shows."""
+    return [name for name in table.metrics if name not in NARROW or name == table.by]
+
+
+def cell(name: str, estimate: Estimate | None) -> str:
+    """Write an estimate: ``61.5 ±0.8``, or ``61.5 (±0.8)`` where there is one seed."""
+    if estimate is None:
+        return "-"
+    shown = metric(name)
+    text = shown.text(estimate.mean)
+    if estimate.interval is None:
+        return text
+    low, high = estimate.interval
+    half = shown.text((high - low) / 2)
+    return f"{text} ±{half}" if estimate.seeds else f"{text} (±{half})"
+
+
+def costs(line: Line) -> dict[str, str]:
+    """Write what a seed of a row costs."""
+    cost = line.cost
+    whole = cost["wall_seconds_with_stages"]
+    staged = f" ({duration(whole)} with stages)" if whole > cost["wall_seconds"] else ""
+    memory = cost["peak_memory_bytes"]
+    return {
+        "wall time": duration(cost["wall_seconds"]) + staged,
+        "images seen": f"{cost['images_seen']:,.0f}",
+        "images/s": f"{cost['images_per_second']:,.0f}" if cost["images_per_second"] else "-",
+        "memory": f"{memory / 2**30:.1f} GiB" if memory else "-",
+        "device": cost["device"],
+    }
+
+
+def headings(table: Table) -> list[str]:
+    """Return the headings of a table for reading."""
+    titles = [metric(name).title for name in columns(table)]
+    return ["rank", "row", "seeds", *titles, *costs(table.lines[0]), "differs in"]
+
+
+def cells(table: Table, line: Line) -> list[str]:
+    """Return the cells of a row, in the order of :func:`headings`."""
+    values = [cell(name, line.estimates.get(name)) for name in columns(table)]
+    differs = "; ".join(line.differs)
+    seeds = str(len(line.row.runs))
+    return [str(line.rank), line.name, seeds, *values, *costs(line).values(), differs]
+
+
+def remarks(table: Table) -> list[str]:
+    """Return what has to be said below a table."""
+    usual = "; ".join(f"{name}: {value}" for name, value in table.shared.items())
+    found = [f"Trained with, unless a row says otherwise: {usual}.", *table.notes]
+    for note in sorted({note for line in table.lines for note in line.notes}):
+        rows = [line.name for line in table.lines if note in line.notes]
+        of = "all rows" if len(rows) == len(table.lines) > 1 else ", ".join(rows)
+        found.append(f"{note} ({of}).")
+    return found
+
+
+def claim_cells(judged: Judged) -> list[str]:
+    """Return the cells of a claim: row, metric, claimed, ours, gap, status, source."""
+    claim = judged.claim
+    shown = metric(claim.metric)
+    gap = (
+        "" if judged.gap is None else f"{judged.gap * (1 if claim.metric in NUMBERS else 100):+.1f}"
+    )
+    why = f": {'; '.join(judged.reasons)}" if judged.reasons else ""
+    return [
+        judged.line or claim.row,
+        shown.title,
+        shown.text(claim.value),
+        cell(claim.metric, judged.ours),
+        gap,
+        judged.status + why,
+        f"{claim.paper}, {claim.table} ({claim.certainty})",
+    ]
+
+
+CLAIM_HEADINGS = ("row", "metric", "claimed", "ours", "gap", "status", "source")
+
+
+def for_terminal(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> RenderableType:
+    """Lay a leaderboard out for a terminal: costs and claims in tables of their own.
+
+    Args:
+        board: The tables.
+        judged: The claims; those about what was not run are only counted.
+        width: Columns of the terminal; the last metrics are left out where they do not fit.
+    """
+    parts: list[RenderableType] = []
+    for table in board.tables:
+        longest = max(len(line.name) for line in table.lines)
+        names = columns(table)[: max(3, (width - longest - 16) // 14)]
+        title = escape(f"{board.title}: {table.title}")
+        shown = RichTable("rank", Column("row", no_wrap=True), "seeds", title=title, box=None)
+        for name in names:
+            shown.add_column(metric(name).title, justify="right")
+        cost = RichTable(Column("row", no_wrap=True), *costs(table.lines[0]), box=None)
+        for line in table.lines:
+            values = [cell(name, line.estimates.get(name)) for name in names]
+            shown.add_row(str(line.rank), escape(line.name), str(len(line.row.runs)), *values)
+            cost.add_row(*map(escape, [line.name, *costs(line).values()]))
+        differing = [
+            f"{x.name} differs in {'; '.join(x.differs)}" for x in table.lines if x.differs
+        ]
+        parts += [shown, "", cost, "", *map(escape, [*differing, *remarks(table)]), ""]
+    measured = [each for each in judged if each.line]
+    if measured:
+        claims = RichTable(*CLAIM_HEADINGS[:-1], title="claimed and measured", box=None)
+        for each in measured:
+            claims.add_row(*map(escape, claim_cells(each)[:-1]))
+        parts += [claims, ""]
+    if len(judged) > len(measured):
+        parts.append(f"{len(judged) - len(measured)} published numbers about this data: not run.")
+    return Group(*parts, LEGEND, *(f"[yellow]{escape(problem)}[/]" for problem in board.problems))
+
+
+def markdown(board: Leaderboard, judged: Sequence[Judged]) -> str:
+    """Write a leaderboard as Markdown."""
+    lines = [f"# {_plain(board.title)}", ""]
+    for table in board.tables:
+        lines += [f"## {_plain(table.title)}", ""]
+        lines += [*_grid(headings(table), [cells(table, line) for line in table.lines]), ""]
+        lines += [*(f"- {_plain(remark)}" for remark in remarks(table)), ""]
+    if judged:
+        lines += ["## Claimed and measured", ""]
+        lines += [*_grid(CLAIM_HEADINGS, [claim_cells(each) for each in judged]), ""]
+    lines += [LEGEND, ""]
+    if board.problems:
+        lines += ["## Not used", "", *(f"- {_plain(problem)}" for problem in board.problems), ""]
+    return "\n".join(lines)
+
+
+def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(titles)} |"
+    yield f"|{' --- |' * len(titles)}"
+    for row in rows:
+        yield f"| {' | '.join(map(_plain, row))} |"
+
+
+def _plain(text: str) -> str:
+    """Keep what users named from becoming markup, or another cell."""
+    for character in "\\`*_[]<>|":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+def as_csv(board: Leaderboard) -> str:
+    """Write a row for each table, row and metric, in fractions."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    ends = ("seeds_low", "seeds_high", "images_low", "images_high")
+    writer.writerow(["table", "row", "rank", "seeds", "metric", "mean", *ends])
+    for table in board.tables:
+        for line in table.lines:
+            for name, found in line.estimates.items():
+                bounds = [*(found.seeds or ("", "")), *(found.images or ("", ""))]
+                place = [table.title, line.name, line.rank, len(found.values)]
+                writer.writerow([*place, name, found.mean, *bounds])
+    return out.getvalue()
+
+
+def as_json(board: Leaderboard, judged: Sequence[Judged]) -> str:
+    """Write everything that a leaderboard knows, in fractions."""
+    content = {
+        "title": board.title,
+        "tables": [_table(table) for table in board.tables],
+        "claims": [
+            {**dataclasses.asdict(each), "gap": each.gap, "reasons": list(each.reasons)}
+            for each in judged
+        ],
+        "problems": board.problems,
+    }
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "by": table.by,
+        "shared": table.shared,
+        "notes": table.notes,
+        "p": table.p.tolist(),
+        "lines": [
+            {
+                "row": line.name,
+                "family": line.row.family,
+                "rank": line.rank,
+                "estimates": {k: dataclasses.asdict(e) for k, e in line.estimates.items()},
+                "differs": line.differs,
+                "cost": line.cost,
+                "notes": line.notes,
+                "posthoc": line.posthoc,
+                "priors": line.priors,
+                "runs": [
+                    {"folder": str(run.folder), "job_id": run.record.get("job_id")}
+                    | {"seed": run.record["seed"], "git": run.record.get("git")}
+                    for run in line.row.runs
+                ],
+            }
+            for line in table.lines
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,176 @@
+"""What the tests of the leaderboard share: suites, made-up runs, a training of no time."""
+
+import copy
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ltbench.counts import metrics_from_counts
+
+COUNTS = [120, 60, 15]
+SUPPORT = 40
+
+# Stands in for `python -m ltbench fit`: one line a finished epoch, and a record like a run's. What
+# it ends with depends on seed and earlier epochs alone, so it shows an epoch lost or run twice.
+TRAINING = """
+import json, os, pathlib, sys, time
+given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[4:])
+config = json.loads(pathlib.Path(sys.argv[3]).read_text())
+if config.get("fail"):
+    sys.exit("error: it was asked to fail.")
+folder = pathlib.Path(given["trainer.default_root_dir"]) / (given["name"] + "-0")
+folder.mkdir(parents=True, exist_ok=True)
+path = folder / "record.json"
+state = json.loads(path.read_text()) if path.exists() else {"epochs": 0, "value": 0}
+template = json.loads(pathlib.Path("template.json").read_text())
+epochs = int(given.get("trainer.max_epochs", config["trainer"]["max_epochs"]))
+template["config"]["trainer"] = {"max_epochs": epochs}
+began = time.monotonic()
+seed = int(given["seed_everything"])
+for name, place in given.items():
+    if name.startswith("model.") and not state["epochs"]:
+        state["value"] += json.loads((pathlib.Path(place) / "record.json").read_text())["value"]
+def write(status):
+    test = {"accuracy": (state["value"] % 97) / 97}
+    record = template | state | {
+        "name": given["name"], "seed": seed, "status": status,
+        "metrics": {"last": {"test": test}}, "wall_seconds": time.monotonic() - began,
+    }
+    part = path.with_name(f".{os.getpid()}")
+    part.write_text(json.dumps(record))
+    part.replace(path)
+with open("epochs.log", "a") as log:
+    while state["epochs"] < epochs:
+        time.sleep(config.get("sleep", 0.02))
+        state["epochs"] += 1
+        state["value"] = (state["value"] * 31 + seed * 7 + config.get("term", 1)) % 1_000_003
+        write("running")
+        log.write(f"{given['name']} {seed} {state['epochs']} {given.get('model.start', '')}\\n")
+        log.flush()
+write("done")
+"""
+
+
+def record_of(name="ce", seed=0, **changes):
+    """A record as a finished run leaves it, without metrics."""
+    return {
+        "schema": 1,
+        "job_id": f"{name}-{seed}",
+        "name": name,
+        "method": "erm",
+        "dataset": "digits",
+        "stage": "train",
+        "lineage": [],
+        "config": {
+            "seed_everything": seed,
+            "name": name,
+            "trainer": {"max_epochs": 4, "default_root_dir": "runs"},
+            "model": {
+                "class_path": "ERM",
+                "init_args": {"backbone": "resnet32_cifar", "loss": name},
+            },
+            "data": {"init_args": {"root": f"/somewhere/{seed}", "augment": []}},
+        },
+        "seed": seed,
+        "data": {
+            "source": "Digits",
+            "class_names": ["ant", "bee", "cat"],
+            "class_counts": COUNTS,
+            "images": {"train": sum(COUNTS), "test": 3 * SUPPORT},
+            "index_hash": "f" * 64,
+        },
+        "metrics": {},
+        "weights": "raw",
+        "deviations": [],
+        "versions": {"ltbench": "0.1.0"},
+        "git": {"commit": "c" * 40, "dirty": False},
+        "device": "AVX512 CPU, 2 cores",
+        "threads": 1,
+        "precision": "32-true",
+        "world_size": 1,
+        "batch_size": 32,
+        "parameters": 1000,
+        "epochs": 4,
+        "steps": 28,
+        "images_seen": 780,
+        "wall_seconds": 10.0,
+        "images_per_second": 78.0,
+        "peak_memory_bytes": 2**30,
+        "status": "done",
+        "cause": None,
+        **changes,
+    }
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """The writer of a run whose classes are found with given probabilities."""
+
+    def write(name="ce", seed=0, recalls=(0.9, 0.7, 0.4), folder=None, logits=False, **changes):
+        draws = np.random.default_rng([seed, *name.encode()])
+        label = np.repeat(np.arange(3), SUPPORT)
+        right = draws.random(len(label)) < np.array(recalls)[label]
+        prediction = np.where(right, label, (label + 1) % 3)
+        record = record_of(name, seed, **changes)
+        folder = folder or tmp_path / "runs" / f"{name}-{seed}"
+        folder.mkdir(parents=True)
+        arrays = {"index": np.arange(len(label)), "label": label, "prediction": prediction}
+        if logits:
+            scores = draws.normal(size=(len(label), 3)) + 4 * np.eye(3)[prediction]
+            arrays |= {"logits": scores.astype(np.float32), "prediction": scores.argmax(1)}
+            prediction = arrays["prediction"]
+            np.savez_compressed(folder / "val_predictions_last.npz", **arrays)
+            record["data"]["images"]["val"] = len(label)
+        hits = np.bincount(label[prediction == label], minlength=3)
+        support, claims = np.bincount(label), np.bincount(prediction, minlength=3)
+        metrics = metrics_from_counts(hits, support, claims, np.array(COUNTS))
+        metrics = {k: None if np.isnan(v) else v for k, v in metrics.items()}
+        test = metrics | {"per_class_recall": (hits / support).tolist()}
+        record["metrics"] = {"last": {"epoch": 3, "test": test}}
+        (folder / "record.json").write_text(json.dumps(record))
+        np.savez_compressed(folder / "predictions_last.npz", **arrays)
+        (folder / "metrics.csv").write_text("epoch,val/accuracy\n0,0.5\n1,\n2,0.75\n")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A working folder where `python -m ltbench fit` is the stand-in; returns a suite's writer."""
+    (tmp_path / "ltbench").mkdir()
+    (tmp_path / "ltbench/__init__.py").touch()
+    (tmp_path / "ltbench/__main__.py").write_text(TRAINING)
+    (tmp_path / "template.json").write_text(json.dumps(record_of()))
+    monkeypatch.chdir(tmp_path)
+    return write_suite
+
+
+def write_suite(rows, name="mine", **more):
+    """Write ``<name>.yaml`` and the configs that it names: a number of epochs, or a mapping."""
+    rows = copy.deepcopy(rows)
+    for row in rows.values():
+        for stage in row.get("stages", {"": row}).values():
+            content = stage["config"]
+            content = content if isinstance(content, dict) else {"epochs": content}
+            content["trainer"] = {"max_epochs": content.pop("epochs")}
+            path = Path(f"config{len(list(Path().glob('config*')))}.yaml")
+            path.write_text(json.dumps(content))  # JSON is YAML
+            stage["config"] = str(path)
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump({"rows": rows, **more}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def program():
+    """The installed command, which does not look for modules in the working folder."""
+    found = shutil.which("ltbench", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+    assert found, "ltbench is not installed beside this Python"
+    return found

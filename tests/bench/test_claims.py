@@ -1,0 +1,97 @@
+"""Published numbers are set beside ours only where the two can be compared."""
+
+import pytest
+import yaml
+
+from ltbench import catalog
+from ltbench.bench import claims, leaderboard, results, tables
+from ltbench.errors import UserError
+
+CLAIM = {
+    "paper": "1234.56789",
+    "dataset": "digits",
+    "table": "table 1",
+    "protocol": "4 epochs",
+    "certainty": "verified",
+    "needs": {"data.source": "Digits", "config.trainer.max_epochs": 4, "training_images": 195},
+}
+
+
+@pytest.fixture
+def judged(make_run, tmp_path):
+    """What becomes of a claim about row ``ce``, which was run with one seed."""
+    make_run("ce", 0)
+    board = leaderboard.build(results.of_folder(tmp_path / "runs"))
+
+    def judge(metrics, row="ce", **changes):
+        path = tmp_path / "claims.yaml"
+        path.write_text(yaml.safe_dump([{**CLAIM, "rows": {row: metrics}, **changes}]))
+        return claims.judge(claims.read(path), board)
+
+    return judge, board.tables[0].lines[0].estimates
+
+
+@pytest.mark.parametrize(
+    ("offset", "status"), [(0, "matched"), (0.4, "matched"), (20, "short"), (-20, "better")]
+)
+def test_the_status_says_how_far_a_claim_is(judged, offset, status):
+    judge, estimates = judged
+    claimed = 100 * estimates["accuracy"].mean + offset
+    (found,) = judge({"accuracy": claimed})
+    assert found.status == status
+    assert found.gap == pytest.approx(-offset / 100)
+    assert f"{-offset:+.1f}" in tables.claim_cells(found) or offset == 0
+
+
+def test_what_cannot_be_compared_says_why(judged):
+    judge, _ = judged
+    (found,) = judge({"accuracy": 50}, needs={"config.trainer.max_epochs": 200, "data.x": 1})
+    assert found.status == "not comparable"
+    assert found.reasons == ["max epochs is 4, not 200", "x is None, not 1"]
+    (found,) = judge({"fid": 3})
+    assert (found.status, found.reasons) == ("not comparable", ["it has no fid"])
+
+
+def test_a_row_that_was_not_run_says_so_and_other_data_is_left_out(judged):
+    judge, _ = judged
+    (found,) = judge({"accuracy": 50}, row="vs")
+    assert (found.status, found.ours, found.gap) == ("not run", None, None)
+    assert judge({"accuracy": 50}, dataset="cifar10") == []
+
+
+def test_a_row_is_known_by_its_name_or_its_configs(judged, make_run, tmp_path):
+    make_run("vs_digits", 0)
+    board = leaderboard.build(results.of_folder(tmp_path / "runs"))
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump([{**CLAIM, "rows": {"vs": {"accuracy": 1}}}]))
+    (found,) = claims.judge(claims.read(path), board)
+    assert found.line == "vs_digits"
+
+
+def test_a_damaged_list_of_claims_is_named(tmp_path):
+    path = tmp_path / "claims.yaml"
+    path.write_text("- paper: x\n")
+    with pytest.raises(UserError, match="no readable list of claims"):
+        claims.read(path)
+
+
+def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
+    found = claims.read(catalog.folder("benchmarks") / "claims.yaml")
+    assert len(found) > 100
+    for claim in found:
+        assert claim.metric in leaderboard.METRICS
+        assert claim.certainty in ("verified", "second-hand", "unverified")
+        assert claim.dataset in claims.CLASSES
+        assert claim.table
+        assert claim.protocol
+        assert claim.metric in claims.NUMBERS or 0 < claim.value < 1
+
+
+@pytest.mark.parametrize("name", [s for s in catalog.suites() if s not in ("smoke",)])
+def test_claims_and_suites_use_the_same_names(name):
+    """A row of a shipped suite that has a published number is called as in the claims."""
+    from ltbench.bench import suite
+
+    rows = set(suite.read(suite.find(name)).rows)
+    claimed = {claim.row for claim in claims.read()}
+    assert rows & claimed

@@ -1,0 +1,81 @@
+"""How long jobs take follows from what was measured."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltbench.bench import estimate
+from ltbench.bench.jobs import State
+from ltbench.bench.suite import Job, Plan
+
+
+def plan_of(*jobs):
+    return Plan("x", {job.key: job for job in jobs}, {})
+
+
+def job(key, needs=(), recipe=""):
+    return Job(key, key, 0, "c.yaml", {}, list(needs), recipe or key)
+
+
+def record(epochs, total, seconds):
+    return {"epochs": epochs, "wall_seconds": seconds, "config": {"trainer": {"max_epochs": total}}}
+
+
+def test_another_seed_of_a_recipe_tells_how_long_a_job_takes():
+    plan = plan_of(job("a", recipe="r"), job("b", recipe="r"), job("c", recipe="r"), job("d"))
+    states = {
+        "a": State("done", notes={"seconds": 10.0}),
+        "b": State("done", notes={"seconds": 20.0}),
+        "c": State("waiting"),
+        "d": State("waiting"),
+    }
+    whole = estimate.totals(plan, states)
+    assert whole["c"] == 15
+    assert "d" not in whole
+    assert estimate.left(plan, states, whole) == {"c": 15, "d": 15}
+    assert estimate.totals(plan, states, {"d": 7.0})["d"] == 7
+
+
+def test_a_jobs_own_epochs_tell_more():
+    plan = plan_of(job("a", recipe="r"), job("b", recipe="r"))
+    states = {
+        "a": State("done", notes={"seconds": 100.0}),
+        "b": State("running", record=record(2, 8, 6.0)),
+    }
+    whole = estimate.totals(plan, states)
+    assert whole["b"] == 24
+    assert estimate.left(plan, states, whole)["b"] == 18
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.integers(1, 10), st.randoms())
+def test_the_time_until_the_end_is_between_its_bounds(seconds, slots, draw):
+    found = []
+    for n in range(len(seconds)):
+        needs = [str(k) for k in range(n) if draw.random() < 0.3]
+        found.append(job(str(n), needs))
+    plan, remaining = plan_of(*found), {str(n): s for n, s in enumerate(seconds)}
+    chain = {}
+    for key, each in plan.jobs.items():
+        chain[key] = remaining[key] + max((chain[need] for need in each.needs), default=0)
+    span = estimate.makespan(plan, remaining, slots)
+    assert span >= max(max(chain.values()), sum(seconds) / slots) - 1e-6
+    assert span <= sum(seconds) + 1e-6
+    assert estimate.makespan(plan, remaining, 1) == pytest.approx(sum(seconds))
+
+
+def test_nothing_left_takes_no_time():
+    assert estimate.makespan(plan_of(), {}, 2) == 0
+
+
+def test_a_dry_run_times_a_few_steps_and_runs_nothing(workshop, ltbench):
+    rows = {"a": {"config": {"epochs": 2000, "sleep": 0.1}}, "b": {"config": 8}}
+    path = workshop(rows, seeds=[0, 1])
+    done = ltbench("bench", "run", path, "--folder", "runs", "--dry-run", "--jobs", "2")
+    assert done.code == 0, done.err
+    assert "4 jobs, 4 to run" in done.out
+    assert "unknown" not in done.out
+    assert re.search(r"a +1 +waiting +0:0[3-9]:", done.out)
+    assert re.search(r"b +1 +waiting +0:00:0", done.out)
+    assert ltbench("bench", "status", "mine", "--folder", "runs").code == 2  # it was not run

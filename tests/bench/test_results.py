@@ -1,0 +1,130 @@
+"""Runs are read from disk one by one; what is damaged or foreign is named and left out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ltbench.bench import results
+from ltbench.errors import UserError
+
+
+def test_runs_that_differ_in_the_seed_alone_are_a_row(make_run, tmp_path):
+    for seed in (2, 0, 1):
+        make_run("ce", seed)
+    make_run("vs", 0)
+    found = results.of_folder(tmp_path / "runs")
+    assert {row.name: [run.record["seed"] for run in row.runs] for row in found.rows} == {
+        **{"ce": [0, 1, 2], "vs": [0]}
+    }
+    assert found.problems == []
+
+
+def test_runs_of_one_name_and_two_recipes_are_two_rows(make_run, tmp_path):
+    make_run("ce", 0)
+    path = make_run("ce", 1) / "record.json"
+    record = json.loads(path.read_text())
+    record["config"]["trainer"]["max_epochs"] = 99
+    path.write_text(json.dumps(record))
+    names = [row.name for row in results.of_folder(tmp_path / "runs").rows]
+    assert len(set(names)) == 2
+    assert all(name.startswith("ce #") for name in names)
+
+
+def test_runs_that_start_from_other_seeds_of_a_stage_are_a_row(make_run, tmp_path):
+    for seed in (0, 1):
+        folder = make_run("student", seed)
+        path = folder / "record.json"
+        record = json.loads(path.read_text())
+        teacher = f"runs/teacher-{seed}"
+        record["config"]["model"]["init_args"]["teacher"] = {"path": teacher}
+        record["lineage"] = [{"role": "teacher", "path": f"{teacher}/checkpoints/last.ckpt"}]
+        path.write_text(json.dumps(record))
+    (row,) = results.of_folder(tmp_path / "runs").rows
+    assert len(row.runs) == 2
+
+
+def test_a_seed_that_is_there_twice_counts_once_and_is_named(make_run, tmp_path):
+    make_run("ce", 0)
+    make_run("ce", 0, folder=tmp_path / "runs/again")
+    found = results.of_folder(tmp_path / "runs")
+    assert len(found.rows[0].runs) == 1
+    assert "seed 0 of ce is there twice" in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text, record: text[: len(text) // 2], "no readable run record"),
+        (lambda text, record: "[]", "no readable run record"),
+        (lambda text, record: json.dumps(record | {"schema": 99}), "has schema 99"),
+        (lambda text, record: json.dumps({"schema": 1, "loss": 3}), "it has no 'name'"),
+        (lambda text, record: json.dumps(record | {"data": {}}), "no 'data.class_counts'"),
+        (lambda text, record: json.dumps(record | {"metrics": {}}), "no metrics of the last"),
+        (
+            lambda text, record: json.dumps(record | {"status": "running"}),
+            "the run is running, not done",
+        ),
+        (lambda text, record: json.dumps(record | {"metrics": {"last": {}}}), "on nothing"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named_and_the_rest_is_read(
+    damage, told, make_run, tmp_path
+):
+    make_run("good", 0)
+    path = make_run("bad", 0) / "record.json"
+    text = path.read_text()
+    path.write_text(damage(text, json.loads(text)))
+    found = results.of_folder(tmp_path / "runs")
+    assert [row.name for row in found.rows] == ["good"]
+    (problem,) = found.problems
+    assert told in problem
+    assert "bad-0" in problem
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no record\.json below"):
+        results.of_folder(tmp_path)
+
+
+def rewrite(path, **changes):
+    with np.load(path) as stored:
+        arrays = dict(stored) | changes
+    np.savez_compressed(path, **{k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"label": np.zeros(3, int), "prediction": np.zeros(3, int)}, "counts 120 images"),
+        ({"prediction": np.zeros(120, int)}, "of different runs"),
+        ({"label": np.full(120, 3)}, "beyond the 3 classes"),
+        ({"prediction": None}, "is damaged"),
+    ],
+)
+def test_predictions_that_do_not_fit_their_record_are_named(changes, told, make_run):
+    folder = make_run("ce", 0)
+    rewrite(folder / "predictions_last.npz", **changes)
+    with pytest.raises(UserError, match=told):
+        results.read(folder).predictions()
+
+
+def test_predictions_are_not_executed(make_run):
+    folder = make_run("ce", 0)
+    rewrite(folder / "predictions_last.npz", label=np.array([print] * 120, dtype=object))
+    with pytest.raises(UserError, match="is damaged"):
+        results.read(folder).predictions()
+
+
+def test_a_cut_off_predictions_file_is_named_and_a_missing_one_is_not(make_run):
+    folder = make_run("ce", 0)
+    path = folder / "predictions_last.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        results.read(folder).predictions()
+    path.unlink()
+    assert results.read(folder).predictions() is None
+
+
+def test_best_falls_back_to_last_where_a_run_has_no_validation(make_run):
+    assert results.read(make_run("ce", 0), "best").selection == "last"
