@@ -8,6 +8,11 @@ VENV ?= .venv
 LOCK ?= requirements.lock
 WORKERS ?= 2
 
+# What `make leaderboard` and `make report` are about; SEEDS (0,1,2) and ARGS go to `ltbench bench run`.
+SUITE ?= cifar10_lt_small
+SEEDS ?=
+ARGS ?=
+
 # A name on PATH can be a shim of a version manager that refuses to run: ask each candidate.
 PROBE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 BIN := $(VENV)/bin
@@ -21,7 +26,7 @@ export UV_HTTP_TIMEOUT ?= 300
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(INSTALLED) ## Build the environment in .venv from the lock file
@@ -29,6 +34,21 @@ install: $(INSTALLED) ## Build the environment in .venv from the lock file
 .PHONY: demo
 demo: $(INSTALLED) ## Train VS loss + SAM on a long tail of handwritten digits, in under a minute
 	$(BIN)/ltbench fit --config configs/vssam_digits.yaml
+
+.PHONY: smoke
+smoke: $(INSTALLED) ## Train every method for a few epochs on digits, then table and report
+	$(BIN)/ltbench bench run smoke
+	$(BIN)/ltbench leaderboard smoke
+	$(MAKE) report SUITE=smoke
+
+.PHONY: leaderboard
+leaderboard: $(INSTALLED) ## Run a suite, or go on with it, and print its table (SUITE= SEEDS= ARGS=)
+	$(BIN)/ltbench bench run $(SUITE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	$(BIN)/ltbench leaderboard $(SUITE)
+
+.PHONY: report
+report: $(INSTALLED) ## Write a suite's report as one HTML file (SUITE=)
+	$(BIN)/ltbench leaderboard $(SUITE) --output runs/bench/$(SUITE).html
 
 .PHONY: test
 test: lint type unit ## Lint, types and the quick tests

@@ -5,7 +5,7 @@ images and 256 unlabelled ones in two views, already on the device. In turns, a 
 
 * ``fixmatch``: forward, FixMatch's loss, backward and SGD step;
 * ``csst``: the same with CSST's hybrid losses and threshold;
-* ``update``: the update of the multipliers, one pass over 5,000 held-out images.
+* ``update``: the update of the multipliers, one pass over the 5,000 held-out images.
 
 The images are noise. An update is counted once in ``--interval`` steps, 1,000 as in the second half
 of the published schedule. Ratios are taken within a repeat, and the median counts. Objectives are
@@ -33,6 +33,7 @@ from training import CLOCKS, ROOT, RandomImages, Repeat, cpu_name
 
 from ltbench import records
 from ltbench.callbacks import device_name
+from ltbench.data.protocols import ReleasedProtocol
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.methods.csst import CSST
 from ltbench.methods.fixmatch import FixMatch
@@ -113,7 +114,12 @@ class TakeTurns(Callback):
 def measure(args: argparse.Namespace) -> list[Repeat]:
     """Train for as long as the turns take."""
     quiet()
-    data = SemiSupervisedDataModule("cifar10", batch_size=args.batch_size, mu=4)
+    data = SemiSupervisedDataModule(
+        "cifar10",
+        protocol=ReleasedProtocol(val_per_class=args.held_out // 10),
+        batch_size=args.batch_size,
+        mu=4,
+    )
     data.source = RandomImages(Path())
     turns = TakeTurns(args.steps, args.repeats)
     trainer = L.Trainer(
@@ -178,7 +184,7 @@ def report(args: argparse.Namespace, repeats: list[Repeat]) -> dict[str, Any]:
             "backbone": "wrn_28_2",
             "labelled_images_a_step": args.batch_size,
             "unlabelled_images_a_step": 4 * args.batch_size,
-            "held_out_images": 5000,
+            "held_out_images": args.held_out,
             "steps_between_updates": args.interval,
             "precision": args.precision,
             "threads": torch.get_num_threads(),
@@ -238,6 +244,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")
     parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument("--batch-size", type=int, default=64, help="labelled images a step")
+    parser.add_argument("--held-out", type=int, default=5000, help="held-out images")
     parser.add_argument("--interval", type=int, default=1000, help="steps between updates")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--repeats", type=int, default=5)

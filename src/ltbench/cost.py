@@ -87,10 +87,15 @@ class Meter(Callback):
         self.open = ExitStack()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the steps, and start the clock."""
+        """Say what is known without a step, which may take long, and start the clock."""
         epochs, batches = trainer.max_epochs or -1, int(trainer.num_training_batches)
         limits = [n for n in (batches * epochs, trainer.max_steps) if n > 0]
         self.steps = min(limits, default=0)
+        Console(quiet=not trainer.is_global_zero).print(
+            f"{_trained(pl_module):,} parameters; {self.steps:,} steps, {batches:,} an epoch. "
+            "Timing a few of them.",
+            highlight=False,
+        )
         self.saved = SavedTensors({p.untyped_storage().data_ptr() for p in pl_module.parameters()})
         self.began = self.since = time.perf_counter()
 
@@ -153,6 +158,10 @@ def memory(trainer: L.Trainer, module: L.LightningModule) -> dict[str, int]:
     }
 
 
+def _trained(module: L.LightningModule) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
 def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -201,7 +210,7 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, meter: Meter) -> dic
         "device": device_name(module.device),
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        "parameters": _trained(module),
         "epochs": trainer.max_epochs,
         "steps": meter.steps,
         "images_per_step": images,

@@ -140,7 +140,7 @@ class Inception(nn.Module):
         except ImportError as error:
             raise UserError(
                 "the standard FID needs torch-fidelity: pip install torch-fidelity. Or name "
-                "another feature network with --model.init_args.fid_features.path RUN."
+                "another feature network with --model.fid_features.path RUN."
             ) from error
         if weights is not None:
             _check_inception(Path(weights))

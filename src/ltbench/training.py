@@ -17,6 +17,7 @@ import ltbench.data.colour
 import ltbench.data.erasing
 import ltbench.data.randaugment
 import ltbench.data.resized_crop
+import ltbench.data.text
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records, stages
 from ltbench.callbacks import Progress, RunRecord

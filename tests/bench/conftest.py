@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -174,3 +176,22 @@ def program():
     found = shutil.which("ltbench", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
     assert found, "ltbench is not installed beside this Python"
     return found
+
+
+def killed_at_random(words, seed, times, longest):
+    """Run a command, kill it with SIGKILL at random moments, and in the end let it finish."""
+    draw = random.Random(seed)
+    for _ in range(times):
+        runner = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        try:
+            runner.wait(draw.uniform(0.1, longest))
+        except subprocess.TimeoutExpired:
+            runner.kill()
+            runner.wait()
+    return subprocess.run(words, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture
+def kill_at_random():
+    """The function that kills a command at random moments."""
+    return killed_at_random

@@ -81,7 +81,7 @@ def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
     for claim in found:
         assert claim.metric in leaderboard.METRICS
         assert claim.certainty in ("verified", "second-hand", "unverified")
-        assert claim.dataset in claims.CLASSES
+        assert claim.dataset in claims.DATASETS
         assert claim.table
         assert claim.protocol
         assert claim.metric in claims.NUMBERS or 0 < claim.value < 1

@@ -6,7 +6,6 @@ lost or run twice; ``test_real_runs`` does the same with real trainings.
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ltbench.bench import suite
+from ltbench.bench import leaderboard, suite, tables
 from ltbench.bench.jobs import Store
 from ltbench.bench.launchers import Local, visible_gpus
+from ltbench.bench.results import of_plan
 from ltbench.bench.runner import Runner
 
 STAGED = {
@@ -164,32 +164,21 @@ def test_a_killed_runner_goes_on_where_it_was(workshop, program, kill):
     assert len(plan.jobs) == len(results())
 
 
-def kill_at_random(words, seed, times, longest, env=None):
-    """Run a command, kill it with SIGKILL at random moments, and in the end let it finish."""
-    draw = random.Random(seed)
-    for _ in range(times):
-        runner = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=env)
-        try:
-            runner.wait(draw.uniform(0.1, longest))
-        except subprocess.TimeoutExpired:
-            runner.kill()
-            runner.wait()
-    return subprocess.run(words, check=False, capture_output=True, text=True, env=env)
-
-
-def table_of(program, folder):
-    words = [program, "leaderboard", "mine", "--folder", folder, "--format", "csv"]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+def table_of(folder):
+    store = Store(Path(folder))
+    return tables.as_csv(leaderboard.build(of_plan(store.load("mine"), store)))
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_suite_that_is_killed_has_the_table_of_an_undisturbed_one(workshop, program, times):
+def test_a_suite_that_is_killed_has_the_table_of_an_undisturbed_one(
+    workshop, program, kill_at_random, times
+):
     path = workshop(STAGED, seeds=[0, 1])
     words = [program, "bench", "run", path, "--folder"]
     assert subprocess.run([*words, "calm"], stdout=subprocess.DEVNULL, check=False).returncode == 0
     last = kill_at_random([*words, "rough"], times, times, 1.2)
     assert last.returncode == 0, last.stderr
-    assert table_of(program, "rough") == table_of(program, "calm")
+    assert table_of("rough") == table_of("calm")
     assert results("rough") == results("calm")
 
 

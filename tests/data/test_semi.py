@@ -116,8 +116,9 @@ def test_strong_views_take_the_strong_transforms_first_and_labelled_images_the_w
         return transform
 
     data = digits(augment=[note("weak")], strong_augment=[note("strong")])
+    batch = next(iter(data.train_dataloader()))
     data.trainer = trainer()
-    data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    data.on_after_batch_transfer(batch, 0)
     assert log == [("weak", 8), ("weak", 24), ("strong", 24), ("weak", 24)]
 
 
@@ -125,8 +126,8 @@ def test_labelled_views_do_not_depend_on_the_unlabelled_images():
     images = []
     for mu in (0, 1, 3):
         data = digits(mu=mu, augment=[RandomCrop(1), HorizontalFlip()])
-        data.trainer = trainer(step=2)
         batch = next(iter(data.train_dataloader()))
+        data.trainer = trainer(step=2)
         batch |= {"image": torch.arange(8 * 64, dtype=torch.uint8).view(8, 1, 8, 8)}
         out = data.on_after_batch_transfer(batch, 0)
         assert ("unlabelled" in out) == (mu > 0)
@@ -171,9 +172,9 @@ def test_random_crops_of_files_are_others_in_each_view_and_epoch(images):
         assert torch.equal(batch["image"], again["image"])
         assert not torch.equal(batch["image"], other["image"])
     data = digits()
+    batch = next(iter(data.train_dataloader()))
     data.trainer = trainer()
     weak, strong = torch.zeros(2, 24, 1, 8, 8, dtype=torch.uint8).unbind()
-    batch = next(iter(data.train_dataloader()))
     batch["unlabelled"] |= {"image": weak, "strong": strong + 9}
     views = data.on_after_batch_transfer(batch, 0)["unlabelled"]
     assert torch.equal(views["weak"], data.normalise(weak))

@@ -284,8 +284,9 @@ def test_official_compat_is_the_published_code(start):
         start, data, epochs=1, partners="unlabelled", official_compat=True, callbacks=[looks]
     )
     assert torch.equal(model.sampler.second.rows, data.oracle_labels().argsort(stable=True))
-    exact, _ = build(start)
+    exact, _ = build(start, partners="unlabelled")
     assert set(exact.deviations) - set(model.deviations) == set(SelMix.paper.deviations[2:])
+    assert not any("pseudo" in line for line in build(start)[0].deviations)
     # Batch norm takes the statistics of each batch, and keeps its own as they were.
     images, labels = torch.randn(8, 1, 8, 8), torch.tensor([3, 1, 0, 9])
     before = {name: value.clone() for name, value in model.net.state_dict().items()}

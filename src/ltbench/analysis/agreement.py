@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -205,6 +206,9 @@ def _labels(found: Mapping[str, Any], subject: Subject) -> Figure:
             np.arange(len(order)), shares, marker=marker, markersize=4, color=colour,
             label=f"teacher, {kind} images",
         )  # fmt: skip
+    if len(order) <= 20:
+        names = [subject.class_names[c] for c in order]
+        axes.set_xticks(np.arange(len(order)), names, rotation=45, ha="right")
     axes.set(xlabel="class, by decreasing training images", ylabel="share of the images (%)")
     axes.legend(frameon=False, fontsize=8)
     return drawn
@@ -214,5 +218,6 @@ def _curve(curve: Mapping[str, Sequence[float]]) -> Figure:
     drawn, ((axes,),) = figure(width=5.4, height=3.2)
     axes.plot(curve["epoch"], curve["diversity"], color=BLUE)
     axes.set(xlabel="epoch", ylabel="1 - cos(CLS, DIST), training batches")
-    axes.set_ylim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1.1 * max(curve["diversity"]))
     return drawn

@@ -146,7 +146,7 @@ def _distances(distances: NDArray[np.float64], uniform: float) -> Figure:
     axes.axhline(uniform, color=GREY, linestyle="--", label="uniform attention")
     axes.set(xlabel="block", ylabel="mean attention distance (px)")
     axes.set_xticks(np.arange(1, blocks + 1))
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.1 * max(uniform, distances.max()))
     axes.legend(frameon=False, fontsize=8)
     return drawn
 

@@ -121,7 +121,7 @@ def density(nodes: Sequence[Values], weights: Sequence[Values]) -> tuple[Values,
     share = np.concatenate(list(weights)) / len(nodes)
     span = max(1.0, float(np.ptp(where)))
     sigma = np.sqrt(1e-5 * span)
-    around = (np.unique(where)[:, None] + sigma * np.linspace(-5, 5, 21)).ravel()
+    around = (np.unique(where)[:, None] + sigma * np.linspace(-5, 5, 41)).ravel()
     even = np.linspace(where.min() - 5 * sigma, where.max() + 5 * sigma, 2001)
     grid = np.unique(np.concatenate([around, even]))
     total = np.zeros_like(grid)

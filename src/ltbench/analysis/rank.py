@@ -78,10 +78,10 @@ def feature_rank(gram: Tensor, threshold: float) -> int:
 
 def _picture(ranks: Mapping[str, Sequence[int]]) -> Figure:
     drawn, ((axes,),) = figure(width=5.4, height=3.4)
-    for (name, values), colour in zip(ranks.items(), COLOURS, strict=False):
-        axes.plot(np.arange(1, len(values) + 1), values, "o-", color=colour, label=name)
+    for (name, values), colour, line in zip(ranks.items(), COLOURS, ("o-", "s--"), strict=False):
+        axes.plot(np.arange(1, len(values) + 1), values, line, color=colour, label=name)
     axes.set(xlabel="block", ylabel="feature rank")
     axes.set_xticks(np.arange(1, len(next(iter(ranks.values()))) + 1))
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.1 * max(max(values) for values in ranks.values()))
     axes.legend(frameon=False)
     return drawn

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ltbench.analysis.lanczos import density
-from ltbench.analysis.result import BLUE, GROUP_COLOURS, ORANGE, figure
+from ltbench.analysis.result import GROUP_COLOURS, figure
 
 FLOOR = 1e-7  # added to the density, so that its logarithm exists everywhere
 
@@ -62,9 +62,10 @@ def group_mean(classes: Iterable[Entry], group: str) -> dict[str, Any]:
 def caption(entry: Entry) -> str:
     """Write the numbers of a class in a line."""
     ratio = "undefined" if entry["ratio"] is None else f"{entry['ratio']:.3g}"
+    spread = f" ± {entry['trace_error']:.2g}" if entry["trace_error"] is not None else ""
     return (
-        f"λmin {entry['lambda_min']:.3g}, λmax {entry['lambda_max']:.4g}, |λmin|/λmax {ratio}, "
-        f"trace {entry['trace']:.4g}"
+        f"λmin {entry['lambda_min']:.3g}, λmax {entry['lambda_max']:.3g}, |λmin|/λmax {ratio}, "
+        f"trace {entry['trace']:.3g}{spread}"
     )
 
 
@@ -79,7 +80,7 @@ def picture(runs: Mapping[str, Sequence[Entry]]) -> Figure:
     for column, (name, classes) in enumerate(runs.items()):
         for row, entry in enumerate(classes):
             axes = panels[row][column]
-            _draw(axes, entry, BLUE if row == 0 and rows > 1 else ORANGE)
+            _draw(axes, entry, GROUP_COLOURS[entry["group"]])
             axes.set_title(_title(entry, name if row == 0 else ""), fontsize=9)
             _annotate(axes, entry)
             if column == 0:

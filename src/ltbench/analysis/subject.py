@@ -133,7 +133,7 @@ class Subject:
         found = np.flatnonzero(labels == label) if label is not None else np.arange(len(labels))
         if limit is None or limit >= len(found):
             return found
-        seed = seeding.derive(seeding.run_seed(), "images", -1 if label is None else label)
+        seed = seeding.derive(seeding.run_seed(), "images", "all" if label is None else label)
         drawn = np.random.default_rng(seed).choice(found, limit, replace=False)
         return np.sort(drawn)
 

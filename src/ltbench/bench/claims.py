@@ -17,7 +17,15 @@ from ltbench.errors import UserError
 TOLERANCE = 1.0
 """Percentage points within which a measured number matches a published one, unless a claim says."""
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet_lt": 1000, "inat2018": 8142, "inat2019": 1010}
+DATASETS = {
+    "cifar10": (10, "cifar10"),
+    "cifar100": (100, "cifar100"),
+    "imagenet_lt": (1000, "imagenetlt"),
+    "inaturalist2018": (8142, "inat"),
+    "inaturalist2019": (1010, "inat2019"),
+}
+"""Data set of a claim -> its number of classes, and what its configs' names end with."""
+
 NUMBERS = ("fid", "kl_to_uniform")
 """Metrics that are no fractions, and of which less is better."""
 
@@ -124,7 +132,7 @@ def judge(claims: Sequence[Claim], board: Leaderboard) -> list[Judged]:
         about = [line for line in lines if _same_data(claim, line.row.runs[0].record)]
         if not about:
             continue
-        names = {claim.row, f"{claim.row}_{claim.dataset}"}
+        names = {claim.row, f"{claim.row}_{DATASETS.get(claim.dataset, (0, claim.dataset))[1]}"}
         mine = [line for line in about if line.name in names]
         found += [_judged(claim, line) for line in mine] or [Judged(claim, None, None, "not run")]
     return found
@@ -134,7 +142,7 @@ def _same_data(claim: Claim, record: Record) -> bool:
     """Say whether a run is about the data of a claim, perhaps as a folder of images."""
     classes = len(record["data"]["class_counts"])
     return record.get("dataset") == claim.dataset or (
-        record.get("dataset") == "folder" and CLASSES.get(claim.dataset) == classes
+        record.get("dataset") == "folder" and DATASETS.get(claim.dataset, (0, ""))[0] == classes
     )
 
 

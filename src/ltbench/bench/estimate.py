@@ -41,9 +41,9 @@ def totals(plan: Plan, states: Mapping[str, State], probed: Seconds | None = Non
     known = (probed or {}) | {recipe: sum(s) / len(s) for recipe, s in measured.items()}
     found = {}
     for key, job in plan.jobs.items():
-        epochs = jobs.epochs(states[key])
-        if epochs and epochs[0] and states[key].record:
-            found[key] = states[key].record["wall_seconds"] / epochs[0] * epochs[1]  # type: ignore[index]
+        epochs, record = jobs.epochs(states[key]), states[key].record or {}
+        if epochs and epochs[0] and record.get("wall_seconds"):
+            found[key] = record["wall_seconds"] / epochs[0] * epochs[1]
         elif job.recipe in known:
             found[key] = known[job.recipe]
     return found
@@ -143,6 +143,7 @@ def _extrapolated(job: Job, record: Mapping[str, Any]) -> float | None:
     """Return the seconds of training that follow from a short run's record."""
     settings = suites.settings(Path(job.config), job.overrides)
     batches = math.ceil(record["data"]["images"]["train"] / record["batch_size"])
+    batches = settings.get("data.steps_per_epoch") or record.get("batches_per_epoch") or batches
     limit = settings.get("trainer.limit_train_batches")
     if isinstance(limit, int):
         batches = min(batches, limit)

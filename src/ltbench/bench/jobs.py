@@ -274,7 +274,9 @@ def ended(folder: Path, returncode: int) -> None:
 
 def epochs(state: State) -> tuple[int, int] | None:
     """Return the epochs that a run has done and will do, where its record says so."""
-    if not state.record:
+    try:
+        record = state.record or {}
+        done, total = int(record["epochs"]), int(record["config"]["trainer"]["max_epochs"])
+    except (KeyError, TypeError, ValueError):  # not begun, by steps instead, or not of ours
         return None
-    total = state.record["config"]["trainer"].get("max_epochs")
-    return (state.record["epochs"], total) if total and total > 0 else None
+    return (done, total) if total > 0 else None

@@ -111,7 +111,8 @@ def _kept(run: Run) -> dict[str, dict[str, float]]:
 
 def _compute(run: Run) -> dict[str, dict[str, float]]:
     try:
-        val, test = run.predictions("val", logits=True), run.predictions("test", logits=True)
+        val = run.predictions("val", logits=True)
+        test = run.predictions("test", logits=True) if val else None
     except UserError:  # named where the run's own predictions are read
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):

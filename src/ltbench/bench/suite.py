@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -293,10 +294,11 @@ def settings(config: Path, overrides: Overrides) -> dict[str, Any]:
     ``model.init_args.loss`` and ``model.loss`` are the same argument.
     """
     try:
-        flat = flatten(yaml.safe_load(config.read_text()))
+        content = _parsed(config.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{config} is no readable config: {reason}") from error
+    flat = flatten(_check(content, None, str(config)))
     for name, value in flatten(dict(overrides)).items():
         parts = name.split(".")
         above = {".".join(parts[:n]) for n in range(1, len(parts))}
@@ -307,6 +309,11 @@ def settings(config: Path, overrides: Overrides) -> dict[str, Any]:
         }
         flat[name] = value
     return flat
+
+
+@lru_cache
+def _parsed(text: str) -> Any:  # noqa: ANN401 - YAML is recursive; a suite reads a config often
+    return yaml.safe_load(text)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

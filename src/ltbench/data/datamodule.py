@@ -339,7 +339,8 @@ class LongTailDataModule(L.LightningDataModule):
             )
         if self.trainer:
             # A resumed run starts its workers before Lightning tells the sampler the epoch.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]
         return DataLoader(
             dataset,
             batch_size=self.batch_size // world * rows,

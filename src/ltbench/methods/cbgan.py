@@ -146,7 +146,7 @@ class CBGAN(GenerativeModule):
         if balance and classifier is None:
             raise UserError(
                 "balance needs a classifier in the loop: name a run on the same data with "
-                "--model.init_args.classifier.path RUN, or set balance: null."
+                "--model.classifier.path RUN, or set balance: null."
             )
         check_policy(diffaugment)
         self.automatic_optimization = False

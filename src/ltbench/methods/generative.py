@@ -125,7 +125,7 @@ class GenerativeModule(Method):
         if "annotator" not in self.starts:
             raise UserError(
                 "an annotator says of which class a sample is: name a run on balanced data with "
-                "--model.init_args.annotator.path RUN."
+                "--model.annotator.path RUN."
             )
         device = self.trainer.strategy.root_device
         shape = (self.num_classes, self.in_chans, self.image_size, self.resize)

@@ -49,6 +49,7 @@ class Text(Source):
     """
 
     name: ClassVar[str] = "text"
+    title: ClassVar[str] = ""
     channels = 1
     mean, std = (0.0,), (1.0,)
 
@@ -60,7 +61,7 @@ class Text(Source):
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(root, image_size, on_bad_image, decoding)
-        self.display_name = root.resolve().name
+        self.display_name = self.title or root.resolve().name
         self._tables = self._read()
         self.splits = frozenset(self._tables)
         self._class_names = sorted(map(str, self._tables["train"]["label"].unique()))
@@ -103,13 +104,14 @@ class Text(Source):
         table = self._tables[split]
         if split == "unlabelled":
             return np.full(len(table), -1)
-        codes = pd.Categorical(table["label"].astype(str), categories=self._class_names).codes
-        if (codes < 0).any():
+        number = {name: c for c, name in enumerate(self._class_names)}
+        labels = table["label"].astype(str).tolist()
+        if unknown := set(labels) - set(number):
             raise UserError(
-                f"the {split} texts of {self.display_name} have the label "
-                f"'{table['label'].iloc[int(codes.argmin())]}', which the training texts lack."
+                f"the {split} texts of {self.display_name} have the label '{min(unknown)}', which "
+                "the training texts lack."
             )
-        return codes.astype(np.int64)
+        return np.array([number[label] for label in labels])
 
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
         """(len(indices), 2, L) int32 token ids, each text and its other wording."""
@@ -162,14 +164,14 @@ class Hub(Text):
 class Imdb(Hub):
     """50,000 film reviews, negative or positive (Maas et al., ACL 2011)."""
 
-    name = "imdb"
+    name, title = "imdb", "IMDb"
     path = "stanfordnlp/imdb"
 
 
 class DBpedia14(Hub):
     """630,000 abstracts of Wikipedia articles in 14 classes (Zhang et al., arXiv 1509.01626)."""
 
-    name = "dbpedia14"
+    name, title = "dbpedia14", "DBpedia-14"
     path = "fancyzhx/dbpedia_14"
     column = "content"
 
@@ -180,7 +182,7 @@ class Phrases(Text):
     The other wording of a phrase replaces words of its topic by others of it. `root` is not used.
     """
 
-    name = "phrases"
+    name, title = "phrases", "Phrases"
 
     def _read(self) -> dict[str, pd.DataFrame]:
         sizes = {"train": 400, "test": 60}
@@ -216,7 +218,9 @@ def _phrases(per_topic: int, seed: int) -> pd.DataFrame:
 
 
 class Vocabulary:
-    """Words of some texts as token ids, most frequent first; 0 is padding, 1 any other word.
+    """Words of some texts as token ids, most frequent first.
+
+    Token 0 is padding, 1 opens every text, 2 is any other word.
 
     Args:
         texts: Where the words come from.
@@ -226,17 +230,17 @@ class Vocabulary:
     def __init__(self, texts: Sequence[str], size: int = 30_000) -> None:
         counts = Counter(word for text in texts for word in _words(text))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))[:size]
-        self.ids = {word: number for number, word in enumerate(ordered, start=2)}
+        self.ids = {word: number for number, word in enumerate(ordered, start=3)}
 
     def __len__(self) -> int:
-        """Return the number of token ids, padding and the unknown word included."""
-        return len(self.ids) + 2
+        """Return the number of token ids."""
+        return len(self.ids) + 3
 
     def __call__(self, texts: Sequence[str], length: int) -> Tokens:
         """Encode texts."""
         tokens = np.zeros((len(texts), length), dtype=np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            found = [self.ids.get(word, 1) for word in _words(text)][:length]
+            found = [1, *(self.ids.get(word, 2) for word in _words(text))][:length]
             row[: len(found)] = found
         return tokens
 

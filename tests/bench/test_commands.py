@@ -1,0 +1,133 @@
+"""``ltbench bench`` and ``ltbench leaderboard`` from the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ltbench.bench import reproduce
+from ltbench.bench.commands import overrides
+from ltbench.errors import UserError
+
+
+def test_the_status_of_a_suite_is_told_without_torch(workshop, ltbench):
+    path = workshop({"good": {"config": 2}, "bad": {"config": {"epochs": 1, "fail": True}}})
+    ltbench("bench", "run", path)
+    code = "import sys; from ltbench.cli import main; main(['bench', 'status', 'mine'])"
+    code += "; assert not {'torch', 'numpy', 'scipy', 'jinja2'} & sys.modules.keys()"
+    done = subprocess.run(  # -P: not the stand-in of the working folder
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 done, 1 failed" in done.stdout
+    assert "bad seed 0: it was asked to fail." in done.stdout
+
+
+def test_a_leaderboard_needs_no_torch(make_run, tmp_path):
+    make_run("ce", 0, logits=True)
+    code = "import sys; from ltbench.cli import main; main(['leaderboard', 'runs', '--format', "
+    code += "'html', '--output', 'x.html']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert done.returncode == 0
+
+
+def test_a_leaderboard_of_a_suite_names_what_is_not_done(workshop, ltbench):
+    path = workshop({"good": {"config": 2}, "bad": {"config": {"epochs": 1, "fail": True}}})
+    ltbench("bench", "run", path)
+    content = json.loads(ltbench("leaderboard", "mine", "--format", "json").out)
+    assert [line["row"] for line in content["tables"][0]["lines"]] == ["good"]
+    assert content["problems"] == ["bad, seed 0 is failed: it was asked to fail."]
+
+
+def test_arguments_that_are_not_the_runners_go_to_every_stage(workshop, ltbench):
+    path = workshop({"a": {"config": 2}, "b": {"config": {"epochs": 3, "term": 2}}})
+    done = ltbench("bench", "run", path, "--trainer.max_epochs", "1", "--seeds", "4,5")
+    assert done.code == 0, done.err
+    lines = Path("epochs.log").read_text().splitlines()
+    assert sorted(line.split()[:3] for line in lines) == [
+        *(["a", "4", "1"], ["a", "5", "1"], ["b", "4", "1"], ["b", "5", "1"])
+    ]
+
+
+def test_values_on_the_command_line_are_read_as_in_a_config():
+    words = ["--a", "1e-3", "--b=null", "--c", "[1, x]", "--d.root", "my images", "--e=-1"]
+    assert overrides(words) == {
+        "a": "1e-3",
+        "b": None,
+        "c": [1, "x"],
+        "d.root": "my images",
+        "e": -1,
+    }
+
+
+@pytest.mark.parametrize("words", [["a"], ["--a"], ["--a", "1", "b"]])
+def test_a_pair_that_is_none_is_refused(words):
+    with pytest.raises(UserError, match="give --NAME VALUE"):
+        overrides(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["bench", "runn"], "Did you mean 'run'"),
+        (["bench", "status", "smoke"], "was not run in"),
+        (["leaderboard", "smoke"], "was not run in"),
+        (["leaderboard", "."], "no record.json below"),
+        (["bench", "run", "smoke", "--launcher", "slurm"], "srun"),
+        (["bench", "reproduce", "abc"], "no job in"),
+    ],
+)
+def test_mistakes_are_named(words, told, refused):
+    assert told in refused(*words)
+
+
+def test_help_names_the_actions(ltbench):
+    assert "run|status|reproduce" in ltbench("bench").out
+    assert "--only-failed" in ltbench("bench", "run", "--help").out
+
+
+def test_a_job_is_found_by_the_start_of_its_id(make_run, tmp_path, monkeypatch):
+    folder = make_run("ce", 0)
+    make_run("ce", 1)
+    monkeypatch.chdir(tmp_path)
+    expected = folder.relative_to(tmp_path) / "record.json"
+    assert reproduce.find("ce-0") == expected
+    assert reproduce.find(str(folder)) == folder / "record.json"
+    with pytest.raises(UserError, match="several jobs"):
+        reproduce.find("ce-")
+
+
+def test_a_job_that_starts_from_a_run_that_is_gone_says_so(make_run, tmp_path):
+    lineage = [{"role": "teacher", "path": "gone/checkpoints/last.ckpt", "job_id": "123"}]
+    folder = make_run("ce", 0, lineage=lineage)
+    with pytest.raises(UserError, match=r"starts from gone/checkpoints/last\.ckpt \(job 123\)"):
+        reproduce.reproduce(str(folder), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance", "agree", "told"),
+    [
+        (0, 0, True, "the same to the last digit"),
+        (0.001, 0, False, "differ; by 0.001 at most"),
+        (0.001, 0.01, True, "agree within the tolerance; by 0.001 at most"),
+        (None, 1, False, "by inf at most"),
+    ],
+)
+def test_metrics_are_compared_one_by_one(change, tolerance, agree, told):
+    metrics = {"last": {"test": {"accuracy": 0.5, "per_class_recall": [0.25, 0.75]}}}
+    again = json.loads(json.dumps(metrics))
+    if change is None:
+        again["last"]["test"]["per_class_recall"].pop()
+    else:
+        again["last"]["test"]["accuracy"] += change
+    console = Console(record=True, width=100, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    with console.file:
+        before = {"metrics": metrics, "device": "one"}
+        after = {"metrics": again, "device": "another"}
+        assert reproduce.compare(before, after, tolerance, console) is agree
+    text = console.export_text()
+    assert told in text
+    assert ("device: one then, another now." in text) == (change != 0)
