@@ -41,7 +41,8 @@ from training import CLOCKS, ROOT, RandomImages, Repeat, cpu_name
 
 from ltbench import records
 from ltbench.callbacks import device_name
-from ltbench.data.datamodule import Batch, LongTailDataModule
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.datasets import Batch
 from ltbench.methods.cbgan import CBGAN, Balance
 from ltbench.models import build_backbone
 from ltbench.models.gan import Architecture, build_gan

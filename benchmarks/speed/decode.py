@@ -36,7 +36,8 @@ from torchvision.transforms import v2
 from training import cpu_name
 
 from ltbench import records, seeding
-from ltbench.data.datamodule import Batch, LongTailDataModule
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.datasets import Batch
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import FileSource
 from ltbench.data.sources.folder import image_files
@@ -60,6 +61,12 @@ def photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
             layers.append(128 + 50 * (layer - layer.mean()) / layer.std())
         pixels = np.stack(layers, -1).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:04}.jpg", quality=90)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return width and height of an image."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def tasks(root: Path, names: Sequence[str], size: int) -> dict[str, Callable[[int], object]]:
@@ -139,7 +146,7 @@ def measure(args: argparse.Namespace, root: Path, names: Sequence[str]) -> dict[
 def report(args: argparse.Namespace, root: Path, names: Sequence[str]) -> dict[str, Any]:
     """Measure, and lay out what was measured."""
     rates = measure(args, root, names)
-    sizes = [Image.open(root / name).size for name in names]
+    sizes = [size_of(root / name) for name in names]
     limit = rates["torchvision"]
     return {
         "ratios": {

@@ -42,7 +42,8 @@ from torch.nn import functional as F
 
 from ltbench import records
 from ltbench.callbacks import device_name
-from ltbench.data.datamodule import Batch, LongTailDataModule
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.datasets import Batch
 from ltbench.data.sources.base import Images, Labels
 from ltbench.data.sources.cifar import Cifar10
 from ltbench.methods.classification import ClassificationModule

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor
 
 from ltbench import records, seeding
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
 
 

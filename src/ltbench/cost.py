@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ltbench import records
 from ltbench.callbacks import count_images, device_name
-from ltbench.data.datamodule import Batch, MemoryImages
+from ltbench.data.datasets import Batch, MemoryImages
 from ltbench.training import TrainingCLI
 
 STEPS = 10  # timed, after one that is not

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ltbench import records
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
 
 LOGITS_KEPT = 10_000_000

@@ -87,7 +87,9 @@ def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
         assert claim.metric in claims.NUMBERS or 0 < claim.value < 1
 
 
-@pytest.mark.parametrize("name", [s for s in catalog.suites() if s not in ("smoke",)])
+@pytest.mark.parametrize(
+    "name", [s for s in catalog.suites() if s not in ("smoke", "cifar10_generation")]
+)
 def test_claims_and_suites_use_the_same_names(name):
     """A row of a shipped suite that has a published number is called as in the claims."""
     from ltbench.bench import suite

@@ -71,7 +71,7 @@ def test_submitit_runs_a_suite_and_goes_on_after_preemption(suite, program):
     words = [program, "bench", "run", str(suite), "--seeds", "0", "--jobs", "1"]
     words += ["--launcher", "slurm", "--slurm.cluster", "local", "--trainer.max_epochs", "40"]
     runner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    record, end = None, time.monotonic() + 200
+    record, end = None, time.monotonic() + 900
     while record is None or record["epochs"] < 2:
         assert time.monotonic() < end
         time.sleep(0.2)
@@ -80,7 +80,7 @@ def test_submitit_runs_a_suite_and_goes_on_after_preemption(suite, program):
     notes = json.loads((found[0].parents[1] / "job.json").read_text())
     parent = re.search(r"^PPid:\s*(\d+)", Path(f"/proc/{notes['pid']}/status").read_text(), re.M)
     os.kill(int(parent[1]), signal.SIGUSR2)  # as Slurm does before it takes the node back
-    out, _ = runner.communicate(timeout=400)
+    out, _ = runner.communicate(timeout=1500)
     assert runner.returncode == 0, out
     assert "Going on from" in (found[0].parents[1] / "log.txt").read_text()
     assert len(list(Path("runs/bench").glob("*/*/record.json"))) == 2

@@ -1,6 +1,7 @@
 """A suite becomes jobs: each after those it needs, each once, known by what it is."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from ltbench import catalog
 from ltbench.bench import suite
+from ltbench.bench.jobs import command
 from ltbench.errors import UserError
 
 
@@ -192,3 +194,14 @@ def test_a_shipped_suite_can_be_planned(name):
     assert json.loads(json.dumps(dict(plan.rows)))
     for job in plan.jobs.values():
         assert set(job.needs) <= plan.jobs.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", catalog.suites())
+def test_the_overrides_of_a_shipped_suite_are_arguments_that_there_are(name, ltbench, tmp_path):
+    jobs = suite.plan(suite.read(suite.find(name)), [0]).jobs
+    runs = {key: tmp_path / key for key in jobs}
+    for job in jobs.values():
+        words = command(job, tmp_path, runs)[3:]
+        done = ltbench(*words, "--print_config", cwd=Path(__file__).parents[2])
+        assert done.code == 0, f"{job.name}: {done.err}"

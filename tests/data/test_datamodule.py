@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ltbench import seeding
 from ltbench.data import LongTailDataModule
 from ltbench.data.augment import HorizontalFlip, RandomCrop
-from ltbench.data.datamodule import DecodedImages, MemoryImages
+from ltbench.data.datasets import DecodedImages, MemoryImages
 from ltbench.data.profiles import class_counts
 from ltbench.data.sources import files
 from ltbench.errors import UserError

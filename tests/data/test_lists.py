@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from ltbench.data import LongTailDataModule
-from ltbench.data.datamodule import CroppedImages
+from ltbench.data.datasets import CroppedImages
 from ltbench.data.sources import build_source
 from ltbench.data.sources.decoding import Decoding, decode_crops
 from ltbench.errors import UserError

@@ -5,7 +5,7 @@ from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
 from ltbench.data import LongTailDataModule
-from ltbench.data.datamodule import CroppedImages, Split, as_is
+from ltbench.data.datasets import CroppedImages, Split, as_is
 from ltbench.data.pairs import ImagesByClass, Pairs, PairSampler
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.folder import Folder

@@ -454,6 +454,16 @@ def test_bad_options_are_refused(options, message):
         build(**options)
 
 
+def test_other_statistics_of_the_teacher_are_told(teacher):
+    model, data = build(teacher=teacher)
+    data.source.mean = (0.5,)
+    with pytest.warns(UserWarning, match="mean and std"):
+        fit(model, data, limit_train_batches=1)
+    model, data = build(teacher=teacher, teacher_normalisation=Normalisation((0.305,), (0.376,)))
+    data.source.mean = (0.5,)
+    fit(model, data, limit_train_batches=1)  # a warning would be an error
+
+
 def test_only_what_a_run_does_is_recorded_as_a_deviation(teacher):
     plain, _ = train(teacher=teacher, trainer={"limit_train_batches": 1})
     assert [text.split()[0] for text in plain.deviations] == ["The"]

@@ -466,7 +466,7 @@ def test_a_run_leaves_its_start_as_it_was_and_says_what_it_did(start, config, lt
 
     (folder,) = (tmp_path / "runs").iterdir()
     record = read_record(folder / "record.json")
-    assert (record["status"], record["method"], record["stage"]) == ("done", "selmix", "finetune")
+    assert (record["status"], record["method"], record["stage"]) == ("done", "selmix", "fine-tune")
     assert record["lineage"][0]["role"] == "init_from"
     assert record["lineage"][0]["job_id"] == read_record(start / "record.json")["job_id"]
     assert record["steps"] == 12

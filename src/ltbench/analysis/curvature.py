@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltbench.analysis.second_order import second_order
 from ltbench.analysis.subject import Rows, Subject
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import BoundLoss, cross_entropy_loss
 

@@ -16,7 +16,8 @@ from ltbench import seeding, stages
 from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import Output, Place
 from ltbench.counts import Indices, index_groups
-from ltbench.data.datamodule import Batch, LongTailDataModule, as_is
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.datasets import Batch, as_is
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.base import Method
 from ltbench.methods.classification import ClassificationModule

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from ltbench import records
 from ltbench.bench import claims, leaderboard, results, tables
@@ -39,7 +40,8 @@ def leaderboard_command(args: Sequence[str]) -> None:
     else:
         store = Store(given.folder)
         found = results.of_plan(store.load(Path(given.suite).stem), store, given.selection)
-    board = leaderboard.build(found, given.by)
+    with threadpool_limits(1):  # of many small products: threads would wait for each other
+        board = leaderboard.build(found, given.by)
     judged = claims.judge(claims.read(given.claims), board)
     if given.output is None and form == "rich":
         console = Console()

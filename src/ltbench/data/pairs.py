@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltbench.data.datamodule import Batch, Images
+from ltbench.data.datasets import Batch, Images
 from ltbench.data.samplers import TrainingSampler
 from ltbench.errors import UserError
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ltbench.data import profiles
-from ltbench.data.datamodule import Split
+from ltbench.data.datasets import Split
 from ltbench.data.sources.base import Source
 from ltbench.errors import UserError
 

@@ -12,7 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ltbench import seeding
-from ltbench.data.datamodule import Batch, LongTailDataModule
+from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.stages import Trained
 

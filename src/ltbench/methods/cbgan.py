@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ltbench.class_balance import ClassBalance
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.data.diffaugment import check_policy
 from ltbench.data.diffaugment import diffaugment as augmented
 from ltbench.errors import UserError

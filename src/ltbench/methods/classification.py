@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltbench import records
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.metrics import LongTailMetrics

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Paper
 from ltbench.methods.fixmatch import FixMatch

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
 
 from ltbench import seeding, stages
 from ltbench.accumulation import MicroBatches, parts
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.data.randaugment import RandAugment
 from ltbench.distillation import (
     Form,
@@ -263,6 +264,12 @@ class DeiTLT(OptimisedModule):
             )
         ours = Normalisation(tuple(self.data.source.mean), tuple(self.data.source.std))
         theirs = self.teacher_normalisation
+        known = [start.data.get(key) for key in ("mean", "std")]
+        if theirs is None and known not in ([None] * 2, [list(ours.mean), list(ours.std)]):
+            rank_zero_warn(
+                f"the teacher was trained on images of mean and std {known}, the student's have "
+                "others: model.init_args.teacher_normalisation gives it what it knows."
+            )
         self.teacher = Teacher(start.network, size, self.teacher_antialias, ours, theirs)
         try:
             self.teacher(torch.zeros(1, channels, self.size, self.size))

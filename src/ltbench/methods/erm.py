@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import bind_loss, class_balanced_weights
 from ltbench.methods.base import Paper

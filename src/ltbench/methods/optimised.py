@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ltbench import seeding
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods.classification import ClassificationModule

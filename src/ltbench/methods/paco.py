@@ -8,7 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltbench.data.datamodule import Batch
+from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import vs_offsets
 from ltbench.methods.base import Paper

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench import seeding, stages
-from ltbench.data.datamodule import Batch, CroppedImages
+from ltbench.data.datasets import Batch, CroppedImages
 from ltbench.data.pairs import Pairs, PairSampler
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.errors import UserError
@@ -99,7 +99,7 @@ class SelMix(OptimisedModule):
             "The number of steps is fixed; the code stops when the largest gain has settled.",
         ),
     )
-    stage = "finetune"
+    stage = "fine-tune"
 
     multipliers: Tensor
 

@@ -1,0 +1,144 @@
+"""Splits as torch data sets: held in memory, decoded, cropped while decoded, or a plain folder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ltbench import seeding
+from ltbench.data.sources.base import Source
+from ltbench.data.sources.decoding import Decoding, decode
+from ltbench.data.sources.files import FileSource
+from ltbench.data.sources.folder import image_files
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a source: which folder or file of it, which positions, which labels."""
+
+    part: str
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+class Images(Dataset[Batch], ABC):
+    """Images that come a batch at a time."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Return the batch of these rows."""
+
+    def __getitem__(self, row: int) -> Batch:
+        """Return one image, as a batch of one."""
+        return self.__getitems__([row])
+
+
+class MemoryImages(Images):
+    """A split held in memory as one uint8 tensor; a whole batch is one indexing operation."""
+
+    def __init__(self, source: Source, split: Split) -> None:
+        """Decode every image of ``split``."""
+        self.images = source.images(split.part, split.indices)
+        self.labels = torch.from_numpy(split.labels)
+        self.indices = torch.from_numpy(split.indices)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Return the batch of these rows."""
+        at = torch.as_tensor(rows)
+        return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
+
+
+class DecodedImages(Images):
+    """A split whose images are decoded by the loader's workers, for sets too large for memory."""
+
+    def __init__(self, source: Source, split: Split) -> None:
+        """Remember where the images are."""
+        self.source = source
+        self.split = split
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.split.labels)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Decode the batch of these rows."""
+        indices = self.split.indices[rows]
+        return {
+            "image": self.source.images(self.split.part, indices),
+            "label": torch.from_numpy(self.split.labels[rows]),
+            "index": torch.from_numpy(indices),
+        }
+
+
+class CroppedImages(Images):
+    """Training images that the loader's workers cut random boxes out of, one for each view.
+
+    Args:
+        source: Where the images are, and how boxes are drawn.
+        split: Which images.
+        seed: Seed of the run.
+        views: Names of the views, ``image`` first.
+    """
+
+    def __init__(
+        self, source: FileSource, split: Split, seed: int, views: Sequence[str] = ("image",)
+    ) -> None:
+        """Remember where the images are."""
+        self.source, self.split, self.seed, self.views = source, split, seed, views
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.split.labels)
+
+    def __getitems__(self, rows: list[tuple[int, int]]) -> Batch:  # type: ignore[override]
+        """Return the batch of these (row, number); the number is what boxes are drawn from."""
+        chosen = [row for row, _ in rows]
+        indices = self.split.indices[chosen]
+        draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
+        views = self.source.crops(self.split.part, indices, draws, len(self.views))
+        return {
+            **dict(zip(self.views, views, strict=True)),
+            "label": torch.from_numpy(self.split.labels[chosen]),
+            "index": torch.from_numpy(indices),
+        }
+
+
+class ImagesOfFolder(Images):
+    """All images below a folder, without labels, decoded when they are asked for."""
+
+    def __init__(self, folder: Path, channels: int, size: int, decoding: Decoding) -> None:
+        """List the images of ``folder``, hidden ones left out, in path order."""
+        self.paths = image_files(folder)
+        self.channels, self.size, self.decoding = channels, size, decoding
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Decode the batch of these rows."""
+        how = (self.channels, self.size, self.decoding)
+        images = [decode(self.paths[row], *how) for row in rows]
+        return {"image": torch.stack(images), "index": torch.as_tensor(rows)}
+
+
+def as_is(batch: Any) -> Any:  # noqa: ANN401 - whatever a loader yields
+    """Return ``batch``, which came whole from ``__getitems__``: nothing is left to collate."""
+    return batch
