@@ -625,7 +625,7 @@ def check_full_disk(done, tmp_path):
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import conftest, torch
+import support, torch
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 from ltbench.cli import main

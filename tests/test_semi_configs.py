@@ -20,8 +20,10 @@ def read(path):
 
 
 def belongs(path):
-    name = read(path)["model"]["class_path"]
-    return name in METHODS or path.stem.endswith("_labelled_cifar10")
+    config = read(path)
+    semi = config["data"]["class_path"] == "SemiSupervisedDataModule"
+    method = config["model"]["class_path"]
+    return (semi and method in METHODS) or path.stem.endswith("_labelled_cifar10")
 
 
 CONFIGS = {path.stem: read(path) for path in sorted(FOLDER.glob("*.yaml")) if belongs(path)}

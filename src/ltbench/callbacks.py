@@ -24,6 +24,7 @@ from torch import Tensor
 from ltbench import records, seeding
 from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
+from ltbench.trace_figure import trace_figure
 
 
 class RunRecord(Callback):
@@ -124,12 +125,15 @@ class RunRecord(Callback):
         method.traces.clear()
         if not (self.traces and write):
             return
+        arrays, path = self._trace_arrays(), self.folder / "traces.npz"
+        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+
+    def _trace_arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {}
         for name, kept in self.traces.items():
             arrays[name] = torch.stack([value for _, value in kept]).numpy()
             arrays[f"{name}.epoch"] = np.array([epoch for epoch, _ in kept])
-        path = self.folder / "traces.npz"
-        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+        return arrays
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -167,7 +171,11 @@ class RunRecord(Callback):
         self.metrics[self.selection or "given"]["test"] = test | _method(pl_module).test_details()
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that all is done."""
+        """Say that all is done, and draw what was traced."""
+        if self.traces and trainer.is_global_zero:
+            figure = trace_figure(self._trace_arrays(), _method(pl_module).data.source.class_names)
+            path = self.folder / "traces.png"
+            records.write_whole(path, lambda file: figure.savefig(file, format="png"))
         self._write(trainer, pl_module, "done")
 
     def _write(
@@ -195,6 +203,7 @@ class RunRecord(Callback):
         method = _method(pl_module)
         seconds = self._clock()
         averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        batches = trainer.num_training_batches  # infinite before a training
         return {
             "schema": records.SCHEMA,
             **self.identity,
@@ -212,6 +221,7 @@ class RunRecord(Callback):
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "epochs": len(self.history),
             "steps": trainer.global_step,
+            "batches_per_epoch": batches if isinstance(batches, int) else None,
             "images_seen": self.images_seen,
             "wall_seconds": round(seconds, 1),
             "images_per_second": round(self.images_seen / seconds, 1) if seconds else None,

@@ -74,6 +74,10 @@ def _run(argv: list[str]) -> None:
         from ltbench import catalog
 
         {"list": catalog.list_command, "show": catalog.show_command}[command](rest)
+    elif command == "fit" and "--dry-run" in rest:
+        from ltbench.cost import cost_command
+
+        cost_command([word for word in rest if word != "--dry-run"])
     elif command in ("fit", "validate", "test", "predict"):
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 

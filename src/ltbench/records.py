@@ -4,9 +4,9 @@ Schema (version 1): ``schema``, ``job_id``, ``name``, ``method``, ``dataset``, `
 ``lineage``, ``config``, ``data`` (class counts, index hash), ``metrics`` by selection (``last``,
 ``best``) and split, ``weights`` (raw or averaged), ``deviations``, ``versions``, ``git``,
 ``device``, ``threads``, ``precision``, ``world_size``, ``batch_size`` (over all ranks),
-``parameters``, ``epochs``, ``steps``, ``images_seen``, ``wall_seconds``, ``images_per_second``,
-``peak_memory_bytes``, ``status`` (running, done, interrupted, failed) and ``cause``. Metrics are
-fractions in [0, 1]; an undefined one is null.
+``parameters``, ``epochs``, ``steps``, ``batches_per_epoch``, ``images_seen``, ``wall_seconds``,
+``images_per_second``, ``peak_memory_bytes``, ``status`` (running, done, interrupted, failed) and
+``cause``. Metrics are fractions in [0, 1]; an undefined one is null.
 """
 
 import hashlib

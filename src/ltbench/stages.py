@@ -131,6 +131,8 @@ def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) ->
         spec, weights, data = _named(trained, num_classes, in_chans, pretrained=True), None, {}
     else:
         found = read(file)
+        if "ltbench_network" in found and not found["ltbench_network"]:
+            raise UserError(f"{role} {file} holds no classifier: it is a run of another kind.")
         if "ltbench_network" in found:
             spec, data = found["ltbench_network"], found["ltbench_data"]
             weights = _below("net.", found["state_dict"])

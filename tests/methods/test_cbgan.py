@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, run_command
 from PIL import Image
+from support import TINY, run_command
 from torch import nn
 from torch.testing import assert_close
 
-from ltbench.class_balance import ClassBalance
 from ltbench.data.sources.folder import Folder
-from ltbench.gan_losses import gan_loss
-from ltbench.generation import kl_to_uniform
+from ltbench.generation.balance import ClassBalance
+from ltbench.generation.losses import gan_loss
+from ltbench.generation.metrics import kl_to_uniform
 from ltbench.methods.cbgan import CBGAN, Balance
 from ltbench.methods.generative import GenerativeModule
 from ltbench.models.gan import Architecture
@@ -463,7 +463,7 @@ class KeepState(Callback):
 if __name__ == "__main__":
     import sys
     sys.path.insert(0, "TESTS")
-    import conftest  # registers tiny_net
+    import support  # noqa: F401  (registers tiny_net)
     main()
 """.replace("TESTS", str(Path(__file__).parents[1]))
     (tmp_path / "processes.py").write_text(script)

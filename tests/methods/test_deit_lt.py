@@ -601,7 +601,7 @@ def test_two_processes_train_one_student(run, tmp_path):
     script = f"""
 import sys
 sys.path[:0] = [{str(Path(__file__).parents[1])!r}]
-import conftest, torch
+import support, torch
 from lightning.pytorch.callbacks import Callback
 from ltbench.cli import main
 

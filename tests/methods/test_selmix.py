@@ -13,9 +13,9 @@ import timm.models
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import run_command
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sklearn.metrics import confusion_matrix
+from support import run_command
 from torch import nn
 from torch.testing import assert_close
 

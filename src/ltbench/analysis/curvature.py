@@ -43,29 +43,32 @@ class MeanLoss:
         return sum(float(self.loss(batch)) * self.weight(batch) for batch in self.batches())
 
     def products(self, vectors: Tensor) -> Tensor:
-        """Multiply the Hessian with vectors, (k, P) -> (k, P).
-
-        The gradient's graph is built once a batch and differentiated along each of them.
-        """
+        """Multiply the Hessian with vectors, (k, P) -> (k, P)."""
         total = torch.zeros_like(vectors)
         parts = [self._shaped(vector) for vector in vectors]
         with second_order(), torch.enable_grad():
             for batch in self.batches():
-                loss = self.loss(batch) * self.weight(batch)
-                gradient = torch.autograd.grad(
-                    loss, self.parameters, create_graph=True, materialize_grads=True
-                )
-                used = [i for i, g in enumerate(gradient) if g.requires_grad]
-                for row, part in zip(total, parts, strict=True):
-                    product = torch.autograd.grad(
-                        [gradient[i] for i in used],
-                        self.parameters,
-                        [part[i] for i in used],
-                        retain_graph=True,
-                        materialize_grads=True,
-                    )
-                    row += torch.cat([p.reshape(-1) for p in product])
+                self._add_products(batch, parts, total)
         return total
+
+    def _add_products(self, batch: Batch, parts: Sequence[list[Tensor]], total: Tensor) -> None:
+        """Build the graph of a batch's gradient once, and differentiate it along each vector."""
+        gradient = torch.autograd.grad(
+            self.loss(batch) * self.weight(batch),
+            self.parameters,
+            create_graph=True,
+            materialize_grads=True,
+        )
+        used = [i for i, slope in enumerate(gradient) if slope.requires_grad]
+        for row, part in zip(total, parts, strict=True):
+            product = torch.autograd.grad(
+                [gradient[i] for i in used],
+                self.parameters,
+                [part[i] for i in used],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            row += torch.cat([p.reshape(-1) for p in product])
 
     @torch.no_grad()
     def move(self, along: Tensor) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ltbench.class_balance import ClassBalance
 from ltbench.data.datasets import Batch
 from ltbench.data.diffaugment import check_policy
 from ltbench.data.diffaugment import diffaugment as augmented
 from ltbench.errors import UserError
-from ltbench.gan_losses import gan_loss
+from ltbench.generation.balance import ClassBalance
+from ltbench.generation.losses import gan_loss
 from ltbench.methods.base import Paper
 from ltbench.methods.generative import GenerativeModule
 from ltbench.models.gan import Architecture, build_gan
@@ -32,7 +32,7 @@ LOSSES = ("train/discriminator_loss", "train/generator_loss")
 
 @dataclass
 class Balance:
-    """Constants of the class-balancing regulariser (:mod:`ltbench.class_balance`).
+    """Constants of the class-balancing regulariser (:mod:`ltbench.generation.balance`).
 
     Args:
         strength: Weight of the regulariser in the generator's loss.
@@ -62,7 +62,7 @@ class CBGAN(GenerativeModule):
         in_chans: Number of image channels; the command line takes it from the data.
         architecture: The two networks (:mod:`ltbench.models.gan`). Its ``conditioning`` makes the
             baselines ACGAN and projection GAN, whose generated labels are uniform.
-        loss: A key of :data:`ltbench.gan_losses.GAN_LOSSES`.
+        loss: A key of :data:`ltbench.generation.losses.GAN_LOSSES`.
         discriminator_steps: Steps of the discriminator for each one of the generator.
         diffaugment: Keys of :data:`ltbench.data.diffaugment.DIFFAUGMENTS`, in order.
         balance: The regulariser; null trains the GAN without it.
@@ -86,13 +86,13 @@ class CBGAN(GenerativeModule):
         venue="UAI 2021",
         arxiv="2106.09402",
         equations={
-            "the regulariser": "ltbench.class_balance.balance_loss",
-            "effective class frequency": "ltbench.class_balance.updated_frequency",
-            "relativistic loss (1807.00734)": "ltbench.gan_losses.relativistic_loss",
-            "hinge loss (1802.05957, eq. 16)": "ltbench.gan_losses.hinge_loss",
+            "the regulariser": "ltbench.generation.balance.balance_loss",
+            "effective class frequency": "ltbench.generation.balance.updated_frequency",
+            "relativistic loss (1807.00734)": "ltbench.generation.losses.relativistic_loss",
+            "hinge loss (1802.05957, eq. 16)": "ltbench.generation.losses.hinge_loss",
             "DiffAugment (2006.10738)": "ltbench.data.diffaugment.diffaugment",
-            "FID (1706.08500, eq. 6)": "ltbench.generation.frechet_distance",
-            "KL to uniform": "ltbench.generation.kl_to_uniform",
+            "FID (1706.08500, eq. 6)": "ltbench.generation.metrics.frechet_distance",
+            "KL to uniform": "ltbench.generation.metrics.kl_to_uniform",
         },
         deviations=(
             "Classes are judged by an annotator trained on balanced data; the released code judges "

@@ -17,7 +17,8 @@ from ltbench.data import profiles
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.samplers import EvaluationSampler
 from ltbench.errors import UserError
-from ltbench.generation import (
+from ltbench.generation.judges import Inception, Judge, Normalise
+from ltbench.generation.metrics import (
     FeatureMoments,
     FeatureSums,
     GeneratedClasses,
@@ -27,9 +28,8 @@ from ltbench.generation import (
     read_sums,
     write_sums,
 )
-from ltbench.judges import Inception, Judge, Normalise
+from ltbench.generation.samples import Grid, Latents, from_uint8, png, to_uint8, write_image_folder
 from ltbench.methods.base import Method
-from ltbench.samples import Grid, Latents, from_uint8, png, to_uint8, write_image_folder
 from ltbench.stages import Trained
 
 CHECKED = 2000  # training images that the classifier is tried on

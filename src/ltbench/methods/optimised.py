@@ -84,7 +84,13 @@ class OptimisedModule(ClassificationModule):
         )
         if compile:
             self.net.compile()
-        self.optimizer = optimizer
+
+        # A function is copied by reference. jsonargparse's own object holds the whole parser, which
+        # an average of this module would copy, and under DDP cannot.
+        def optimizer_of(parameters: Any) -> Optimizer:  # noqa: ANN401 - as torch's optimizers
+            return optimizer(parameters)
+
+        self.optimizer = optimizer_of
         self.decay_norms = decay_norms
         self.lr_schedule = lr_schedule or MultiStep()
         self.gradient_rule = gradient_rule or Plain()

@@ -56,7 +56,8 @@ def distilbert(
     options = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "cache_dir")}
     options.pop("pretrained_cfg_overlay", None)
     if weights is None:
-        config = DistilBertConfig(num_labels=num_classes, **options)
+        settings: dict[str, Any] = {**options, "num_labels": num_classes}
+        config = DistilBertConfig(**settings)
         return TextClassifier(DistilBertForSequenceClassification(config))
     try:
         model = DistilBertForSequenceClassification.from_pretrained(

@@ -24,10 +24,9 @@ def predictions(images=400, seed=0, classes=10):
     scores = torch.from_numpy(logits).float().softmax(1)
     sure, predicted = scores.max(1)
     names = [f"c{i}" for i in range(classes)]
-    made = Predictions(
-        labels, predicted.numpy(), sure.numpy().astype(float), np.array(COUNTS[:classes]), names, "test"
-    )  # fmt: skip
-    return made, scores.log()
+    counts = np.array(COUNTS[:classes])
+    sure = sure.numpy().astype(float)
+    return Predictions(labels, predicted.numpy(), sure, counts, names, "test"), scores.log()
 
 
 def test_errors_of_calibration_are_those_of_the_metric_on_each_group():
@@ -82,10 +81,8 @@ def test_confusion_of_8142_classes_is_a_table_and_no_matrix():
     labels = np.repeat(np.arange(classes), 3)
     predicted = np.where(rng.random(len(labels)) < 0.6, labels, rng.integers(0, 900, len(labels)))
     counts = np.sort(rng.integers(2, 1000, classes))[::-1]
-    made = Predictions(
-        labels, predicted, np.full(len(labels), 0.5), counts, [f"s{i}" for i in range(classes)], "val"
-    )  # fmt: skip
-    result = confusion.analyse(made)
+    names, sure = [f"s{i}" for i in range(classes)], np.full(len(labels), 0.5)
+    result = confusion.analyse(Predictions(labels, predicted, sure, counts, names, "val"))
     assert set(result.figures) == {"groups", "swallowers"}
     assert len(result.tables[""]) == classes
     assert len(result.summary) < 30
@@ -93,10 +90,10 @@ def test_confusion_of_8142_classes_is_a_table_and_no_matrix():
 
 
 def test_a_run_needs_neither_its_data_nor_torch_for_what_it_recorded(digits_run, tmp_path):
+    where = ["--run", str(digits_run.folder), "--output", str(tmp_path)]
     script = (
         "import sys; from ltbench.cli import main\n"
-        f"for a in ('calibration', 'confusion'):\n"
-        f"    main(['analyze', a, '--run', {str(digits_run.folder)!r}, '--output', {str(tmp_path)!r}])\n"
+        f"for a in ('calibration', 'confusion'): main(['analyze', a, *{where!r}])\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ltbench import stages
 from ltbench.errors import UserError
-from ltbench.samples import to_uint8
+from ltbench.generation.samples import to_uint8
 from ltbench.stages import Trained
 
 # The weights that every published FID is measured with, as torch.hub names and hashes them.

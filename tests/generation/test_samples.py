@@ -6,7 +6,15 @@ from PIL import Image
 
 from ltbench.data.sources.folder import Folder
 from ltbench.errors import UserError
-from ltbench.samples import GRID_ROWS, Grid, Latents, from_uint8, png, to_uint8, write_image_folder
+from ltbench.generation.samples import (
+    GRID_ROWS,
+    Grid,
+    Latents,
+    from_uint8,
+    png,
+    to_uint8,
+    write_image_folder,
+)
 
 
 def test_a_sample_does_not_depend_on_its_batch(monkeypatch):

@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
-from ltbench.class_balance import ClassBalance, balance_loss, balance_weights, updated_frequency
 from ltbench.errors import UserError
+from ltbench.generation.balance import (
+    ClassBalance,
+    balance_loss,
+    balance_weights,
+    updated_frequency,
+)
 
 COUNTS = [(900, 80, 20), (800, 150, 50), (700, 200, 100)]
 TILTED = torch.tensor([0.518199, 1.180072, 1.301729])

@@ -1,0 +1,1 @@
+"""What the generative methods share: losses, class balance, judges, metrics and samples."""
