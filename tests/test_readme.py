@@ -27,7 +27,8 @@ SHORT = shlex.split(
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, make_images):
     """A working folder like a user's: configs, a long tail of images, and images to classify."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
     make_images(tmp_path / "my_images/train", {"ant": 12, "bee": 6, "cat": 3}, size=40)
     make_images(tmp_path / "my_images/test", {"ant": 2, "bee": 2, "cat": 2}, size=40, seed=1)
     make_images(tmp_path / "new_images", {"": 3}, size=40, seed=2)
