@@ -202,7 +202,10 @@ class RunRecord(Callback):
         """Return the record as it stands (:mod:`ltbench.records` says what is in it)."""
         method = _method(pl_module)
         seconds = self._clock()
-        averaged = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        averaged = method.averages or any(
+            isinstance(c, WeightAveraging)
+            for c in trainer.callbacks  # type: ignore[attr-defined]
+        )
         batches = trainer.num_training_batches  # infinite before a training
         return {
             "schema": records.SCHEMA,

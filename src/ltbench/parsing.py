@@ -14,11 +14,20 @@ from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.protocols import Protocol
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
+from ltbench.objectives import MultiplierRule
 from ltbench.sam import GradientRule
 from ltbench.schedules import LRSchedule
 
 # The bases of what a config may name by its class: their subclasses are the valid names.
-CHOICES = (Method, LongTailDataModule, Protocol, BatchTransform, GradientRule, LRSchedule)
+CHOICES = (
+    Method,
+    LongTailDataModule,
+    Protocol,
+    BatchTransform,
+    GradientRule,
+    LRSchedule,
+    MultiplierRule,
+)
 
 _UNKNOWN = re.compile(
     r"(?:[Oo]ption '(?P<option>[^']+)' is not accepted"

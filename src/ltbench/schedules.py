@@ -123,3 +123,27 @@ class SlowCosine(LRSchedule):
     def factor(self, epoch: int, epochs: int) -> float:
         """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
         return math.cos(7 * math.pi * epoch / (16 * epochs))
+
+
+@dataclass
+class DeiTCosine(LRSchedule):
+    """DeiT's schedule, step by step: a linear warm-up, then a cosine that began with training.
+
+    Args:
+        warmup: Length of the warm-up, a fraction of training.
+        start: Factor at the first step.
+        floor: Factor that the cosine ends at.
+    """
+
+    by = "step"
+
+    warmup: float = 5 / 1200
+    start: float = 0.004
+    floor: float = 0.04
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
+        warm = epoch_of(self.warmup, epochs)
+        if epoch < warm:
+            return self.start + (1 - self.start) * epoch / warm
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2

@@ -22,10 +22,10 @@ from ltbench.data.augment import RandomCrop
 from ltbench.data.randaugment import RandAugment
 from ltbench.distillation import Normalisation, drw_weights
 from ltbench.errors import UserError
-from ltbench.methods.deit_lt import DeiTCosine, DeiTLT
+from ltbench.methods.deit_lt import DeiTLT
 from ltbench.methods.erm import Reweighting
 from ltbench.sam import SAM
-from ltbench.schedules import epoch_of
+from ltbench.schedules import DeiTCosine, epoch_of
 from ltbench.stages import Trained
 
 DIGITS = {"imbalance_factor": 10, "largest": 60, "val_fraction": 0.2, "batch_size": 32}
@@ -512,7 +512,7 @@ model:
       class_path: torch.optim.AdamW
       init_args: {lr: 3.0e-3, weight_decay: 0.05}
     decay_norms: false
-    lr_schedule: {class_path: ltbench.methods.deit_lt.DeiTCosine, init_args: {warmup: 0.1}}
+    lr_schedule: {class_path: ltbench.schedules.DeiTCosine, init_args: {warmup: 0.1}}
     ema_decay: 0.9
     micro_batch: 16
 data:

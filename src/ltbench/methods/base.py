@@ -43,6 +43,7 @@ class Method(L.LightningModule):
     Attributes:
         paper: The method's card, printed by ``ltbench show``; every method of ltbench has one.
         stage: What a run of it is called in records.
+        averages: Whether it evaluates an average of its weights that it keeps itself.
         monitor: The validation metric whose best epoch is kept beside the last; None keeps none.
         network: Arguments of :func:`~ltbench.models.build_backbone` that rebuild ``self.net``;
             a later stage needs no more. Empty where there is no such network.
@@ -55,6 +56,7 @@ class Method(L.LightningModule):
 
     paper: ClassVar[Paper | None] = None
     stage: ClassVar[str] = "train"
+    averages: ClassVar[bool] = False
     monitor: str | None = None
 
     def __init__(self) -> None:

@@ -81,6 +81,7 @@ class CBGAN(GenerativeModule):
         watch_samples: Samples that a validation draws.
     """
 
+    averages = True
     paper = Paper(
         title="Class Balancing GAN with a Classifier in the Loop",
         venue="UAI 2021",

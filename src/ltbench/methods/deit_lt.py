@@ -5,9 +5,7 @@ student's own augmented and mixed images, which are unlike those that the teache
 Late in training the teacher's rare answers weigh more. Predictions average both heads' logits.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -40,33 +38,8 @@ from ltbench.metrics import LongTailMetrics
 from ltbench.mixing import PairMixing
 from ltbench.models.distilled_vit import head_logits
 from ltbench.sam import Plain
-from ltbench.schedules import LRSchedule, epoch_of
+from ltbench.schedules import epoch_of
 from ltbench.stages import Trained
-
-
-@dataclass
-class DeiTCosine(LRSchedule):
-    """DeiT's schedule, step by step: a linear warm-up, then a cosine that began with training.
-
-    Args:
-        warmup: Length of the warm-up, a fraction of training.
-        start: Factor at the first step.
-        floor: Factor that the cosine ends at.
-    """
-
-    by = "step"
-
-    warmup: float = 5 / 1200
-    start: float = 0.004
-    floor: float = 0.04
-
-    def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
-        warm = epoch_of(self.warmup, epochs)
-        if epoch < warm:
-            return self.start + (1 - self.start) * epoch / warm
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
 
 SHOWN = {"accuracy": "accuracy", "head": "head_recall", "mid": "mid_recall", "tail": "tail_recall"}
 
@@ -121,7 +94,7 @@ class DeiTLT(OptimisedModule):
             "DRW weights (section 3)": "ltbench.distillation.drw_weights",
             "DRW loss (section 3)": "ltbench.distillation.weighted_mean",
             "teacher's view (section 3)": "ltbench.distillation.Teacher.view",
-            "schedule (2012.12877, table 9)": "ltbench.methods.deit_lt.DeiTCosine",
+            "schedule (2012.12877, table 9)": "ltbench.schedules.DeiTCosine",
         },
         deviations=(
             "The last epoch is reported; the published code reports the best epoch on test.",
