@@ -38,6 +38,7 @@ def run(args: Sequence[str]) -> None:
     """Run what is not done of a suite; exit with 1 if anything failed."""
     parser = _parser("run", "Run what is not done of a suite.")
     parser.add_argument("--seeds", type=_seeds, help="for example 0,1,2; default: the suite's")
+    parser.add_argument("--rows", type=_names, help="for example ce,vs; default: all")
     parser.add_argument("--only-failed", action="store_true", help="run again what failed, alone")
     parser.add_argument("--jobs", type=int, help="at a time; default: one a GPU, else one a core")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
@@ -46,7 +47,7 @@ def run(args: Sequence[str]) -> None:
     extra = overrides(rest)
     cluster = {name: extra.pop(name) for name in list(extra) if name.startswith("slurm.")}
     suite = suites.read(suites.find(given.suite), extra)
-    plan = suites.plan(suite, given.seeds)
+    plan = suites.plan(suite, given.seeds, given.rows)
     store, console = Store(given.folder), Console()
     launcher = _launcher(given, cluster)
     if given.dry_run:
@@ -133,6 +134,10 @@ def _parser(action: str, description: str) -> argparse.ArgumentParser:
 
 def _seeds(text: str) -> list[int]:
     return [int(seed) for seed in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:

@@ -196,22 +196,28 @@ def _stage(
     return Stage(config, {**shared, **settings.get("overrides", {}), **given}, seed)
 
 
-def plan(suite: Suite, seeds: Iterable[int] | None = None) -> Plan:
+def plan(
+    suite: Suite, seeds: Iterable[int] | None = None, rows: Iterable[str] | None = None
+) -> Plan:
     """Lay out the jobs of a suite.
 
     Args:
         suite: The suite.
         seeds: Instead of those that the suite names.
+        rows: These alone, in this order, with whatever stages of others they need.
 
     Raises:
-        UserError: A stage needs one that there is not, or itself.
+        UserError: A stage needs one that there is not, or itself; there is no such row.
     """
     seeds = list(seeds or suite.seeds)
-    needs = {
-        (row.name, name): {_target(suite, row, ref) for ref in references(stage.overrides)}
-        for row in suite.rows.values()
-        for name, stage in row.stages.items()
-    }
+    chosen = {name: _row(suite, name) for name in rows or suite.rows}
+    places = [(row.name, stage) for row in chosen.values() for stage in row.stages]
+    needs: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for place in places:  # which grows by what they need
+        row = suite.rows[place[0]]
+        overrides = row.stages[place[1]].overrides
+        needs[place] = {_target(suite, row, name) for name in references(overrides)}
+        places += sorted(needs[place] - set(places))
     try:
         order = list(TopologicalSorter(needs).static_order())
     except CycleError as error:
@@ -230,11 +236,17 @@ def plan(suite: Suite, seeds: Iterable[int] | None = None) -> Plan:
             keys[(*place, seed)] = job.key
             if job.key not in jobs or job.name == row.name:  # a row's name before a stage's
                 jobs[job.key] = job
-    rows = {
+    stages = {
         row.name: {seed: [keys[row.name, stage, seed] for stage in row.stages] for seed in seeds}
-        for row in suite.rows.values()
+        for row in chosen.values()
     }
-    return Plan(suite.name, jobs, rows, {row.name: row.family for row in suite.rows.values()})
+    return Plan(suite.name, jobs, stages, {row.name: row.family for row in chosen.values()})
+
+
+def _row(suite: Suite, name: str) -> Row:
+    if name not in suite.rows:
+        raise UserError(f"suite {suite.name}: {unknown_name('row', name, suite.rows)}")
+    return suite.rows[name]
 
 
 def _job(row: Row, name: str, seed: int, upstream: Mapping[str, Job]) -> Job:
