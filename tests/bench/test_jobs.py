@@ -85,6 +85,16 @@ def test_a_finished_run_counts_though_a_later_one_was_cut_off(tmp_path):
     assert jobs.start(tmp_path, SLEEP, {}) is None
 
 
+def test_a_damaged_record_is_named_and_the_job_runs_again(tmp_path):
+    state = finished(tmp_path, [*SLEEP[:2], "pass"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text('{"schema": 1, "stat')
+    state = jobs.read_state(tmp_path)
+    assert state.status == "stopped"
+    assert "run/record.json is no readable run record" in state.cause
+    assert state.cause.endswith("The job is run again.")
+
+
 def test_a_failure_is_forgotten_when_the_job_is_started_again(tmp_path):
     assert finished(tmp_path, [sys.executable, "-c", "1/0"]).status == "failed"
     process = jobs.start(tmp_path, SLEEP, {})

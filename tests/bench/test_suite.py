@@ -22,7 +22,7 @@ def planned(tmp_path):
         "trainer: {max_epochs: 5}\n"
     )
 
-    def plan(rows, seeds=(0,), given=None, **more):
+    def plan(rows, seeds=(0,), given=None, only=None, **more):
         path = tmp_path / "mine.yaml"
         rows = {name: {"config": "base.yaml", **row} for name, row in rows.items()}
         for row in rows.values():
@@ -32,7 +32,7 @@ def planned(tmp_path):
         path.write_text(
             yaml.safe_dump({"rows": rows, "seeds": list(seeds), **more}, sort_keys=False)
         )
-        return suite.plan(suite.read(path, given))
+        return suite.plan(suite.read(path, given), rows=only)
 
     return plan
 
@@ -83,6 +83,19 @@ def test_a_reference_is_to_a_stage_of_the_row_else_to_a_row_else_to_a_stage_of_a
     assert starts["a"] == [plan.rows["base"][0][1]]
     assert starts["b"] == [plan.rows["base"][0][0]]
     assert starts["c"] == [plan.rows["c"][0][0]]
+
+
+def test_chosen_rows_bring_the_stages_that_they_need_and_no_more(planned):
+    rows = {
+        "other": {"overrides": {"x": 1}},
+        "pair": {"stages": {"first": {"overrides": {"x": 2}}, "second": {"overrides": {"x": 3}}}},
+        "last": {"overrides": {"x": "{pair.first}"}},
+    }
+    plan = planned(rows, only=["last"])
+    assert [job.name for job in plan.jobs.values()] == ["pair.first", "last"]
+    assert list(plan.rows) == list(plan.families) == ["last"]
+    with pytest.raises(UserError, match=r"lsat.*'last'"):
+        planned(rows, only=["lsat"])
 
 
 def test_a_stage_with_a_seed_of_its_own_runs_once_for_all_seeds(planned):

@@ -4,7 +4,6 @@
 lock is held by the training process itself and ends with it, however it ends.
 """
 
-import contextlib
 import ctypes
 import fcntl
 import json
@@ -34,7 +33,7 @@ class State:
         status: One of :data:`STATES`.
         run: The run folder, once there is one.
         record: Its record, as it stands.
-        cause: Why it failed.
+        cause: Why it failed, or what is wrong with its record.
         notes: What the runner wrote down: when it began, its exit code, its seconds so far.
     """
 
@@ -109,29 +108,33 @@ class Store:
 def read_state(folder: Path) -> State:
     """Say where the job of a folder stands; nothing is written."""
     notes = _read_json(folder / "job.json")
-    run, record = _run_of(folder)
+    run, record, damage = _run_of(folder)
     if record and record["status"] == "done":
         return State("done", run, record, notes=notes)
     if is_locked(folder):
-        return State("running", run, record, notes=notes)
+        return State("running", run, record, damage, notes)
     if notes.get("returncode"):
         return State("failed", run, record, _cause(folder, record, notes), notes)
     if notes.get("queued"):
-        return State("queued", run, record, notes=notes)
-    return State("stopped" if notes else "waiting", run, record, notes=notes)
+        return State("queued", run, record, damage, notes)
+    return State("stopped" if notes else "waiting", run, record, damage, notes)
 
 
-def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
-    """Return the run in a job's folder: the one that is done, else the latest."""
-    found = []
+def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str | None]:
+    """Return the run in a job's folder (the one that is done, else the latest), and any damage."""
+    found, damage = [], None
     for path in folder.glob("*/record.json"):
-        with contextlib.suppress(UserError, OSError):
+        try:
             record = records.read_record(path)
             found.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
+        except UserError as error:
+            damage = f"{error} The job is run again."
+        except OSError:  # it was taken away meanwhile
+            continue
     if not found:
-        return None, None
+        return None, None, damage
     _, _, run, record = max(found, key=lambda item: item[:2])
-    return run, record
+    return run, record, damage
 
 
 def _cause(folder: Path, record: dict[str, Any] | None, notes: Mapping[str, Any]) -> str:
