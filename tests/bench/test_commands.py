@@ -42,6 +42,30 @@ def test_a_leaderboard_of_a_suite_names_what_is_not_done(workshop, ltbench):
     assert content["problems"] == ["bad, seed 0 is failed: it was asked to fail."]
 
 
+def test_an_exported_suite_has_the_same_leaderboard_and_names_no_place_of_this_machine(
+    workshop, ltbench, tmp_path
+):
+    path = workshop({"one": {"config": 2}, "bad": {"config": {"epochs": 1, "fail": True}}})
+    ltbench("bench", "run", path, "--data.root", tmp_path / "elsewhere" / "My images")
+    run = next(Path("runs/bench").glob("one-seed0-*/one-0"))
+    record = json.loads((run / "record.json").read_text())
+    record["config"]["trainer"]["default_root_dir"] = str(run.parent.absolute())
+    (run / "record.json").write_text(json.dumps(record))
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    done = ltbench("bench", "export", "mine", "--to", "published")
+    assert done.out == "1 jobs: ltbench leaderboard mine --folder published\n"
+    ours, theirs = (
+        ltbench("leaderboard", "mine", "--format", "csv", "--folder", folder).out
+        for folder in ("runs/bench", "published")
+    )
+    assert theirs.replace("published", "runs/bench") == ours
+    files = [path for path in Path("published").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".ckpt"]
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+    assert '"data.root": "My images"' in Path("published/mine.json").read_text()
+
+
 def test_arguments_that_are_not_the_runners_go_to_every_stage(workshop, ltbench):
     path = workshop({"a": {"config": 2}, "b": {"config": {"epochs": 3, "term": 2}}})
     done = ltbench("bench", "run", path, "--trainer.max_epochs", "1", "--seeds", "4,5")
@@ -85,7 +109,7 @@ def test_mistakes_are_named(words, told, refused):
 
 
 def test_help_names_the_actions(ltbench):
-    assert "run|status|reproduce" in ltbench("bench").out
+    assert "run|status|export|reproduce" in ltbench("bench").out
     assert "--only-failed" in ltbench("bench", "run", "--help").out
 
 

@@ -1,4 +1,4 @@
-"""``ltbench bench``: run a suite, say how far it is, reproduce one of its jobs."""
+"""``ltbench bench``: run a suite, say how far it is, publish it, reproduce one of its jobs."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ FOLDER = Path("runs/bench")
 
 def bench_command(args: Sequence[str]) -> None:
     """Dispatch ``ltbench bench ACTION ...``."""
-    actions = {"run": run, "status": status, "reproduce": reproduce}
+    actions = {"run": run, "status": status, "export": export, "reproduce": reproduce}
     if not args or args[0] in ("-h", "--help"):
-        print("usage: ltbench bench run|status|reproduce ...   (each has --help)")
+        print("usage: ltbench bench run|status|export|reproduce ...   (each has --help)")
         return
     if args[0] not in actions:
         raise unknown_name("action", args[0], actions)
@@ -103,6 +103,18 @@ def status(args: Sequence[str]) -> None:
     store = Store(given.folder)
     plan = store.load(Path(given.suite).stem)
     Board(plan, Console()).show(store.states(plan))
+
+
+def export(args: Sequence[str]) -> None:
+    """Copy what a leaderboard needs of a suite's finished jobs, to be published."""
+    from ltbench.bench.export import export
+
+    parser = _parser("export", "Copy a suite's finished jobs, without weights, to be published.")
+    parser.add_argument("--to", type=Path, required=True, help="for example benchmarks/results")
+    given = parser.parse_args(args)
+    store = Store(given.folder)
+    count = export(store.load(Path(given.suite).stem), store, given.to)
+    print(f"{count} jobs: ltbench leaderboard {given.suite} --folder {given.to}")
 
 
 def reproduce(args: Sequence[str]) -> None:
