@@ -373,7 +373,7 @@ class SelMix(OptimisedModule):
                 other = penultimate.features(self.net, second)
         else:
             one, other = penultimate.features(self.net, torch.cat([first, second])).chunk(2)
-        logits = penultimate.classify(self.net, other.lerp(one, prepared.share[part]))
+        logits = penultimate.classify(self.net, other.lerp(one, prepared.share[part].to(one.dtype)))
         return cross_entropy_loss(logits, prepared.labels[part], self.class_counts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
