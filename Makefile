@@ -13,6 +13,10 @@ SUITE ?= cifar10_lt_small
 SEEDS ?=
 ARGS ?=
 
+# Folder of images (train/<class>/*) that `make speed` measures on; default: noise.
+ROOT ?=
+SPEED := $(filter-out %/timing.py %/trainings.py %/tables.py,$(wildcard benchmarks/speed/*.py))
+
 # A name on PATH can be a shim of a version manager that refuses to run: ask each candidate.
 PROBE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 BIN := $(VENV)/bin
@@ -49,6 +53,12 @@ leaderboard: $(INSTALLED) ## Run a suite, or go on with it, and print its table 
 .PHONY: report
 report: $(INSTALLED) ## Write a suite's report as one HTML file (SUITE=)
 	$(BIN)/ltbench leaderboard $(SUITE) --output runs/bench/$(SUITE).html
+
+.PHONY: speed
+speed: $(INSTALLED) ## Measure every goal on speed, in under half an hour, and write the page (ROOT=)
+	set -e; for script in $(SPEED); do \
+		$(BIN)/python $$script $(if $(ROOT),--root "$(ROOT)"); done
+	$(BIN)/python benchmarks/speed/tables.py
 
 .PHONY: test
 test: lint type unit ## Lint, types and the quick tests

@@ -1,15 +1,11 @@
-"""What the leaderboard costs: the runner a job, the tables and report of 1,000 runs, the status.
+"""What does the leaderboard cost: the runner a job, the report of 1,000 runs, the status?
 
 The runs are made up (10,000 test images, 10 classes, stored logits); the runner's jobs do nothing
 for a moment, once started by hand one after another and once by `ltbench bench run`. Each command
 is a process of its own, so its start is in its time.
 """
 
-import argparse
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
-from rich.table import Table
+from timing import Parser, Rounds, Row, report
 
 from ltbench import records
 from ltbench.bench import suite as suites
@@ -29,12 +24,7 @@ from ltbench.bench.jobs import Store
 from ltbench.counts import metrics_from_counts
 
 COUNTS = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
-GOALS = {
-    "runner_seconds_per_job": ("runner, on top of a job's own time, s", "< 3"),
-    "report_seconds": ("leaderboard and report, s", "< 10"),
-    "report_gib": ("leaderboard and report, GiB", "< 1"),
-    "status_seconds": ("bench status, s", "< 1"),
-}
+LTBENCH = [sys.executable, "-P", "-m", "ltbench"]  # -P: not the stand-in of the working folder
 
 # Stands in for `python -m ltbench fit`.
 TRAINING = """
@@ -84,89 +74,111 @@ def write_run(folder: Path, name: str, seed: int, images: int) -> None:
     (folder / "metrics.csv").write_text(f"epoch,val/accuracy\n{rows}")
 
 
-def seconds_of(words: Sequence[str], cwd: Path) -> float:
-    """Run a command and return its wall time."""
-    began = time.perf_counter()
-    subprocess.run(words, cwd=cwd, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+# Runs a command and says how much it held. (A child of this process would begin with its size.)
+WEIGH = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 
 
-def report(home: Path, rows: int, seeds: int, images: int) -> dict[str, float]:
-    """Time `leaderboard --output report.html` over made-up runs, and weigh it."""
-    for row in range(rows):
-        for seed in range(seeds):
-            write_run(home / f"many/row{row}-{seed}", f"row{row}", seed, images)
-    words = [*LTBENCH, "leaderboard", "many", "--output", "report.html"]
-    seconds = seconds_of(words, home)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return {"report_seconds": seconds, "report_gib": peak / unit}
+class Leaderboard:
+    """A folder full of made-up runs and suites, and the commands on them.
+
+    Args:
+        home: The folder.
+        rows: Rows of the suite.
+        seeds: Runs of a row.
+        images: Test images of a run.
+
+    Attributes:
+        peak: The most that a report held, in the system's unit.
+    """
+
+    def __init__(self, home: Path, rows: int, seeds: int, images: int) -> None:
+        self.home = home
+        for row in range(rows):
+            for seed in range(seeds):
+                write_run(home / f"many/row{row}-{seed}", f"row{row}", seed, images)
+        (home / "ltbench").mkdir()
+        (home / "ltbench/__init__.py").touch()
+        (home / "ltbench/__main__.py").write_text(TRAINING)
+        (home / "empty.yaml").write_text("trainer: {}\n")
+        self._fill_suite(rows, seeds)
+
+    def _fill_suite(self, rows: int, seeds: int) -> None:
+        each = {f"row{n}": {"config": "empty.yaml", "overrides": {"x": n}} for n in range(rows)}
+        path = self.home / "large.yaml"
+        path.write_text(yaml.safe_dump({"seeds": list(range(seeds)), "rows": each}))
+        store, plan = Store(self.home / "runs/bench"), suites.plan(suites.read(path))
+        store.save(plan)
+        template = json.loads((self.home / "many/row0-0/record.json").read_text())
+        for job in plan.jobs.values():
+            record = template | {"name": job.name, "seed": job.seed}
+            records.write_record(store.job_folder(job) / "run/record.json", record)
+
+    def _run(self, *words: str) -> None:
+        subprocess.run(words, cwd=self.home, check=True, stdout=subprocess.DEVNULL)
+
+    def report(self) -> None:
+        """Write tables and report of all runs."""
+        words = (*LTBENCH, "leaderboard", "many", "--output", "report.html")
+        weigh = (sys.executable, "-P", "-c", WEIGH, *words)
+        self.peak = int(subprocess.check_output(weigh, cwd=self.home))
+
+    def status(self) -> None:
+        """Say how far the suite is."""
+        self._run(*LTBENCH, "bench", "status", "large")
+
+    def by_hand(self, jobs: int) -> None:
+        """Run jobs one after another."""
+        for _ in range(jobs):
+            where = f"--trainer.default_root_dir=hand{time.monotonic_ns()}"
+            self._run(sys.executable, "-m", "ltbench", "fit", "--config", "x", where, "--name=x")
+
+    def through_runner(self, jobs: int) -> None:
+        """Run as many of a new suite by the runner, one at a time."""
+        name = f"suite{time.monotonic_ns()}.yaml"
+        suite = {"seeds": list(range(jobs)), "rows": {"x": {"config": "empty.yaml"}}}
+        (self.home / name).write_text(yaml.safe_dump(suite))
+        store = ("--folder", f"runs/{name}")
+        self._run(*LTBENCH, "bench", "run", name, "--jobs", "1", *store)
 
 
-def runner(home: Path, jobs: int) -> dict[str, float]:
-    """Time jobs that were started by hand, and by the runner one at a time."""
-    (home / "ltbench").mkdir()
-    (home / "ltbench/__init__.py").touch()
-    (home / "ltbench/__main__.py").write_text(TRAINING)
-    (home / "empty.yaml").write_text("trainer: {}\n")
-    fit = [sys.executable, "-m", "ltbench", "fit", "--config", "empty.yaml"]
-    by_hand = 0.0
-    for job in range(jobs):
-        words = [*fit, f"--trainer.default_root_dir=hand{job}", "--name=x"]
-        by_hand += seconds_of(words, home)
-    suite = {"seeds": list(range(jobs)), "rows": {"x": {"config": "empty.yaml"}}}
-    (home / "mine.yaml").write_text(yaml.safe_dump(suite))
-    through = seconds_of([*LTBENCH, "bench", "run", "mine.yaml", "--jobs", "1"], home)
-    return {"runner_seconds_per_job": (through - by_hand) / jobs}
-
-
-def status(home: Path, rows: int, seeds: int) -> dict[str, float]:
-    """Time `bench status` of a suite whose jobs are all there."""
-    content = {
-        "seeds": list(range(seeds)),
-        "rows": {f"row{n}": {"config": "empty.yaml", "overrides": {"x": n}} for n in range(rows)},
-    }
-    path = home / "large.yaml"
-    path.write_text(yaml.safe_dump(content))
-    store, plan = Store(home / "runs/bench"), suites.plan(suites.read(path))
-    store.save(plan)
-    template = json.loads((home / "many/row0-0/record.json").read_text())
-    for job in plan.jobs.values():
-        record = template | {"name": job.name, "seed": job.seed}
-        records.write_record(store.job_folder(job) / "run/record.json", record)
-    return {"status_seconds": seconds_of([*LTBENCH, "bench", "status", "large"], home)}
-
-
-LTBENCH = [sys.executable, "-P", "-m", "ltbench"]  # -P: not the stand-in of the working folder
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Measure, print a table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure."""
+    parser = Parser(__file__, __doc__, repeats=3)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--jobs", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    given = parser.parse_args(args)
+    parser.add_argument("--jobs", type=int, default=5)
+    args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        found = report(home, given.rows, given.seeds, given.images)  # first: it weighs the children
-        found |= runner(home, given.jobs) | status(home, given.rows, given.seeds)
-    table = Table("", "measured", "goal", title=f"{given.rows * given.seeds} runs")
-    for name, (title, goal) in GOALS.items():
-        table.add_row(title, f"{found[name]:.2f}", goal)
-    Console().print(table)
-    setting = {
-        "runs": given.rows * given.seeds,
-        "test_images": given.images,
-        "jobs": given.jobs,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
-        "versions": records.versions(),
-    }
-    content = json.dumps({"measured": found, "setting": setting}, indent=1) + "\n"
-    given.output.write_text(content)
+        board = Leaderboard(Path(folder), args.rows, args.seeds, args.images)
+        rounds = Rounds()
+        for _ in range(args.repeats):
+            rounds.turn("report", board.report)
+            rounds.turn("status", board.status)
+            for name, run in (("by hand", board.by_hand), ("runner", board.through_runner)):
+                rounds.turn(name, lambda run=run: run(args.jobs), work=args.jobs)
+            rounds.close()
+    gibibytes = board.peak / (2**30 if sys.platform == "darwin" else 2**20)
+    runs = args.rows * args.seeds
+    report(
+        args,
+        [
+            rounds.row(
+                "a job by the runner, more", lambda s: s["runner"] - s["by hand"], "< 3", "s"
+            ),
+            rounds.row(f"tables and report of {runs:,} runs", lambda s: s["report"], "< 10", "s"),
+            Row("their memory", {"wall": gibibytes}, "< 1", "GiB"),
+            rounds.row(f"bench status of {runs:,} jobs", lambda s: s["status"], "< 1", "s"),
+        ],
+        rounds,
+        runs=runs,
+        test_images=args.images,
+        jobs=args.jobs,
+    )
 
 
 if __name__ == "__main__":

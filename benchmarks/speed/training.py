@@ -1,355 +1,180 @@
-"""What training through the whole project costs over the same model's bare training step.
+"""What does training through the whole project cost over a method's bare step and a plain loop?
 
-One run of `ltbench fit` on ``configs/ce_cifar10.yaml`` (ResNet-32, batch 128, CIFAR-10-LT with
-imbalance factor 100) with everything that belongs to it: data, augmentation, loss, logging, record,
-checkpoints, curves and the progress bar as on a terminal. Every few steps it pauses, and each rival
-takes as many steps on one cached batch, so that whatever slows the machine slows all of them alike:
+One `ltbench fit` a method, with everything that belongs to it, pauses every few steps for
 
-* ``bare``: forward, loss, backward and SGD step;
-* ``sam``: the same with the gradient of `ltbench.sam.SAM`;
-* ``augment``: augmentation and normalisation alone.
+* ``bare``: the method's own step on one cached batch: its passes, loss and optimizer;
+* ``plain loop``, once a repeat and for cross-entropy alone: the training loop of the published
+  scripts, with transforms of PIL images one by one, loader workers, float32 and two reads of the
+  device a step.
 
-A repeat is one epoch by default, so that it holds what happens once an epoch; evaluation is left
-out. Ratios are taken within a repeat, and the median over the repeats counts. Processor time stands
-beside wall time because it holds on a busy machine, where wall time does not; it counts threads
-that wait for each other as busy and leaves out waits for the disk, so the goals are on wall time.
+The rest is the overhead of data, augmentation, averaging of weights, logging and trainer. A repeat
+of cross-entropy is one epoch of CIFAR-10-LT, so that it holds what happens once an epoch. CBGAN,
+which has no such step, is measured by ``cbgan.py``.
 """
 
-import argparse
-import copy
-import json
-import os
-import platform
-import sys
-import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import lightning as L
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
+from PIL import Image
+from timing import Parser, Rounds, Row, report
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
+from trainings import CONFIGS, Pauses, bare_step, train
 
-from ltbench import records
-from ltbench.callbacks import device_name
-from ltbench.data.datamodule import LongTailDataModule
-from ltbench.data.datasets import Batch
-from ltbench.data.sources.base import Images, Labels
-from ltbench.data.sources.cifar import Cifar10
-from ltbench.methods.classification import ClassificationModule
+from ltbench.data.datasets import MemoryImages
 from ltbench.methods.erm import ERM
-from ltbench.sam import SAM
-from ltbench.training import TrainingCLI
+from ltbench.models import build_backbone
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs" / "ce_cifar10.yaml"
-EPOCH = 97  # steps
-TURN = 4  # steps that one of them takes before it is another's turn
-
-# Rich draws nothing into a file; these make it take one for a terminal.
-TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
-
-Repeat = dict[str, NDArray[np.float64]]
-"""By name: images, seconds of wall time, seconds of processor time."""
-
-# What is reported: title, goal, and how it follows from one column of seconds an image.
-RATIOS: dict[str, tuple[str, str, Callable[[dict[str, float]], float]]] = {
-    "project_over_bare": (
-        "images/s through the whole project / of the bare step",
-        ">= 0.95",
-        lambda seconds: seconds["bare"] / seconds["project"],
-    ),
-    "sam_over_bare": (
-        "time of a SAM step / of the bare step",
-        "<= 2.05",
-        lambda seconds: seconds["sam"] / seconds["bare"],
-    ),
-    "augment_share": (
-        "time of augmentation and normalisation / of a step of the project",
-        "",
-        lambda seconds: seconds["augment"] / seconds["project"],
-    ),
-}
-CLOCKS = ("wall", "processor")
+WRN = {"name": "wrn_28_2", "negative_slope": 0.1, "bn_momentum": 0.001}
 
 
-class RandomImages(Cifar10):
-    """Noise in the shape of CIFAR-10, where there is no folder of images."""
-
-    display_name = "random images"
-
-    @property
-    def class_names(self) -> list[str]:
-        """Numbers."""
-        return [str(c) for c in range(self.num_classes)]
-
-    def _load(self, split: str) -> tuple[Images, Labels]:
-        labels = np.repeat(np.arange(self.num_classes), 5000 if split == "train" else 1)
-        draws = np.random.default_rng(0)
-        return draws.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8), labels
-
-
-class TakeTurns(Callback):
-    """Time the trainer, and pause it every few steps for each rival to take as many.
-
-    The first turns are a warm-up, which does not count.
+@dataclass(frozen=True)
+class Case:
+    """A method as it is measured.
 
     Args:
-        steps: Steps of a repeat.
-        autocast: Whether the rivals compute in bfloat16.
-
-    Attributes:
-        repeats: What was measured.
+        steps: Of a repeat.
+        starts: Networks that the method starts from.
+        options: Further options of `fit`.
     """
 
-    def __init__(self, steps: int, autocast: bool) -> None:
-        self.steps = steps
-        self.turn = min(TURN, steps)
-        self.autocast = autocast
-        self.repeats: list[Repeat] = []
+    steps: int
+    starts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the rivals."""
-        self.device = pl_module.device
-        self.rivals = self._make_rivals(trainer, pl_module)
-        self.counts: Repeat = defaultdict(lambda: np.zeros(3))
-        self.order = list(self.rivals)
-        self.taken = self.images = 0
-        self.since = self._now()
 
-    def _make_rivals(
-        self, trainer: L.Trainer, method: L.LightningModule
-    ) -> dict[str, Callable[[], object]]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(method, ERM)
-        on_cpu = data.dataset("train").__getitems__(range(data.batch_size))
-        raw = {name: tensor.to(self.device) for name, tensor in on_cpu.items()}
-        cached = data.on_after_batch_transfer(raw, 0)
-        images, labels = cached["image"], cached["label"]
-        self.batch_size = len(labels)
-        nets = {name: copy.deepcopy(method.net) for name in ("bare", "sam")}
-        optimizers = {name: method.optimizer(net.parameters()) for name, net in nets.items()}
-        rule, noise = SAM(rho=0.05), torch.Generator(self.device)
+METHODS = {  # by their config
+    "ce_cifar10": Case(97),
+    "vssam_cifar10": Case(12),
+    "paco_cifar10": Case(12),
+    "fixmatch_cifar10": Case(6),
+    "csst_cifar10": Case(6),
+    "selmix_cifar10": Case(
+        6,
+        {"init_from": WRN},
+        {
+            "trainer__precision": "32-true",  # its mixing of features takes no other
+            "data__protocol__val_per_class": 50,  # a look comes before the first step
+            "model__partners": "labelled",
+        },
+    ),
+    "deitlt_tiny_cifar10": Case(4, {"teacher": {"name": "resnet32_cifar"}}),
+}
+PLAIN = "ce_cifar10"  # has the plain loop as a rival
+WORKERS = 2
 
-        def loss_of(net: torch.nn.Module, part: slice) -> torch.Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                return F.cross_entropy(net(images[part]), labels[part])
 
-        def bare() -> None:
-            optimizers["bare"].zero_grad()
-            loss_of(nets["bare"], slice(None)).backward()
-            optimizers["bare"].step()
+class PlainImages(Dataset[tuple[torch.Tensor, int]]):
+    """Images and labels one by one, as torchvision's CIFAR-10 gives them."""
 
-        def sam() -> None:
-            net = nets["sam"]
-            rule.backward(
-                net,
-                lambda part: loss_of(net, part),
-                len(labels),
-                epoch=0,
-                epochs=1,
-                generator=noise,
+    def __init__(self, images: MemoryImages, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.pixels = images.images.permute(0, 2, 3, 1).numpy()
+        self.labels = images.labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(self.pixels.shape[1], padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        """Return one image, transformed, and its label."""
+        return self.transform(Image.fromarray(self.pixels[row])), self.labels[row]
+
+
+def plain_loop(
+    steps: int,
+) -> Callable[[L.Trainer, ERM], Mapping[str, Callable[[], int]]]:
+    """Return what makes the plain loop of so many steps, which ends as an epoch does."""
+
+    def make(trainer: L.Trainer, method: ERM) -> Mapping[str, Callable[[], int]]:
+        data, device = method.data, method.device
+        loaded = data.dataset("train")
+        assert isinstance(loaded, MemoryImages)
+        images = PlainImages(loaded, data.source.mean, data.source.std)
+        net = build_backbone(**method.network).to(device)
+        optimizer = method.optimizer(net.parameters())
+
+        def epoch() -> int:
+            rows = torch.randperm(len(images))[: steps * data.batch_size].tolist()
+            loader = DataLoader(
+                Subset(images, rows),
+                data.batch_size,
+                shuffle=True,
+                num_workers=WORKERS,
+                pin_memory=device.type == "cuda",
             )
-            optimizers["sam"].step()
+            loss_sum, right = 0.0, 0.0
+            for inputs, labels in loader:
+                inputs, labels = inputs.to(device), labels.to(device)
+                scores = net(inputs)
+                loss = F.cross_entropy(scores, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.item() * len(labels)
+                right += (scores.argmax(1) == labels).float().sum().item()
+            return len(rows)
 
-        return {"bare": bare, "sam": sam, "augment": lambda: data.on_after_batch_transfer(raw, 0)}
+        return {"plain loop": epoch}
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Give the rivals their turn where it is time; runs after all other callbacks."""
-        self.taken += 1
-        self.images += len(batch["label"])
-        measured = trainer.global_step - self.turn  # steps since the warm-up
-        whole = measured >= 0 and measured % self.steps == 0
-        if self.taken < self.turn and not whole:
-            return
-        self._count("project", self.images)
-        bar = trainer.progress_bar_callback
-        shown = bar.progress if isinstance(bar, RichProgressBar) else None
-        if shown:
-            shown.stop()  # its thread draws on, at the rivals' expense
-        for name in self.order:
-            self.since = self._now()
-            for _ in range(self.taken):
-                self.rivals[name]()
-            self._count(name, self.taken * self.batch_size)
-        self.order.reverse()  # whoever follows the trainer, or SAM, may find a colder cache
-        if whole:
-            if measured:
-                self.repeats.append(dict(self.counts))
-                print(f"repeat {len(self.repeats)} done", file=sys.__stdout__, flush=True)
-            self.counts.clear()
-        if shown:
-            shown.start()
-        self.taken = self.images = 0
-        self.since = self._now()
-
-    def _count(self, name: str, images: int) -> None:
-        self.counts[name] += [images, *(self._now() - self.since)]
-
-    def _now(self) -> NDArray[np.float64]:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return np.array([time.perf_counter(), time.process_time()])
+    return make
 
 
-class MeasuredCLI(TrainingCLI):
-    """`ltbench fit` with one more callback, and neither test nor record at the end."""
-
-    def __init__(self, args: list[str], turns: TakeTurns, random_images: bool) -> None:
-        self.turns = turns
-        self.random_images = random_images
-        super().__init__(args)
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
-        """Add the rivals, behind every callback that belongs to the run."""
-        if self.random_images:
-            self.datamodule.source = RandomImages(Path())
-        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(self.turns)  # type: ignore[attr-defined]
-        return trainer
-
-    def fit(
-        self,
-        model: ClassificationModule,
-        datamodule: LongTailDataModule,
-        ckpt_path: str | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Train."""
-        self.trainer.fit(model, datamodule=datamodule)
-
-
-def measure(args: argparse.Namespace) -> list[Repeat]:
-    """Run it."""
-    turns = TakeTurns(args.steps, args.precision == "bf16-mixed")
-    source = ["--data.source", "folder", "--data.root", str(args.root)] if args.root else []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Path(os.devnull).open("w") as nowhere,
-        patch.dict(os.environ, TERMINAL),
-        redirect_stdout(nowhere),
-    ):
-        options = {
-            "config": CONFIG,
-            "trainer.precision": args.precision,
-            "trainer.max_steps": turns.turn + args.repeats * args.steps,
-            "trainer.default_root_dir": folder,
-        }
-        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        MeasuredCLI(["fit", *words, *source], turns, random_images=args.root is None)
-    return turns.repeats
-
-
-def report(args: argparse.Namespace, repeats: list[Repeat]) -> dict[str, Any]:
-    """Lay out what was measured, ratios first."""
-    ratios, speeds = {}, {}
-    for column, clock in enumerate(CLOCKS, start=1):
-        seconds = [{name: row[column] / row[0] for name, row in each.items()} for each in repeats]
-        ratios[clock] = {
-            key: median(ratio(each) for each in seconds) for key, (_, _, ratio) in RATIOS.items()
-        }
-        speeds[clock] = {name: median(1 / each[name] for each in seconds) for name in repeats[0]}
-    return {
-        "ratios": {key: {clock: ratios[clock][key] for clock in CLOCKS} for key in RATIOS},
-        "images_per_second": speeds,
-        "setting": {
-            "config": CONFIG.relative_to(ROOT).as_posix(),
-            "images": args.root.name if args.root else "random, in memory",
-            "precision": args.precision,
-            "threads": torch.get_num_threads(),
-            "steps_per_repeat": args.steps,
-            "steps_per_turn": min(TURN, args.steps),
-        },
-        "machine": {
-            "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg(),
-            "system": platform.platform(),
-        },
-        "versions": {"python": platform.python_version(), **records.versions()},
-        "git": records.git_state(ROOT),
-        "repeats": [
-            {
-                name: dict(zip(("images", *CLOCKS), row.round(4).tolist(), strict=True))
-                for name, row in each.items()
-            }
-            for each in repeats
-        ],
-    }
-
-
-def cpu_name() -> str:
-    """Return the processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def table(result: dict[str, Any]) -> Table:
-    """Lay out a report for people."""
-    setting, machine = result["setting"], result["machine"]
-    laid = Table(
-        title=f"Training: {setting['images']}, {setting['precision']}, "
-        f"{setting['threads']} threads, {machine['cpu']}, {machine['cores']} cores",
-        caption=f"medians of {len(result['repeats'])} repeats of {setting['steps_per_repeat']} "
-        f"steps; load average at the end {machine['load'][0]:.1f}",
-    )
-    laid.add_column("")
-    for heading in ("goal", "wall time", "processor time"):
-        laid.add_column(heading, justify="right")
-    for key, (title, goal, _) in RATIOS.items():
-        laid.add_row(title, goal, *(f"{result['ratios'][key][clock]:.3f}" for clock in CLOCKS))
-    laid.add_section()
-    for name in result["images_per_second"]["wall"]:
-        speeds = (result["images_per_second"][clock][name] for clock in CLOCKS)
-        laid.add_row(f"images/s, {name}", "", *(f"{speed:,.0f}" for speed in speeds))
-    return laid
+def answer(rounds: Sequence[Rounds]) -> list[Row]:
+    """Return the ratios of every method."""
+    rows = []
+    for each in rounds:
+        title = f"{each.title}: images/s through the project / of its bare step"
+        rows.append(each.row(title, lambda s: s["bare"] / s["project"], ">= 0.97"))
+        if "plain loop" in each.repeats[0]:
+            title = f"{each.title}: images/s through the project / of the plain loop"
+            rows.append(each.row(title, lambda s: s["plain loop"] / s["project"], ">= 2"))
+    return rows
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print the table and write the JSON file."""
-    parser = argparse.ArgumentParser(description="Training throughput against the bare step.")
-    parser.add_argument(
-        "--data.root",
-        dest="root",
-        type=Path,
-        help="folder of images (train/<class>/*); default: random images in memory",
-    )
+    """Measure."""
+    parser = Parser(__file__, __doc__, repeats=3)
+    parser.add_argument("--configs", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--steps", type=int, help="steps a repeat; default: an epoch, or a few")
     parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")
-    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--steps", type=int, default=EPOCH, help="steps a repeat; default: an epoch"
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--batch-size", type=int, help="default: that of the config")
     args = parser.parse_args(words)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    result = report(args, measure(args))
-    Console().print(table(result))
-    records.write_whole(
-        args.output, lambda file: file.write(f"{json.dumps(result, indent=1)}\n".encode())
+    measured = []
+    for config in args.configs:
+        case, rounds = METHODS[config], Rounds(config)
+        steps = args.steps or case.steps
+        pauses = Pauses(
+            rounds,
+            lambda *run: {"bare": bare_step(*run)},
+            steps,
+            args.repeats,
+            plain_loop(steps) if config == PLAIN else None,
+        )
+        options = {"trainer__precision": args.precision, **case.options}
+        options |= {"data__batch_size": args.batch_size} if args.batch_size else {}
+        train(CONFIGS / f"{config}.yaml", pauses, args.root, case.starts, **options)
+        measured.append(rounds)
+    report(
+        args,
+        answer(measured),
+        *measured,
+        unit="images/s",
+        images=args.root.name if args.root else "random, in memory",
+        precision=args.precision,
+        plain_loop=f"32-true, {WORKERS} workers",
     )
-    Console().print(f"Written: {args.output}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     WeightAveraging,
 )
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ltbench import records, seeding
@@ -46,6 +47,7 @@ class RunRecord(Callback):
             "versions": records.versions(),
             "git": records.git_state(Path(__file__)),
         }
+        self.loggers: list[Logger] = []
         self.monitor = monitor or ""
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
@@ -78,7 +80,8 @@ class RunRecord(Callback):
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that the run has begun."""
+        """Say that the run has begun: nothing can refuse it any more, so curves may be drawn."""
+        trainer.loggers = self.loggers
         self._since = time.monotonic()
         self._write(trainer, pl_module, "running")
         config = yaml.safe_dump(self.identity["config"], sort_keys=False).encode()

@@ -1,6 +1,5 @@
 """``ltbench list`` and ``ltbench show``: what there is, read from the files without torch."""
 
-import argparse
 import ast
 import json
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ltbench.arguments import Arguments
 from ltbench.data.sources import DESCRIPTIONS
 from ltbench.errors import UserError, unknown_name
 
@@ -60,7 +60,7 @@ def _card(tree: ast.AST) -> ast.Call | None:
 
 def list_command(args: Sequence[str]) -> None:
     """Print what there is of one kind, or of every kind."""
-    parser = argparse.ArgumentParser("ltbench list", allow_abbrev=False)
+    parser = Arguments("ltbench list")
     parser.add_argument("kind", nargs="?", help="|".join(KINDS))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(args)
@@ -76,7 +76,7 @@ def list_command(args: Sequence[str]) -> None:
 
 def show_command(args: Sequence[str]) -> None:
     """Print one method's card, one data set or one config."""
-    parser = argparse.ArgumentParser("ltbench show", allow_abbrev=False)
+    parser = Arguments("ltbench show")
     parser.add_argument("name")
     name = parser.parse_args(args).name
     if name in methods():
@@ -87,7 +87,10 @@ def show_command(args: Sequence[str]) -> None:
         path = Path(name) if name.endswith(".yaml") else folder("configs") / f"{name}.yaml"
         if not path.is_file():
             raise unknown_name("name", name, [*methods(), *DESCRIPTIONS, *configs()])
-        print(path.read_text(), end="")
+        try:
+            print(path.read_text(), end="")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no text: {error}.") from error
 
 
 def _show_method(name: str) -> None:
@@ -128,7 +131,7 @@ def folder(name: str) -> Path:
 
 
 def _comment(path: Path) -> str:
-    first = path.read_text().splitlines()[:1]
+    first = path.read_text(errors="replace").splitlines()[:1]
     return first[0].removeprefix("#").strip() if first else ""
 
 

@@ -45,8 +45,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on from the last checkpoint.", 130, debug)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.filename is None:
+                raise
+            told = f"error: {error.filename}: {error.strerror}. Is it the right place, and yours?"
+            _stop(told, 2, debug)
         where = f" while writing {error.filename}" if error.filename else ""
         _stop(
             f"error: the disk is full{where}. Finished files are whole; make room, then give the "
@@ -88,6 +91,10 @@ def _run(argv: list[str]) -> None:
         except MisconfigurationException as error:
             hint = " Clip with --model.clip_norm." if "clip" in str(error) else ""
             raise UserError(f"{str(error).splitlines()[0]}{hint}") from error
+        except ValueError as error:  # the one that Lightning finds when it knows the data
+            if "val_check_interval" not in str(error):
+                raise
+            raise UserError(f"trainer:{str(error).split('. If')[0]}.") from error
     elif command == "data":
         from ltbench.data_report import data_command
 

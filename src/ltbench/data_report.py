@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
@@ -12,10 +13,12 @@ from rich.table import Table
 
 from ltbench import records
 from ltbench.data.datamodule import LongTailDataModule
+from ltbench.errors import UserError
 from ltbench.metrics import index_groups, shot_groups
 from ltbench.training import TrainingCLI
 
 ROWS = 20
+PICTURES = FigureCanvasBase.filetypes  # endings that matplotlib can write
 
 
 class DataCLI(TrainingCLI):
@@ -41,6 +44,9 @@ def report(data: LongTailDataModule, output: Path) -> None:
         data: The data to describe.
         output: Picture of the histogram; its ending says the format.
     """
+    records.require_place(output)
+    if output.suffix[1:] not in PICTURES:
+        raise UserError(f"--output {output}: its ending is none of {', '.join(sorted(PICTURES))}.")
     data.setup()
     facts, counts = data.describe(), data.class_counts
     groups = {

@@ -1,11 +1,14 @@
 """A parser whose complaints are for people: the key, what is wrong, the nearest valid name."""
 
+import contextlib
 import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -17,6 +20,7 @@ from ltbench.methods.base import Method
 from ltbench.objectives import MultiplierRule
 from ltbench.sam import GradientRule
 from ltbench.schedules import LRSchedule
+from ltbench.trust import require_trusted
 
 # The bases of what a config may name by its class: their subclasses are the valid names.
 CHOICES = (
@@ -35,6 +39,7 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: (?P<argument>--\S+)"
     r"|Expected a dot import path string: (?P<name>\S+))"
 )
+_MISSING = re.compile(r"the following arguments are required: (.+?)\.?$", re.MULTILINE)
 _PLACE = re.compile(r'Parser key "([^"]+)":')
 _NOISE = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
@@ -67,9 +72,10 @@ def explain(message: str) -> str:
     >>> explain("unrecognized arguments: --trainer.max_epoch 3")
     "unknown option '--trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"
     """
-    if "are required: " in message:
-        return f"{message}. A config has them all: --config FILE (`ltbench list configs`)."
     place = ".".join(_PLACE.findall(message))
+    if missing := _MISSING.search(message):
+        what = f"{place}: {missing[1]} is missing" if place else f"{missing[1]} is missing"
+        return f"{what}. A config has all that is needed: --config FILE (`ltbench list configs`)."
     unknown = _UNKNOWN.search(message)
     if unknown is None:
         lines = [line.strip(" -") for line in message.splitlines() if not _NOISE.match(line)]
@@ -82,6 +88,49 @@ def explain(message: str) -> str:
     near = _nearest(name, unknown["name"] is not None)
     hint = f" Did you mean '{near}'?" if near else ""
     return f"unknown {kind} '{name}'{where}.{hint}"
+
+
+def check_config(path: Path) -> None:
+    """Refuse a file that is no config, with its name, which jsonargparse does not tell.
+
+    Raises:
+        UserError: It is missing, no text, no YAML, one of its parts is no mapping, or it names a
+            class of a package that nobody vouched for.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no config: it needs the keys trainer, model and data.")
+    for key, value in found.items():
+        named = isinstance(value, str) and key in ("model", "data")
+        if key in ("trainer", "model", "data") and not (named or isinstance(value, dict)):
+            raise UserError(f"{path}: '{key}' holds no settings but {value!r:.40}: indent them.")
+        if key in ("trainer", "model", "data"):
+            require_trusted(value, str(path))
+
+
+def check_argument(option: str, value: str) -> None:
+    """Refuse an argument that names a class of a package that nobody vouched for.
+
+    Raises:
+        UserError: It does.
+    """
+    with contextlib.suppress(yaml.YAMLError):  # which is told when it is parsed in earnest
+        require_trusted({option.rpartition(".")[2]: yaml.safe_load(value)}, option)
+
+
+def null_of(class_: type, arguments: Mapping[str, object]) -> str | None:
+    """Return an argument that is null though its class gives it another type, if there is one."""
+    for base in class_.__mro__:
+        for name, parameter in inspect.signature(base).parameters.items():
+            known = parameter.annotation is not parameter.empty and name in arguments
+            if known and arguments[name] is None and "None" not in str(parameter.annotation):
+                return name
+    return None
 
 
 def _nearest(name: str, is_class: bool) -> str | None:

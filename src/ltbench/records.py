@@ -85,10 +85,25 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk says so without naming the file
+        error.filename = str(path)  # not its part; and a full disk names no file at all
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def require_place(path: Path) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+        UserError: It is a folder, or its own is a file or may not be written to.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file to write.")
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is no folder. Name another place.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: you may not write to {above}.")
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
@@ -115,7 +130,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text())
-        schema = record["schema"]
+        schema = int(record["schema"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no readable run record: {error}") from error
     if schema > SCHEMA:

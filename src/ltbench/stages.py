@@ -5,6 +5,7 @@ the network alone, built from plain data in the checkpoint, so nothing of the fi
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,7 +173,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Say what is wrong; torch's own first line advises to load without its safeguard."""
+    if isinstance(error, PermissionError):
+        return "you may not read it."
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it names {named[1]}, which loading it would run."
+    return "it is cut off, or torch.save did not write it."
 
 
 def _named(trained: Trained, num_classes: int, in_chans: int, **more: bool) -> dict[str, Any]:

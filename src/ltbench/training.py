@@ -4,9 +4,11 @@ import logging
 import pkgutil
 import shutil
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -20,16 +22,19 @@ import ltbench.data.resized_crop
 import ltbench.data.text
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records, stages
+from ltbench.anomalies import Anomalies
 from ltbench.callbacks import Progress, RunRecord
 from ltbench.checkpoints import RunCheckpoint, WholeCheckpoints
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.parsing import Parser, cause, explain
+from ltbench.parsing import Parser, cause, check_argument, check_config, explain, null_of
 from ltbench.predictions import KeepPredictions
 from ltbench.result_table import result_table
 
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
+MOST_LETTERS = 200  # of a name: a file system takes 255
+
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
 
 
@@ -83,6 +88,13 @@ class TrainingCLI(LightningCLI):
         Raises:
             UserError: An argument that is wrong, or no seed.
         """
+        for word, following in pairwise([*map(str, args), ""]):
+            option, equals, value = word.partition("=")
+            value = value if equals else following
+            if option in ("--config", "-c") and value:
+                check_config(Path(value))
+            elif option.startswith(("--model", "--data", "--trainer")):
+                check_argument(option, value)
         self.config = parser.parse_args(args)
         seed = self.config[self.config.subcommand].seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -107,11 +119,24 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Keep the resolved config, which names the run."""
         self._dump_config()
-        if self.config_dump["trainer"]["fast_dev_run"]:
+        trainer, name = self.config_dump["trainer"], self.config_dump["name"]
+        if trainer["fast_dev_run"] or trainer["limit_train_batches"] == 0:
             raise UserError(
-                "trainer.fast_dev_run leaves no checkpoint to test; for a quick look use "
-                "--trainer.max_epochs 1 --trainer.limit_train_batches 2."
+                "trainer.fast_dev_run and limit_train_batches: 0 leave no checkpoint to test; for "
+                "a quick look use --trainer.max_epochs 1 --trainer.limit_train_batches 2."
             )
+        if trainer["check_val_every_n_epoch"] == 0:
+            raise UserError("trainer.check_val_every_n_epoch must be at least 1.")
+        if name is not None and (Path(name).name != name or len(name) > MOST_LETTERS):
+            raise UserError(
+                f"--name '{name:.40}' is no name of a run folder: at most {MOST_LETTERS} letters, "
+                "and no slash."
+            )
+        for part in ("model", "data"):
+            found = self.config_dump[part]
+            class_ = pkgutil.resolve_name(found["class_path"])
+            if null := null_of(class_, found.get("init_args", {})):
+                raise UserError(f"{part}.{null} is null; it needs a value.")
         kept = ("seed_everything", "trainer", "model", "data")
         self.resolved = {key: canonical(self.config_dump[key]) for key in kept}
         for linked in LINKS.values():
@@ -161,13 +186,19 @@ class TrainingCLI(LightningCLI):
             config["logger"] = [ours, *(logger for logger in given if isinstance(logger, Logger))]
             # "best" first: the state that "last" saves must know of the best of the same epoch.
             self.checkpoints = self._checkpoints()
-            callbacks += [self.record, self.predictions, *reversed(self.checkpoints.values())]
+            callbacks += [Anomalies(), self.record, self.predictions]
+            callbacks += reversed(self.checkpoints.values())
         else:
             config["logger"] = config["enable_checkpointing"] = False
             if self.subcommand == "predict":  # one table of all images comes from one process
                 config |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
             callbacks += [self.record] if self.subcommand == "test" else []
-        trainer = self._instantiate_trainer(config, callbacks)
+        try:
+            trainer = self._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, TypeError, ValueError, ModuleNotFoundError) as error:
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        # A run that is refused before its first step leaves nothing behind: see the record.
+        self.record.loggers, trainer.loggers = trainer.loggers, []
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
 
@@ -216,6 +247,11 @@ class TrainingCLI(LightningCLI):
                 ckpt_path = str(last)
             if ckpt_path is not None:
                 check_checkpoint(Path(ckpt_path))
+            records.require_place(record)
+            # An image that cannot be read is found before training, not after it.
+            for split in {"val", "test"} & self.datamodule.splits.keys():
+                if self.datamodule.source.in_memory:
+                    self.datamodule.dataset(split)
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             self._evaluate_selections()
         if self.trainer.is_global_zero:
@@ -260,8 +296,9 @@ class TrainingCLI(LightningCLI):
         """Let the method predict, and write what it says: a CSV row an image, for a classifier."""
         self._need_checkpoint()
         kwargs.pop("return_predictions", None)
-        batches = self.trainer.predict(**{**kwargs, "weights_only": True})
         output = self.config[self.subcommand].output
+        self.model.check_output(output)
+        batches = self.trainer.predict(**{**kwargs, "weights_only": True})
         Console().print(self.model.write_predictions(batches or [], output))
 
     def _need_checkpoint(self) -> None:
@@ -294,8 +331,18 @@ def check_checkpoint(path: Path) -> None:
     Raises:
         UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
     """
-    if "ltbench_model" not in stages.read(path):
+    found = stages.read(path)
+    if "ltbench_model" not in found:
         raise UserError(f"{path} is no ltbench checkpoint: a run keeps its own in checkpoints/.")
+    for name, kind in _CHECKPOINT.items():
+        if not isinstance(found.get(name), kind):
+            raise UserError(f"{path} is no whole ltbench checkpoint: it has no '{name}'.")
+
+
+_CHECKPOINT = {
+    **dict.fromkeys(("ltbench_model", "ltbench_data", "state_dict", "loops", "callbacks"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+}
 
 
 def quiet() -> None:

@@ -215,6 +215,8 @@ def test_a_step_mixes_features_and_learns_the_label_of_the_first(start):
     assert_close(model.loss_of(prepared, slice(None)), expected)
     part = F.cross_entropy(net.fc(share * one + (1 - share) * other)[1:3], labels[1:3])
     assert_close(model.loss_of(prepared, slice(1, 3)), part)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(model.loss_of(prepared, slice(None)), expected, rtol=0.05, atol=0.05)
 
 
 def test_weights_of_the_first_are_uniform_above_their_least(start):

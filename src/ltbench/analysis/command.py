@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltbench.arguments import Arguments, whole_number
 from ltbench.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -55,11 +56,15 @@ def _run(
     from rich.markup import escape
     from rich.table import Table
 
-    from ltbench.analysis.result import Output, Place
+    from ltbench import records
+    from ltbench.analysis.result import Output, Place, read
 
     place = Place.of(**where, output=options.pop("output"))
     device = options.pop("device")
     output = Output(place, analysis, {**options, "overrides": overrides})
+    records.require_place(output.path)
+    for folder in options.get("beside", ()):  # refused now, not after an hour
+        read(folder / "analysis" / f"{analysis}.json")
     take = _of_predictions if analysis in _OF_PREDICTIONS else _of_network
     result = take(output, overrides, device, options)
     output.save(result)
@@ -103,9 +108,8 @@ def _module(output: "Output") -> Any:  # noqa: ANN401 - a module
 
 
 def _parser(analysis: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         f"ltbench analyze {analysis}",
-        allow_abbrev=False,
         description=f"{ANALYSES[analysis].capitalize()}.",
         epilog="--data... overrides the run's data settings, as for ltbench fit.",
     )
@@ -128,26 +132,26 @@ def _own_options(analysis: str, add: Any) -> None:  # noqa: ANN401 - add_argumen
         add("--loss", choices=("ce", "run"), default="ce", help="plain cross-entropy, or the run's")
         add("--beside", nargs="+", type=Path, default=(), metavar="RUN", help=_BESIDE)
     if analysis == "hessian":
-        add("--steps", type=_positive, default=100, help="Lanczos steps; default: 100")
-        add("--runs", type=_positive, default=5, help="random starts; default: 5")
+        add("--steps", type=whole_number, default=100, help="Lanczos steps; default: 100")
+        add("--runs", type=whole_number, default=5, help="random starts; default: 5")
         add("--fresh", action="store_true", help="forget what an earlier call left")
     if analysis == "landscape":
-        add("--steps", type=_positive, default=30, help="Lanczos steps; default: 30")
+        add("--steps", type=whole_number, default=30, help="Lanczos steps; default: 30")
         add("--second", choices=("random", "bottom"), default="random", help="other direction")
         add("--radius", type=float, default=1.0, help="how far, in the norm of all parameters")
-        add("--points", type=_positive, default=15, help="of the grid, a side; odd; default: 15")
+        add("--points", type=whole_number, default=15, help="of the grid, a side; odd; default: 15")
     if analysis == "attention":
         add("--pictures", type=Path, help="folder of images for the rollout")
     if analysis == "rank":
         add("--threshold", type=float, default=0.99, help="share of the energy; default: 0.99")
         add("--centre", action="store_true", help="take the mean feature off first")
     if analysis == "calibration":
-        add("--bins", type=_positive, default=15, help="default: 15")
+        add("--bins", type=whole_number, default=15, help="default: 15")
     if analysis in _IMAGES:
-        add("--images", type=_positive, default=_IMAGES[analysis], help=_images_help(analysis))
+        add("--images", type=whole_number, default=_IMAGES[analysis], help=_images_help(analysis))
     if analysis in _BATCH:
         size = _BATCH[analysis]
-        add("--batch_size", type=_positive, default=size, help=f"a pass; default: {size}")
+        add("--batch_size", type=whole_number, default=size, help=f"a pass; default: {size}")
 
 
 _IMAGES = {"hessian": None, "landscape": 200, "attention": 256, "rank": 2000, "agreement": 5000}
@@ -160,10 +164,3 @@ _BESIDE = "runs whose stored result is drawn beside this one"
 def _images_help(analysis: str) -> str:
     whose = " of a class" if analysis in ("hessian", "landscape") else ""
     return f"at most so many{whose}, drawn by the run's seed; default: {_IMAGES[analysis] or 'all'}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value

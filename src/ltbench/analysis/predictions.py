@@ -1,5 +1,6 @@
 """Predictions on a split: those that a run recorded, or those of a network now."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from ltbench import records
 from ltbench.counts import Indices, index_groups
+from ltbench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,29 @@ def recorded(folder: Path, selection: str, split: str) -> Predictions | None:
         folder: The run folder.
         selection: ``last`` or ``best``.
         split: ``test`` or ``val``.
+
+    Raises:
+        UserError: They are damaged, or do not fit the record.
     """
     stem = "predictions" if split == "test" else f"{split}_predictions"
     path, record = folder / f"{stem}_{selection}.npz", folder / "record.json"
     if not (path.is_file() and record.is_file()):
         return None
-    data = records.read_record(record)["data"]
-    with np.load(path, allow_pickle=False) as found:
-        return Predictions(
-            found["label"],
-            found["prediction"],
-            found["confidence"].astype(np.float64),
-            np.array(data["class_counts"]),
-            data["class_names"],
-            split,
-        )
+    try:
+        data = records.read_record(record)["data"]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            stored = Predictions(
+                found["label"],
+                found["prediction"],
+                found["confidence"].astype(np.float64),
+                np.array(data["class_counts"]),
+                data["class_names"],
+                split,
+            )
+    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged, or {record} is: {error}") from error
+    classes, size = range(len(stored.class_counts)), len(stored.labels)
+    for found in (stored.labels, stored.predicted):
+        if len(found) != size or not {*np.unique(found).tolist()} <= {*classes}:
+            raise UserError(f"{path} does not fit the {len(classes)} classes of {record}.")
+    return stored

@@ -182,22 +182,28 @@ def load(output: Output, overrides: Sequence[str], device: str | None) -> Subjec
     assert isinstance(data, LongTailDataModule)
     model.trainer = built.trainer
     _fill(model, place)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _device(device)
     with place.checkpoint.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Subject(model.eval().to(where), data, built.trainer, where, output, sha256)
 
 
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {told:.150}") from error
+    return device
+
+
 def _fill(model: Method, place: Place) -> None:
     checkpoint = stages.read(place.checkpoint)
     model.on_load_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(
-            f"{place.checkpoint} does not fit the model of {place.config}: {reason[0].strip()}"
-        ) from error
+    model.load_state_dict(checkpoint["state_dict"])
 
 
 def predict(subject: Subject, split: str) -> Predictions:

@@ -92,13 +92,16 @@ def read(path: Path | None = None) -> list[Claim]:
     Raises:
         UserError: The file is damaged.
     """
-    path = path or catalog.folder("benchmarks") / "claims.yaml"
+    given, path = path, path or catalog.folder("benchmarks") / "claims.yaml"
     if not path.is_file():
+        if given:
+            raise UserError(f"there are no claims {path}: name a file, or leave --claims out.")
         return []
     try:
         return [claim for entry in yaml.safe_load(path.read_text()) for claim in _claims(entry)]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no readable list of claims: {error}") from error
+        why = f"one has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{path} is no readable list of claims: {why}") from error
 
 
 def _claims(entry: Mapping[str, Any]) -> Iterator[Claim]:

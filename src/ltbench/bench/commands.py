@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ltbench.arguments import Arguments, whole_number
 from ltbench.bench import estimate
 from ltbench.bench import suite as suites
 from ltbench.bench.jobs import Store
@@ -40,7 +41,9 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=_seeds, help="for example 0,1,2; default: the suite's")
     parser.add_argument("--rows", type=_names, help="for example ce,vs; default: all")
     parser.add_argument("--only-failed", action="store_true", help="run again what failed, alone")
-    parser.add_argument("--jobs", type=int, help="at a time; default: one a GPU, else one a core")
+    parser.add_argument(
+        "--jobs", type=whole_number, help="at a time; default: one a GPU, else one a core"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     given, rest = parser.parse_known_args(args)
@@ -121,7 +124,7 @@ def reproduce(args: Sequence[str]) -> None:
     """Run a job again from its record; exit with 1 if the metrics differ."""
     from ltbench.bench.reproduce import reproduce
 
-    parser = argparse.ArgumentParser("ltbench bench reproduce", allow_abbrev=False)
+    parser = Arguments("ltbench bench reproduce")
     parser.add_argument("job", help="run folder, record, or the start of a job id")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduced"))
     parser.add_argument("--tolerance", type=float, default=0.0, help="of a metric; default: 0")
@@ -131,9 +134,8 @@ def reproduce(args: Sequence[str]) -> None:
 
 
 def _parser(action: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         f"ltbench bench {action}",
-        allow_abbrev=False,
         description=description,
         epilog="Further --ARGUMENT VALUE pairs are given to every stage, after its own overrides."
         if action == "run"
@@ -145,6 +147,8 @@ def _parser(action: str, description: str) -> argparse.ArgumentParser:
 
 
 def _seeds(text: str) -> list[int]:
+    if not all(seed.isdecimal() for seed in text.split(",")):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of seeds such as 0,1,2")
     return [int(seed) for seed in text.split(",")]
 
 
@@ -163,5 +167,9 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--") or not (equals or rest):
             raise UserError(f"cannot read '{name}': give --NAME VALUE, as to ltbench fit.")
-        found[name.removeprefix("--")] = yaml.safe_load(value if equals else rest.pop(0))
+        text = value if equals else rest.pop(0)
+        try:
+            found[name.removeprefix("--")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"cannot read the value '{text}' of {name}: it is no YAML.") from error
     return found

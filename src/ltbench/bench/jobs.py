@@ -88,7 +88,7 @@ class Store:
                 for name, seeds in found["rows"].items()
             }
             return Plan(found["suite"], jobs, rows, found["families"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} --dry-run writes it anew."
             ) from error

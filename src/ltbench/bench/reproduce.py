@@ -61,6 +61,9 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
         raise UserError(
             f"{path}: the run is {record.get('status')}; there is nothing to agree with."
         )
+    for name, kind in (("job_id", str), ("config", dict), ("metrics", dict)):
+        if not isinstance(record.get(name), kind):
+            raise UserError(f"{path} is no record of a run of ltbench: it has no '{name}'.")
     for start in record.get("lineage", []):
         if start.get("path") and not Path(start["path"]).exists():
             raise UserError(

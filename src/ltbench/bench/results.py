@@ -175,7 +175,7 @@ def of_folder(folder: Path, selection: str = "last") -> Results:
         selection: Which weights are looked at: ``last`` or ``best``.
 
     Raises:
-        UserError: There is no record below it.
+        UserError: There is no record below it, or none that can be used.
     """
     paths = sorted(folder.glob("**/record.json"))
     if not paths:
@@ -184,6 +184,8 @@ def of_folder(folder: Path, selection: str = "last") -> Results:
     problems: list[str] = []
     for path in paths:
         _add(runs, path.parent, selection, problems)
+    if not runs:
+        raise UserError(f"none of {len(paths)} records below {folder} can be used: {problems[0]}")
     rows: dict[tuple[str, str], Row] = {}
     for run in sorted(runs, key=lambda run: (run.record["name"], run.record["seed"])):
         key = (run.record["name"], recipe(run.record))

@@ -1,6 +1,5 @@
 """``ltbench leaderboard``: tables and report of a suite, or of a folder of runs."""
 
-import argparse
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from ltbench import records
+from ltbench.arguments import Arguments
 from ltbench.bench import claims, leaderboard, results, tables
 from ltbench.bench.claims import Judged
 from ltbench.bench.commands import FOLDER
@@ -21,9 +21,7 @@ FORMATS = ("rich", "md", "csv", "json", "html")
 
 def leaderboard_command(args: Sequence[str]) -> None:
     """Compute a leaderboard from records, and print or write it."""
-    parser = argparse.ArgumentParser(
-        "ltbench leaderboard", allow_abbrev=False, description="Compute tables from run records."
-    )
+    parser = Arguments("ltbench leaderboard", "Compute tables from run records.")
     parser.add_argument("suite", help="name of a suite that was run, or a folder of runs")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default: {FOLDER}")
     parser.add_argument(
@@ -35,6 +33,9 @@ def leaderboard_command(args: Sequence[str]) -> None:
     parser.add_argument("--claims", type=Path, help="default: benchmarks/claims.yaml")
     given = parser.parse_args(args)
     form = given.format or _form_of(given.output)
+    if given.output is not None:
+        records.require_place(given.output)
+    published = claims.read(given.claims)
     if Path(given.suite).is_dir():
         found = results.of_folder(Path(given.suite), given.selection)
     else:
@@ -42,7 +43,7 @@ def leaderboard_command(args: Sequence[str]) -> None:
         found = results.of_plan(store.load(Path(given.suite).stem), store, given.selection)
     with threadpool_limits(1):  # of many small products: threads would wait for each other
         board = leaderboard.build(found, given.by)
-    judged = claims.judge(claims.read(given.claims), board)
+    judged = claims.judge(published, board)
     if given.output is None and form == "rich":
         console = Console()
         console.print(tables.for_terminal(board, judged, console.width), highlight=False)

@@ -148,16 +148,20 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         raise UserError(f"{path} is no readable suite: {reason}") from error
     _check(found, _SUITE_KEYS, str(path))
     seeds = found.get("seeds", [0])
-    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
-        raise UserError(f"{path}: seeds is {seeds!r}; it must be a list of whole numbers.")
+    if not (isinstance(seeds, list) and seeds and all(map(_is_seed, seeds))):
+        raise UserError(
+            f"{path}: seeds is {seeds!r}; it must be a list of whole numbers, 0 to 2^32 - 1."
+        )
     if not found.get("rows"):
         raise UserError(f"{path} has no rows.")
     rows = {}
     for name, row in _check(found["rows"], None, f"{path}: rows").items():
         where = f"{path}: row '{name}'"
         _check(row, _ROW_KEYS | _STAGE_KEYS, where)
-        if ("config" in row) == ("stages" in row):
+        if ("config" in row) == ("stages" in row) or row.get("stages") == {}:
             raise UserError(f"{where} needs either a config or stages.")
+        if "/" in str(name):
+            raise UserError(f"{where}: its name is that of a folder, so it has no slash.")
         stages = row.get("stages", {name: {k: v for k, v in row.items() if k in _STAGE_KEYS}})
         shared = {**found.get("overrides", {}), **row.get("overrides", {})}
         built = {
@@ -166,6 +170,10 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         }
         rows[str(name)] = Row(str(name), str(row.get("family", "")), built)
     return Suite(path.stem, seeds, rows)
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**32
 
 
 def _check(found: Any, keys: set[str] | None, where: str) -> dict[str, Any]:  # noqa: ANN401
@@ -193,6 +201,8 @@ def _stage(
     if not config.is_file():
         raise UserError(f"{where}: {unknown_name('config', name, catalog.configs())}")
     seed = settings.get("seed")
+    if seed is not None and not _is_seed(seed):
+        raise UserError(f"{where}: seed is {seed!r}; it must be a whole number, 0 to 2^32 - 1.")
     return Stage(config, {**shared, **settings.get("overrides", {}), **given}, seed)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltbench.errors import UserError
+
 
 class BatchTransform(nn.Module):
     """Base of the batched transforms."""
@@ -23,6 +25,8 @@ class RandomCrop(BatchTransform):
     def __init__(self, padding: int = 4) -> None:
         """Pad each side by ``padding`` pixels."""
         super().__init__()
+        if padding < 0:
+            raise UserError(f"RandomCrop: padding is {padding}; it must be at least 0 pixels.")
         self.padding = padding
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -45,6 +49,8 @@ class HorizontalFlip(BatchTransform):
     def __init__(self, p: float = 0.5) -> None:
         """Flip with probability ``p`` in [0, 1]."""
         super().__init__()
+        if not 0 <= p <= 1:
+            raise UserError(f"HorizontalFlip: p is {p}; a probability lies in [0, 1].")
         self.p = p
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -59,6 +65,8 @@ class Cutout(BatchTransform):
     def __init__(self, size: int = 16) -> None:
         """Cut a square of ``size`` pixels a side."""
         super().__init__()
+        if size < 1:
+            raise UserError(f"Cutout: size is {size}; it must be at least 1 pixel.")
         self.size = size
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -68,6 +68,8 @@ class LongTailDataModule(L.LightningDataModule):
         predict_folder: Folder of images to classify with ``ltbench predict``.
     """
 
+    texts: ClassVar[bool] = False  # whether it is for texts
+
     def __init__(
         self,
         source: str = "digits",
@@ -93,8 +95,15 @@ class LongTailDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}; it must lie in [0, 1).")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise UserError("data.batch_size and data.eval_batch_size must be at least 1.")
+        if batch_size < 1 or eval_batch_size < 1 or num_workers < 0:
+            raise UserError(
+                "data.batch_size and data.eval_batch_size must be at least 1, data.num_workers "
+                "at least 0."
+            )
+        if taken := {"image", "label", "index"} & set(views or ()):
+            raise UserError(
+                f"data.views: a batch has an entry '{min(taken)}' already: choose another name."
+            )
         self.source_name = source
         self.root = Path(root or os.environ.get("LTBENCH_DATA", "data"))
         self.profile = profile
@@ -111,8 +120,17 @@ class LongTailDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.predict_folder = predict_folder
         self.source = build_source(source, self.root, image_size, on_bad_image, decoding)
+        if self.source.texts != self.texts:
+            kind = "texts" if self.source.texts else "images"
+            raise UserError(f"data source '{source}' has {kind}; TextDataModule is for texts.")
+        if self.num_classes < 2:
+            raise UserError(
+                f"{self.source.display_name} in {self.root} has {self.num_classes} class(es): to "
+                "tell them apart there must be two at least."
+            )
         self.splits: dict[str, Split] = {}
         self.to_predict: Dataset[Batch] | None = None
+        self._to_classify: ImagesOfFolder | None = None
         # What a method trains on in place of the split `train`, where it draws its own batches.
         self.pairs: tuple[Images, TrainingSampler] | None = None
         self._loaded: dict[str, Images] = {}
@@ -164,7 +182,7 @@ class LongTailDataModule(L.LightningDataModule):
         if self.profile != "natural":
             available = np.bincount(labels, minlength=self.num_classes)
             counts = profiles.class_counts(
-                self.largest or int(available.min()),
+                int(available.min()) if self.largest is None else self.largest,
                 self.num_classes,
                 self.imbalance_factor,
                 self.profile,
@@ -268,9 +286,15 @@ class LongTailDataModule(L.LightningDataModule):
         """Return the images below ``predict_folder``, brought to the size that was trained on."""
         if self.predict_folder is None:
             raise UserError("predict needs --data.predict_folder DIR: the images to classify.")
-        return ImagesOfFolder(
-            Path(self.predict_folder), self.channels, self.image_size, self.source.decoding
-        )
+        if self._to_classify is None:
+            self._to_classify = ImagesOfFolder(
+                Path(self.predict_folder),
+                self.channels,
+                self.image_size,
+                self.source.decoding,
+                self.source.on_bad_image,
+            )
+        return self._to_classify
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return what a method left in ``to_predict``; else ``predict_folder``, in path order."""

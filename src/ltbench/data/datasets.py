@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ltbench import seeding
-from ltbench.data.sources.base import Source
+from ltbench.data.sources.base import OnBadImage, Source
 from ltbench.data.sources.decoding import Decoding, decode
 from ltbench.data.sources.files import FileSource
 from ltbench.data.sources.folder import image_files
@@ -123,9 +123,16 @@ class CroppedImages(Images):
 class ImagesOfFolder(Images):
     """All images below a folder, without labels, decoded when they are asked for."""
 
-    def __init__(self, folder: Path, channels: int, size: int, decoding: Decoding) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        channels: int,
+        size: int,
+        decoding: Decoding,
+        on_bad_image: OnBadImage = "error",
+    ) -> None:
         """List the images of ``folder``, hidden ones left out, in path order."""
-        self.paths = image_files(folder)
+        self.paths = image_files(folder, on_bad_image)
         self.channels, self.size, self.decoding = channels, size, decoding
 
     def __len__(self) -> int:

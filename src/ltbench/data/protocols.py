@@ -243,6 +243,9 @@ def _draw(source: Source, split: str, sizes: Sizes, seed: int) -> dict[str, Indi
 
 
 def _check(source: Source, split: str, counts: Counts, asked: dict[str, Counts]) -> None:
+    for kind, sizes in asked.items():
+        if sizes.min() < 0:
+            raise UserError(f"a protocol cannot draw {sizes.min()} {kind} images of a class.")
     lacking = np.sum(list(asked.values()), axis=0) - counts
     if lacking.max() > 0:
         c = int(lacking.argmax())

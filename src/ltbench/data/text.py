@@ -26,6 +26,8 @@ class TextDataModule(SemiSupervisedDataModule):
         UserError: The source has images, or there is no such tokenizer.
     """
 
+    texts = True
+
     def __init__(
         self,
         source: str = "phrases",
@@ -38,9 +40,8 @@ class TextDataModule(SemiSupervisedDataModule):
         super().__init__(
             source, root, image_size=max_length, decoding=None, predict_folder=None, **kwargs
         )
-        if not isinstance(self.source, Text):
-            raise UserError(f"data source '{source}' has images; TextDataModule is for texts.")
         if tokenizer is not None:
+            assert isinstance(self.source, Text)
             self.source.encoder = pretrained_encoder(tokenizer)
 
     def strong(self, images: Tensor, draws: torch.Generator) -> Tensor:

@@ -99,6 +99,13 @@ class Method(L.LightningModule):
         """Return what the record keeps beside the logged metrics of the test split."""
         return {}
 
+    def check_output(self, output: str | None) -> None:
+        """Refuse, before anything is predicted, a place that predictions cannot be written to.
+
+        Args:
+            output: File or folder that the user named.
+        """
+
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
         """Write what ``predict_step`` returned.
 
@@ -116,6 +123,22 @@ class Method(L.LightningModule):
         checkpoint["ltbench_model"] = self.config
         checkpoint["ltbench_network"] = self.network
         checkpoint["ltbench_data"] = self.data.identity()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401 - as torch's
+        """Take in the weights.
+
+        Raises:
+            UserError: They are of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            reason = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
+            raise UserError(
+                f"the checkpoint does not fit the model of the config: {reason:.300}"
+            ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another method, of other arguments, or of other data.

@@ -92,13 +92,20 @@ class ClassificationModule(Method):
         """Return class probabilities (B, C)."""
         return self.outputs(batch["image"])[self.heads[0]].float().softmax(1).cpu()
 
+    def check_output(self, output: str | None) -> None:
+        """Refuse what is no file, or cannot be written."""
+        records.require_place(Path(output or "predictions.csv"))
+
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
         """Write one CSV row an image: path, class, confidence, the five most likely classes."""
         scores = torch.cat([scores for scores in batches if isinstance(scores, Tensor)])
         file = Path(output or "predictions.csv")
         paths = self.data.images_to_predict().paths
         table = prediction_table(paths, scores, self.data.source.class_names)
-        records.write_whole(file, lambda stream: table.to_csv(stream, index=False))
+        # A path may be no UTF-8: then its bytes are written as they are.
+        records.write_whole(
+            file, lambda stream: table.to_csv(stream, index=False, errors="surrogateescape")
+        )
         return f"{len(table)} images classified: {file}"
 
     def confusion(self, network: nn.Module, split: str = "val") -> Tensor:

@@ -30,6 +30,12 @@ class Reweighting:
     start: int | float = 0
     beta: float = 0.9999
 
+    def __post_init__(self) -> None:
+        """Check what would otherwise be found out when the weights start."""
+        epoch_of(self.start, 1)
+        if not 0 <= self.beta < 1:
+            raise UserError(f"reweighting.beta is {self.beta}; it must lie in [0, 1).")
+
 
 class ERM(OptimisedModule):
     """Train one classifier by minimising one loss on the long-tailed training set.
@@ -84,6 +90,8 @@ class ERM(OptimisedModule):
             raise UserError(
                 "ldam_loss takes margins off cosines: set model.init_args.head: cosine."
             )
+        if mixup < 0 or cutmix < 0:
+            raise UserError(f"mixup {mixup} and cutmix {cutmix} must be at least 0.")
         self.loss_name = loss
         self.loss = bind_loss(loss, loss_args or {})
         self.reweighting = reweighting

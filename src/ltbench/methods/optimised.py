@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ltbench import seeding
 from ltbench.data.datasets import Batch
+from ltbench.divergence import FirstBadStep
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods.classification import ClassificationModule
@@ -45,6 +46,8 @@ class OptimisedModule(ClassificationModule):
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
         ema_decay: Decay per step of an average of the weights, which is then what is evaluated.
         compile: Compile the network with ``torch.compile``.
+        on_bad_loss: Whether a loss that is not finite stops the run, or its step is skipped and
+            counted (``train/skipped_steps``); ``skip`` waits for the device in every step.
     """
 
     average_buffers: ClassVar[bool] = True  # whether the average takes in batch norm's statistics
@@ -65,6 +68,7 @@ class OptimisedModule(ClassificationModule):
         clip_norm: float | None = None,
         ema_decay: float | None = None,
         compile: bool = False,
+        on_bad_loss: Literal["error", "skip"] = "error",
     ) -> None:
         """Build the network; what depends on the data waits for ``setup``."""
         super().__init__(num_classes)
@@ -96,6 +100,9 @@ class OptimisedModule(ClassificationModule):
         self.gradient_rule = gradient_rule or Plain()
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
+        self.on_bad_loss = on_bad_loss
+        self.bad_step = FirstBadStep()
+        self.skipped_steps = 0
 
     def build(self, network: dict[str, Any]) -> None:
         """Build ``self.net`` with these arguments of :func:`~ltbench.models.build_backbone`."""
@@ -129,11 +136,31 @@ class OptimisedModule(ClassificationModule):
         if stage != "fit":
             return
         check_counts(self.class_counts)
+        self._check_images()
         if isinstance(self.gradient_rule, PGD) and self.trainer.precision == "16-mixed":
             raise UserError(
                 "PGD's noise has an absolute size, but 16-mixed gradients carry a loss scale: "
                 "use --trainer.precision bf16-mixed or 32-true."
             )
+
+    @torch.no_grad()
+    def _check_images(self) -> None:
+        """Show the network one image: it may have been built for another size."""
+        if not self.network:  # a start, which brings its own, is loaded later
+            return
+        image = self.data.normalise(self.data.source.images("train", [0]))
+        training = self.net.training
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                self.net.eval()(image)
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            size = "x".join(map(str, image.shape[2:] or image.shape[1:]))
+            raise UserError(
+                f"backbone '{self.network['name']}' cannot take images of {size} ({error}): set "
+                "data.image_size, or img_size in model.backbone_args."
+            ) from error
+        finally:
+            self.net.train(training)
 
     @property
     def epochs(self) -> int:
@@ -187,8 +214,10 @@ class OptimisedModule(ClassificationModule):
         return self.net
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate."""
+        """Log the learning rate, and how many steps were skipped before, where they may be."""
         self.log("train/lr", self._optimizer.param_groups[0]["lr"])
+        if self.on_bad_loss == "skip":
+            self.log("train/skipped_steps", float(self.skipped_steps))
 
     @property
     def _optimizer(self) -> LightningOptimizer:
@@ -205,6 +234,8 @@ class OptimisedModule(ClassificationModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step along the gradient that the rule finds."""
         prepared, size = self.prepare_step(batch), len(batch["label"])
+        skips = self.on_bad_loss == "skip"
+        before = [buffer.clone() for buffer in self.net.buffers()] if skips else []
         loss = self.gradient_rule.backward(
             self,
             lambda part: self.loss_of(prepared, part),
@@ -217,6 +248,10 @@ class OptimisedModule(ClassificationModule):
             backward=self.manual_backward,
             no_sync=self.no_sync,
         )
+        if skips and self._is_bad(loss):
+            self._skip(before)
+            return
+        self.bad_step.watch(loss, self.trainer.global_step, batch["index"])
         self._optimizer.step()
         self.after_step()
         if self.lr_schedule.by == "step":
@@ -224,10 +259,38 @@ class OptimisedModule(ClassificationModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in self.gradient_rule.diagnostics.items()})
 
+    def _is_bad(self, loss: Tensor) -> bool:
+        """Say whether any rank has a loss or a gradient that is not finite."""
+        found = [loss.detach()]
+        if self.trainer.precision != "16-mixed":  # whose loss scale lets gradients overflow
+            found += [p.grad for p in self.parameters() if p.grad is not None]
+        bad = ~torch.stack([value.isfinite().all() for value in found]).all()
+        return bool(self.trainer.strategy.reduce(bad.float(), reduce_op="sum"))
+
+    @torch.no_grad()
+    def _skip(self, before: list[Tensor]) -> None:
+        """Leave weights and statistics as they were before the step, and count it."""
+        for buffer, value in zip(self.net.buffers(), before, strict=True):
+            buffer.copy_(value)
+        self._optimizer.zero_grad()
+        self.skipped_steps += 1
+        if self.lr_schedule.by == "step":
+            self._schedule.step()
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the count of skipped steps."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        super().on_load_checkpoint(checkpoint)
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     def on_validation_start(self) -> None:
         """Stop before a network that has diverged is evaluated."""
@@ -241,9 +304,16 @@ class OptimisedModule(ClassificationModule):
             self._schedule.step()
 
     def _require_finite_loss(self) -> None:
-        loss = self.trainer.callback_metrics["train/loss"]
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is None:
+            raise UserError(f"epoch {self.current_epoch}: every step was skipped, with a bad loss.")
         if not loss.isfinite():
             raise UserError(
-                f"the training loss of epoch {self.current_epoch} is not finite ({loss}). The last "
-                "good checkpoint is kept; lower the learning rate or the radius, or clip gradients."
+                f"the training loss of epoch {self.current_epoch} is not finite ({loss}), first in "
+                f"{self.bad_step.told()}. The last good checkpoint is kept{self._last_good()}; "
+                "lower the learning rate or the radius, or clip gradients."
             )
+
+    def _last_good(self) -> str:
+        path = self.folder and self.folder / "checkpoints" / "last.ckpt"
+        return f" ({path})" if path and path.exists() else ""

@@ -46,6 +46,7 @@ class Source(ABC):
         splits: The splits there are, among train, val, test and unlabelled.
         in_memory: Whether a split is meant to be held as one tensor; if not, `images` is to be
             called on a few indices at a time, in workers.
+        texts: Whether there are texts instead of images.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Source(ABC):
     std: tuple[float, ...]
     splits: frozenset[str]
     in_memory: bool = True
+    texts: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -164,6 +164,8 @@ def usable(root: Path, files: Files, on_bad_image: OnBadImage, listed_in: Path) 
             raise UserError(f"{told}.\nPut them there, or go on without them: on_bad_image: skip.")
         warnings.warn(f"left out: {told}", stacklevel=2)
         files = Files(files.names[~bad], files.labels[~bad])
+        if bad.all():
+            raise UserError(f"{told}.\nNone is left: is {root} their folder?")
     return files
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from operator import attrgetter
 from pathlib import Path
 
@@ -57,6 +58,9 @@ class Folder(FileSource):
                 f"there are no class folders in {train}.\nExpected {root}/train/<class>/<image>, "
                 f"and optionally {root}/val and {root}/test with the same classes."
             )
+        for name in self._class_names:
+            if name != os.fsencode(name).decode(errors="replace"):
+                raise UserError(f"class folder {str(train / name)!a}: rename it, in UTF-8.")
         self.num_classes = len(self._class_names)
         files = {s: self._list(folder) for s, folder in {**folders, "train": train}.items()}
         if folders and (root / "unlabelled").is_dir():
@@ -86,7 +90,7 @@ class Folder(FileSource):
             for split in self.splits
             for path in self.paths(split)
         )
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
 
     @staticmethod
     def _own_size(first: Path) -> int:
@@ -123,8 +127,12 @@ class Folder(FileSource):
         return Files(files.names[good], files.labels[good])
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, on_bad_image: OnBadImage = "error") -> list[Path]:
     """All images anywhere below a folder, hidden ones left out, in path order.
+
+    Args:
+        folder: The folder.
+        on_bad_image: With ``skip``, every image is decoded once to find those to leave out.
 
     Raises:
         UserError: If there is no such folder or no image in it.
@@ -134,6 +142,8 @@ def image_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
     )
+    if on_bad_image == "skip":
+        found = list(compress(found, _readable(folder, found)))
     if not found:
         raise UserError(f"there are no images below {folder} ({', '.join(IMG_EXTENSIONS)}).")
     return found

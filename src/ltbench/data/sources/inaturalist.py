@@ -93,18 +93,20 @@ def read_annotations(path: Path) -> tuple[Files, list[str]]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a JSON file: {error}.") from error
+    try:
         categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         file_names = {entry["id"]: entry["file_name"] for entry in content["images"]}
         pairs = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
         names = [os.fsencode(file_names[image]) for image, _ in pairs]
         labels = [int(category) for _, category in pairs]
-    except ValueError as error:
-        raise UserError(f"{path} is not a JSON file: {error}.") from error
-    except (KeyError, TypeError) as error:
+        counted = sorted(categories) == list(range(len(categories)))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not an annotation file of iNaturalist: {type(error).__name__} {error}. "
             "It needs images (id, file_name), annotations (image_id, category_id) and categories."
         ) from error
-    if sorted(categories) != list(range(len(categories))):
+    if not counted:
         raise UserError(f"{path}: the category ids are not 0 to {len(categories) - 1}.")
     return listed(names, labels, path), [categories[c] for c in range(len(categories))]

@@ -51,6 +51,8 @@ class Lists(FileSource):
             if split == "train" and not self.num_classes:
                 self.num_classes = int(listed.labels.max()) + 1
             check_labels(listed, self.num_classes, path)
+            if split == "train":
+                check_classes(listed, self.num_classes, path)
             files[split] = usable(root, listed, on_bad_image, path)
         self._take(image_size or DEFAULT_SIZE, files)
 
@@ -120,7 +122,7 @@ def read_list(path: Path) -> Files:
             if not line.strip():
                 continue
             raise UserError(
-                f"{path}, line {number}: '{os.fsdecode(line)}' is not `path label`, such as "
+                f"{path}, line {number}: {os.fsdecode(line)!a:.80} is not `path label`, such as "
                 "`train/n01440764/n01440764_190.JPEG 0`."
             ) from None
         names.append(name)
@@ -133,7 +135,11 @@ def listed(names: Iterable[bytes], labels: Iterable[int], path: Path) -> Files:
     Raises:
         UserError: There is no image.
     """
-    files = Files(np.array(list(names), dtype=np.bytes_), np.array(list(labels), dtype=np.int64))
+    try:
+        numbers = np.array(list(labels), dtype=np.int64)
+    except OverflowError as error:
+        raise UserError(f"{path}: a label is too large. Labels count from 0.") from error
+    files = Files(np.array(list(names), dtype=np.bytes_), numbers)
     if not len(files.labels):
         raise UserError(f"{path} lists no image.")
     return files
@@ -151,4 +157,19 @@ def check_labels(files: Files, num_classes: int, path: Path) -> None:
         raise UserError(
             f"{path}: {len(bad)} of {len(files.labels)} labels are not in 0 to {num_classes - 1}: "
             f"{first}.\nLabels count from 0, and every class needs a training image."
+        )
+
+
+def check_classes(files: Files, num_classes: int, path: Path) -> None:
+    """Refuse a training list without an image of some class.
+
+    Raises:
+        UserError: How many such classes there are, and the first.
+    """
+    present = np.unique(files.labels)
+    if len(present) < num_classes:
+        first = np.flatnonzero(np.append(present, -1) != np.arange(len(present) + 1))[0]
+        raise UserError(
+            f"{path}: {num_classes - len(present)} of {num_classes} classes have no image, the "
+            f"first of them {first}.\nLabels count from 0, and every class needs a training image."
         )

@@ -49,6 +49,7 @@ class Text(Source):
     """
 
     name: ClassVar[str] = "text"
+    texts = True
     title: ClassVar[str] = ""
     channels = 1
     mean, std = (0.0,), (1.0,)
@@ -77,7 +78,7 @@ class Text(Source):
             for ending, reader in READERS.items():
                 path = self.root / f"{split}{ending}"
                 if path.is_file():
-                    found[split] = _checked(reader(path), path, split != "unlabelled")
+                    found[split] = _table(reader, path, split != "unlabelled")
         if "train" not in found:
             raise UserError(
                 f"there is no table {self.root}/train.csv (or .jsonl, .parquet) with the columns "
@@ -266,8 +267,19 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _checked(table: pd.DataFrame, path: Path, labelled: bool) -> pd.DataFrame:
+def _table(reader: Callable[[Path], pd.DataFrame], path: Path, labelled: bool) -> pd.DataFrame:
+    try:
+        table = reader(path)
+    except (ValueError, ImportError) as error:
+        told = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a table ({told}).") from error
     for column in ("text", "label") if labelled else ("text",):
         if column not in table:
-            raise UserError(f"{path} has no column '{column}'; it has {', '.join(table.columns)}.")
+            there = ", ".join(map(str, table.columns))
+            raise UserError(f"{path} has no column '{column}'; it has {there}.")
+    if not len(table):
+        raise UserError(f"{path} has no text: each row is one.")
+    for row, text in enumerate(table["text"]):
+        if not isinstance(text, str):
+            raise UserError(f"{path}, row {row + 1}: the text is {text!r:.40}, which is none.")
     return table

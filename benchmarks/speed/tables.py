@@ -1,0 +1,109 @@
+"""Write ``README.md`` from the scripts' questions and the JSON files that they left."""
+
+import argparse
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from timing import HERE, shown
+
+SHARED = {"timing", "trainings", "tables"}
+
+HEAD = """# Speed
+
+<!-- tables.py writes this page from the scripts and the JSON files beside them: do not edit it. -->
+
+One script a question. Each measures the things it compares side by side in one run, a few calls at
+a time, so that a slow or busy machine slows them alike: read the ratios first. Each prints a table
+and writes a JSON file beside itself with the machine, versions, thread count and every repeat.
+
+```bash
+make speed                                                  # all of them, then this page
+.venv/bin/python benchmarks/speed/training.py --help        # or one alone
+.venv/bin/python benchmarks/speed/training.py --root DIR    # on DIR/train/<class>/*, not on noise
+```
+
+Run them on an idle machine: the goals are on wall time. On a busy one take `--threads 1` and read
+the processor time, which counts a script and its processes alone. A bare step is what the machine
+can do with a model; absolute speeds say more about the machine than about the project.
+
+| script | question |
+| --- | --- |
+"""
+
+
+def scripts() -> dict[str, str]:
+    """Return the question of each script, by name."""
+    found = {}
+    for path in sorted(HERE.glob("*.py")):
+        if path.stem not in SHARED:
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            found[path.stem] = " ".join(text.partition("\n\n")[0].split())
+    return found
+
+
+def section(name: str, result: dict[str, Any]) -> str:
+    """Lay out what a script found."""
+    machine, setting = result["machine"], result["setting"]
+    load = machine["load"][0]
+    told = ", ".join(
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in setting.items()
+        if isinstance(value, str | int)
+    )
+    lines = [f"### {name}.py", ""]
+    lines += [
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['device']}, load average "
+        f"{load:.1f}{'; ' if told else ''}{told}.",
+        "",
+        "| | goal | wall time | processor time | |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in result["answer"]:
+        wall, processor = (shown(row.get(clock)) for clock in ("wall", "processor"))
+        unit = f" {row['unit']}" if "unit" in row else ""
+        verdict = {True: "met", False: "**not met**", None: ""}[row.get("met")]
+        title = row["title"]
+        lines.append(
+            f"| {title} | {row.get('goal', '')} | {wall}{unit} | {processor} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def page(folder: Path = HERE) -> str:
+    """Return the page.
+
+    Args:
+        folder: Where the JSON files are.
+    """
+    questions = scripts()
+    results = {
+        name: json.loads(path.read_text())
+        for name in questions
+        if (path := folder / f"{name}.json").exists()
+    }
+    verdicts = [row["met"] for found in results.values() for row in found["answer"] if "met" in row]
+    parts = [
+        HEAD + "\n".join(f"| `{name}.py` | {text} |" for name, text in questions.items()),
+        f"## Measured\n\n{sum(verdicts)} of {len(verdicts)} goals are met on wall time.",
+        *(section(name, found) for name, found in results.items()),
+    ]
+    if missing := [f"`{name}.py`" for name in questions if name not in results]:
+        parts.append(f"Not measured yet: {', '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--folder", type=Path, default=HERE, help="of the JSON files")
+    parser.add_argument("--output", type=Path, default=HERE / "README.md")
+    args = parser.parse_args(words)
+    args.output.write_text(page(args.folder))
+    print(f"Written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

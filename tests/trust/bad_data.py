@@ -1,0 +1,337 @@
+"""Bad folders, images, list files, annotations and texts, and data that does not fit a method."""
+
+import json
+
+from bad_case import Case, annotations, cut, folder
+
+
+def images(says=(), words="", **files):
+    return Case("{folder} " + words, says, {k: v for k, v in files.items()})
+
+
+def of(command, says=(), **files):
+    return Case(command, says, files)
+
+
+def link(target):
+    return lambda path: (path.unlink(missing_ok=True), path.symlink_to(target))
+
+
+def deep(path):
+    """Write 16-bit pixels, which 8 bits cannot hold."""
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
+
+
+def json_of(**changes):
+    return json.dumps({**annotations(), **changes})
+
+
+FOLDERS = {
+    "no such root": Case(
+        "{folder} --data.root nowhere", ("nowhere", "there are no class folders in")
+    ),
+    "root in the environment": Case(
+        "fit --config folder.yaml --data.root null",
+        ("there are no class folders in",),
+        {},
+        {"LTBENCH_DATA": "nowhere"},
+    ),
+    "an empty folder": Case(
+        "{folder} --data.root empty",
+        ("empty", "there are no class folders in"),
+        {"empty": lambda p: p.mkdir()},
+    ),
+    "train is a file": Case(
+        "{folder}", ("images/train", "there are no class folders in"), {"images/train": "x"}
+    ),
+    "an empty class": Case(
+        "{folder}",
+        ("images/train/dog", "has no image that can be"),
+        {"images/train/dog": lambda p: p.mkdir()},
+    ),
+    "a class that only test has": Case(
+        "{folder}",
+        ("images/test/dog", "which the training split lacks"),
+        {"images/test/dog": lambda p: p.mkdir()},
+    ),
+    "one class": Case(
+        "{folder} --data.profile exp",
+        ("images", "to tell them apart there must"),
+        {"images/train/bee": None, "images/train/cat": None, "images/test": None},
+    ),
+    "one class natural": Case(
+        "{folder}",
+        ("images", "to tell them apart there must"),
+        {"images/train/bee": None, "images/train/cat": None, "images/test": None},
+    ),
+    "a class name that is not UTF-8": Case(
+        "{folder}", ("class folder",), {"images/train/b\udce9e/0.png": b"x"}
+    ),
+    "an image name that is not UTF-8": Case(
+        "{folder}",
+        ("bee", "or leave such images out with"),
+        {"images/train/bee/b\udce9e.png": b"x"},
+    ),
+    "every image left out": Case(
+        "{folder} --data.on_bad_image skip",
+        ("cat", "has no image that can be"),
+        {f"images/train/cat/{n:03}.png": "x" for n in range(2)},
+    ),
+    "no unlabelled": Case(
+        "{folder}",
+        ("images/unlabelled", "there are no images below"),
+        {"images/unlabelled": lambda p: p.mkdir()},
+    ),
+    "an exponential tail too long": Case(
+        "{folder} --data.profile exp --data.imbalance_factor 100",
+        ("profile", "Use an imbalance factor of at"),
+    ),
+}
+FIRST = "images/train/ant/000.png"
+OTHER = "images/train/cat/001.png"
+IMAGES = {
+    "cut off": Case(
+        "{folder}", ("images/train/cat/001.png", "or leave such images out with"), {OTHER: cut}
+    ),
+    "in test": Case(
+        "{folder}",
+        ("images/test/bee/000.png", "or leave such images out with"),
+        {"images/test/bee/000.png": cut},
+    ),
+    "a folder": Case(
+        "{folder}", ("images/train/cat/001.png", "or leave such images out with"), {OTHER: folder}
+    ),
+    "16 bits": Case(
+        "{folder}", ("images/train/cat/001.png", "or leave such images out with"), {OTHER: deep}
+    ),
+    "a broken link": Case(
+        "{folder}",
+        ("images/train/cat/001.png", "No such file or directory"),
+        {OTHER: link("gone.png")},
+    ),
+    "no png bytes": Case(
+        "{folder}",
+        ("images/train/cat/001.png", "or leave such images out with"),
+        {OTHER: b"\xff\xd8\xff\xd9"},
+    ),
+    "resize": Case(
+        "{folder} --data.decoding.resize 4", ("resize", "leaves less than the image size")
+    ),
+    "crop share": Case(
+        "{folder} --data.decoding.random_crop [0.5,0.2]",
+        ("random_crop", "are pairs of positive numbers"),
+    ),
+    "in the data report": Case(
+        "data --config folder.yaml --output tail.png",
+        ("images/train/ant/000.png", "or leave such images out with"),
+        {FIRST: "no image"},
+    ),
+}
+TRAIN = "lists/train.txt"
+LISTS = {
+    "no list": Case("{lists}", ("train.txt", "the path from lists"), {TRAIN: None}),
+    "a folder": Case("{lists}", ("train.txt", "the path from lists"), {TRAIN: folder}),
+    "binary": Case("{lists}", ("lists/train.txt", "path label"), {TRAIN: bytes(range(256))}),
+    "no label": Case("{lists}", ("lists/train.txt", "path label"), {TRAIN: "all/000.png\n"}),
+    "commas": Case("{lists}", ("lists/train.txt", "path label"), {TRAIN: "all/000.png,0\n"}),
+    "a negative label": Case(
+        "{lists}",
+        ("lists/train.txt", "and every class needs a training"),
+        {TRAIN: "all/000.png 0\nall/001.png -1\n"},
+    ),
+    "a huge label": Case(
+        "{lists}",
+        ("lists/train.txt", "a label is too large"),
+        {TRAIN: "all/000.png 0\nall/001.png 99999999999999999999\n"},
+    ),
+    "a label that memory cannot hold": Case(
+        "{lists}",
+        ("lists/train.txt", "and every class needs a training"),
+        {TRAIN: "all/000.png 0\nall/001.png 4000000000000\n"},
+    ),
+    "a class without an image": Case(
+        "{lists}",
+        ("lists/train.txt", "and every class needs a training"),
+        {TRAIN: "all/000.png 0\nall/001.png 2\n"},
+    ),
+    "a test label that training lacks": Case(
+        "{lists}",
+        ("lists/test.txt", "and every class needs a training"),
+        {"lists/test.txt": "all/004.png 7\n"},
+    ),
+    "missing images": Case(
+        "{lists}",
+        ("lists/train.txt", "are missing below lists"),
+        {TRAIN: "".join(f"all/{n}.png {n % 2}\n" for n in range(9))},
+    ),
+    "a damaged image": Case(
+        "{lists}", ("002.png", "txt are damaged below lists"), {"lists/all/002.png": cut}
+    ),
+    "nothing left": Case(
+        "{lists} --data.on_bad_image skip",
+        ("lists/train.txt", "are missing below lists"),
+        {TRAIN: "a.png 0\nb.png 1\n"},
+    ),
+}
+NAME = "inat/train2018.json"
+ANNOTATIONS = {
+    "neither file": Case(
+        "{inat}", ("train2018.json", "Unpack images and annotations there"), {NAME: None}
+    ),
+    "cut off": Case(
+        "{inat}", ("inat/train2018.json", "Unterminated string starting at"), {NAME: cut}
+    ),
+    "a list": Case(
+        "{inat}", ("inat/train2018.json", "TypeError list indices must be integers"), {NAME: "[]"}
+    ),
+    "not UTF-8": Case(
+        "{inat}",
+        ("inat/train2018.json", "invalid continuation byte"),
+        {NAME: b'{"images": "\xe9"}'},
+    ),
+    "empty lists": Case(
+        "{inat}",
+        ("inat/train2018.json", "lists no image"),
+        {NAME: json_of(annotations=[], images=[])},
+    ),
+    "an image that is not listed": Case(
+        "{inat}",
+        ("inat/train2018.json", "is not an annotation file of"),
+        {NAME: json_of(images=[])},
+    ),
+    "a gap in the categories": Case(
+        "{inat}",
+        ("inat/train2018.json", "the category ids are not"),
+        {NAME: json_of(categories=[{"id": 0, "name": "a"}, {"id": 2, "name": "b"}])},
+    ),
+    "a category that is unknown": Case(
+        "{inat}",
+        ("train_val2018/000.png", "and every class needs a training"),
+        {NAME: json_of(annotations=[{"image_id": 0, "category_id": 9}])},
+    ),
+    "a category that is a word": Case(
+        "{inat}",
+        ("inat/train2018.json", "ValueError invalid literal for int"),
+        {NAME: json_of(annotations=[{"image_id": 0, "category_id": "moth"}])},
+    ),
+    "a file name that is null": Case(
+        "{inat}",
+        ("inat/train2018.json", "is not an annotation file of"),
+        {NAME: json_of(images=[{"id": n, "file_name": None} for n in range(4)])},
+    ),
+    "mixed ids": Case(
+        "{inat}",
+        ("inat/train2018.json", "not supported between instances of"),
+        {NAME: json_of(categories=[{"id": 0, "name": "a"}, {"id": "1", "name": "b"}])},
+    ),
+    "deep nesting": Case(
+        "{inat}",
+        ("inat/train2018.json", "maximum recursion depth exceeded while decoding"),
+        {NAME: "[" * 100_000},
+    ),
+}
+TABLE = "text/train.csv"
+TEXTS = {
+    "no table": Case(
+        "{text}", ("text/train.csv", "with the columns text and label"), {TABLE: None}
+    ),
+    "no label column": Case(
+        "{text}", ("text/train.csv", "has no column"), {TABLE: "text\nhello\n"}
+    ),
+    "no text column": Case(
+        "{text}", ("text/train.csv", "has no column"), {TABLE: "words,label\nhello,a\n"}
+    ),
+    "ragged rows": Case(
+        "{text}",
+        ("text/train.csv", "cannot be read as a table"),
+        {TABLE: "text,label\na,b\nc,d,e\n"},
+    ),
+    "not UTF-8": Case(
+        "{text}",
+        ("text/train.csv", "cannot be read as a table"),
+        {TABLE: "text,label\né,b\n".encode("latin1")},
+    ),
+    "broken jsonl": Case(
+        "{text}",
+        ("text/train.jsonl", "Expected object or value at position"),
+        {TABLE: None, "text/train.jsonl": '{"text": \n'},
+    ),
+    "jsonl of null texts": Case(
+        "{text}",
+        ("text/train.jsonl", "the text is nan"),
+        {
+            TABLE: None,
+            "text/train.jsonl": '{"text": null, "label": "a"}\n{"text": "x", "label": "b"}\n',
+        },
+    ),
+    "broken parquet": Case(
+        "{text}",
+        ("text/train.parquet", "Unable to find a usable engine"),
+        {TABLE: None, "text/train.parquet": b"PAR1"},
+    ),
+    "a label that training lacks": Case(
+        "{text}",
+        ("wasps", "which the training texts lack"),
+        {"text/test.csv": "text,label\na,wasps\n"},
+    ),
+    "a folder": Case(
+        "{text}", ("text/train.csv", "with the columns text and label"), {TABLE: folder}
+    ),
+    "images": Case("{text} --data.source digits", ("digits", "TextDataModule is for texts")),
+    "tokenizer": Case(
+        "{text} --data.tokenizer tiny.yaml", ("tokenizer", "It looks like the config file")
+    ),
+    "texts as images": Case(
+        "{fit} --data.source phrases", ("phrases", "TextDataModule is for texts")
+    ),
+}
+SEMI = {
+    "more than there are": Case(
+        "{semi} --data.protocol.n1 5000", ("5000", "but the protocol asks for")
+    ),
+    "no image of a class": Case(
+        "{semi} --data.protocol.rho_l 5000", ("5000", "Use an imbalance factor of at")
+    ),
+    "ratio of 0": Case("{semi} --data.protocol.rho_u 0", ("an imbalance ratio of",)),
+    "no held-out images": Case(
+        "{semi} --data.protocol.val_per_class -1", ("-1", "a protocol cannot draw")
+    ),
+    "unknown protocol": Case(
+        "{semi} --data.protocol RelasedProtocol",
+        ("RelasedProtocol", "Did you mean 'ReleasedProtocol'?"),
+    ),
+    "no steps": Case(
+        "{semi} --data.steps_per_epoch 0", ("data.steps_per_epoch", "mu must be at least")
+    ),
+    "no unlabelled images": Case(
+        "{fit} --model FixMatch", ("FixMatch", "path to SemiSupervisedDataModule")
+    ),
+    "no held-out set": Case(
+        "{semi} --model CSST --model.backbone tiny_net --data.protocol.val_per_class 0",
+        ("CSST", "choose a protocol with validation images"),
+    ),
+    "unknown objective": Case(
+        "{semi} --model CSST --model.objective min_recal",
+        ("objective", "Did you mean 'min_recall'?"),
+    ),
+    "interval": Case(
+        "{semi} --model CSST --model.update_interval 0",
+        ("update_interval", "whose fractions rise from"),
+    ),
+    "no second view": Case("{fit} --model PaCo", ("PaCo", "with the transforms that make it")),
+}
+CASES = {
+    f"{kind}: {name}": case
+    for kind, cases in {
+        "folder": FOLDERS,
+        "image": IMAGES,
+        "list": LISTS,
+        "annotations": ANNOTATIONS,
+        "text": TEXTS,
+        "semi": SEMI,
+    }.items()
+    for name, case in cases.items()
+}

@@ -1,0 +1,115 @@
+"""A training that goes wrong says where, goes on only where asked to, and warns once."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ltbench import records
+from ltbench.anomalies import Anomalies
+from ltbench.divergence import FirstBadStep
+from ltbench.methods.erm import ERM
+
+BAD = ((1, 2), (1, 3))  # epoch, step in it
+
+
+@pytest.fixture
+def broken_steps(monkeypatch):
+    """Make the loss of some steps NaN."""
+    whole = ERM.loss_of
+
+    def loss_of(self, prepared, part):
+        loss = whole(self, prepared, part)
+        return loss * float("nan") if (self.current_epoch, self.batch) in BAD else loss
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.batch = batch_idx
+        return begin(self, batch, batch_idx)
+
+    begin = ERM.on_train_batch_start
+    monkeypatch.setattr(ERM, "loss_of", loss_of)
+    monkeypatch.setattr(ERM, "on_train_batch_start", on_train_batch_start)
+
+
+def test_the_first_bad_step_is_remembered_with_its_images():
+    found = FirstBadStep()
+    nan = torch.tensor(float("nan"))
+    found.watch(torch.tensor(1.0), 0, torch.tensor([5, 6]))
+    assert found.told() == ""
+    found.watch(nan, 1, torch.arange(10, 22))
+    found.watch(torch.tensor(float("inf")), 2, torch.tensor([1]))
+    assert found.told() == (
+        "step 1, training images 10, 11, 12, 13, 14, 15, 16, 17, ... (12 in all)"
+    )
+
+
+def test_a_bad_loss_names_epoch_step_images_and_the_last_good_checkpoint(
+    broken_steps, refused, tiny, tmp_path
+):
+    told = refused("fit", "--config", tiny)
+    assert "loss of epoch 1 is not finite (nan), first in step 9, training images " in told
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    assert str(checkpoint.relative_to(tmp_path)) in told
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.parametrize("rule", ["Plain", "SAM"])
+def test_bad_steps_are_skipped_and_counted_where_asked_for(
+    broken_steps, ltbench, tiny, tmp_path, rule
+):
+    words = ["--model.on_bad_loss", "skip", "--model.gradient_rule", rule]
+    done = ltbench("fit", "--config", tiny, *words)
+    assert done.code == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["skipped_steps"] == len(BAD)
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+    assert records.read_record(folder / "record.json")["status"] == "done"
+    header, *_, last = (folder / "metrics.csv").read_text().splitlines()
+    assert last.split(",")[header.split(",").index("train/skipped_steps")] == "2.0"
+
+
+def test_without_a_bad_step_skipping_changes_nothing(ltbench, tiny, tmp_path):
+    for mode in ("skip", "error"):
+        done = ltbench("fit", "--config", tiny, "--name", mode, "--model.on_bad_loss", mode)
+        assert done.code == 0, done.err
+    first, second = (
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in sorted(tmp_path.glob("runs/*/checkpoints/last.ckpt"))
+    )
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def trainer_of(epoch, **logged):
+    return SimpleNamespace(
+        current_epoch=epoch,
+        max_epochs=4,
+        callback_metrics={f"{k}": torch.tensor(v) for k, v in logged.items()},
+        global_step=0,
+        log_every_n_steps=1,
+        training=True,
+    )
+
+
+def test_anomalies_are_told_once_each(caplog):
+    seen, module = Anomalies(), torch.nn.Linear(2, 1)
+    told = []
+    for epoch, size in enumerate([1.0, 50.0, 500.0, 5000.0]):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, size)
+        logged = {"train/kept_share": float(epoch < 1), "val/dead_classes": 2.0}
+        seen.on_before_optimizer_step(trainer_of(epoch), module, None)
+        seen.on_train_epoch_end(trainer_of(epoch, **logged), module)
+        seen.on_validation_end(trainer_of(epoch, **logged), module)
+        told.append([record.getMessage() for record in caplog.records])
+        caplog.clear()
+    assert [len(lines) for lines in told] == [0, 1, 2, 0]
+    assert "every pseudo-label was rejected" in told[1][0]
+    assert "a gradient of norm 866; the first epoch's were 1.73" in told[2][0]
+    assert "2 classes have a validation recall of 0" in told[2][1]
+
+
+def test_an_empty_group_is_told(ltbench, tiny, caplog):
+    ltbench("fit", "--config", tiny, "--trainer.max_epochs", "1", "--data.largest", "30")
+    (line,) = [r.getMessage() for r in caplog.records if "no class is" in r.getMessage()]
+    assert line == "warning: no class is many (over 100): that recall is not defined."
