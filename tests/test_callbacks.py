@@ -144,7 +144,8 @@ class Traced(ERM):
             self.traces["lambda"] = torch.full((2,), float(self.current_epoch))
 
 
-def test_traces_are_stacked_by_epoch_and_survive_a_resume(ltbench, tiny, tmp_path):
+def test_traces_are_stacked_by_epoch_and_survive_a_resume(ltbench, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LTBENCH_TRUST", __name__)
     words = ["--config", tiny, "--model", f"{__name__}.Traced", "--model.backbone", "tiny_net"]
     assert ltbench("fit", *words, "--trainer.max_epochs", 3).code == 0
     (path,) = tmp_path.glob("runs/*/traces.npz")

@@ -50,7 +50,7 @@ def test_other_complaints_keep_the_place_the_reason_and_the_value():
 
 
 def test_required_arguments_point_to_the_configs():
-    assert "ltbench list configs" in explain('Key "model" are required: model, data')
+    assert "ltbench list configs" in explain("the following arguments are required: model, data")
 
 
 def test_a_mistake_found_deep_inside_comes_out_as_it_was():

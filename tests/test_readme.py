@@ -1,6 +1,7 @@
 """Everything that the README shows in a fence is run, and what the two pages say stays true."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -42,6 +43,9 @@ def workplace(tmp_path, monkeypatch, make_images):
 def run_bash(block, ltbench):
     for line in block.replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line)
+        if "=" in program:  # a variable for this command; the command line puts all back
+            os.environ |= [program.split("=")]
+            program, *words = words
         if program == "make":
             subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
             continue

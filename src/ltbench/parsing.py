@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import yaml
 from lightning.pytorch import Trainer
@@ -127,8 +127,10 @@ def null_of(class_: type, arguments: Mapping[str, object]) -> str | None:
     """Return an argument that is null though its class gives it another type, if there is one."""
     for base in class_.__mro__:
         for name, parameter in inspect.signature(base).parameters.items():
-            known = parameter.annotation is not parameter.empty and name in arguments
-            if known and arguments[name] is None and "None" not in str(parameter.annotation):
+            kind = parameter.annotation
+            if kind is parameter.empty or callable(parameter.default):
+                continue  # a default that is a function is written as null
+            if name in arguments and arguments[name] is None and type(None) not in get_args(kind):
                 return name
     return None
 

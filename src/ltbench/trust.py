@@ -26,10 +26,15 @@ def require_trusted(settings: object, where: str) -> None:
         where: What to call it in the message.
 
     Raises:
-        UserError: The package is not in :data:`TRUSTED`, nor in the variable LTBENCH_TRUST.
+        UserError: The package is not in :data:`TRUSTED`, nor in the variable LTBENCH_TRUST; or
+            the settings hold themselves.
     """
     trusted = TRUSTED | set(os.environ.get(VARIABLE, "").replace(" ", "").split(","))
-    for text, named in _texts(settings):
+    try:
+        texts = list(_texts(settings))
+    except RecursionError:
+        raise UserError(f"{where} is nested without an end.") from None
+    for text, named in texts:
         package = text.partition(".")[0]
         if package not in trusted and (named or not Path(text).exists()) and _is_package(package):
             raise UserError(

@@ -56,7 +56,9 @@ FILES = {
         ("loss", "unknown option"),
         {"bad.yaml": DIGITS + "model: {init_args: {loss: focal_loss}}\n"},
     ),
-    "a recursive alias": config("trainer: &a {max_epochs: *a}\n", "max_epochs", "Expected a"),
+    "a recursive alias": config(
+        "trainer: &a {max_epochs: *a}\n", "bad.yaml", "nested without an end"
+    ),
 }
 TYPES = {
     "trainer is a number": config("trainer: 3\n", "bad.yaml", "holds no settings but"),
@@ -114,7 +116,7 @@ TYPES = {
 }
 MODEL = {
     "unknown class": fit("--model EMR", "model", "Did you mean 'ERM'?"),
-    "a function": fit("--model os.system", "os.system", "Import path does not correspond to"),
+    "a function": fit("--model os.system", "os.system", "importing package 'os' runs its code"),
     "backbone is unknown": fit(
         "--model.backbone resnet32cifar", "resnet32cifar", "Any timm name will do"
     ),

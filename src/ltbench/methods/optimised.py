@@ -152,7 +152,8 @@ class OptimisedModule(ClassificationModule):
         training = self.net.training
         try:
             with torch.compiler.set_stance("force_eager"):
-                self.net.eval()(image)
+                self.net.eval()
+                self.outputs(image)
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
             size = "x".join(map(str, image.shape[2:] or image.shape[1:]))
             raise UserError(

@@ -50,9 +50,8 @@ class Lists(FileSource):
             listed = self._read(path)
             if split == "train" and not self.num_classes:
                 self.num_classes = int(listed.labels.max()) + 1
-            check_labels(listed, self.num_classes, path)
-            if split == "train":
                 check_classes(listed, self.num_classes, path)
+            check_labels(listed, self.num_classes, path)
             files[split] = usable(root, listed, on_bad_image, path)
         self._take(image_size or DEFAULT_SIZE, files)
 
