@@ -57,7 +57,6 @@ METHODS = {  # by their config
         6,
         {"init_from": WRN},
         {
-            "trainer__precision": "32-true",  # its mixing of features takes no other
             "data__protocol__val_per_class": 50,  # a look comes before the first step
             "model__partners": "labelled",
         },
