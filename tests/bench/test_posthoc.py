@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
+from scipy.stats import hmean
 
 from ltbench.bench import posthoc, results
 from ltbench.metrics import LongTailMetrics
@@ -44,32 +45,33 @@ def test_the_calibration_error_is_that_of_the_metrics():
     assert posthoc.expected_calibration_error(logits, labels) == pytest.approx(expected, abs=1e-6)
 
 
-def test_constants_are_chosen_on_validation_and_scored_on_test(make_run):
+@pytest.mark.parametrize("name", ["accuracy", "hmean_recall", "min_recall"])
+def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(name, make_run):
     run = results.read(make_run("ce", 0, logits=True))
     found = posthoc.baselines([run])
-    assert found.keys() == {"temperature", "logit adjustment"}  # no checkpoint, no norms
+    assert found.keys() == posthoc.CORRECTIONS.keys()
+    assert found[name].keys() == {"logit adjustment"}  # no checkpoint, no norms
     val, test = run.predictions("val", logits=True), run.predictions(logits=True)
+    reduce = {"accuracy": np.mean, "hmean_recall": hmean, "min_recall": np.min}[name]
 
-    def mean_recall(found, tau):
+    def score(found, tau):
         right = posthoc.logit_adjusted(found.logits, COUNTS, tau).argmax(1) == found.label
-        return np.mean([right[found.label == c].mean() for c in range(3)])
+        return reduce([right[found.label == c].mean() for c in range(3)])
 
-    scores = [mean_recall(val, tau) for tau in posthoc.TAUS]
-    best = posthoc.TAUS[int(np.argmax(scores))]
-    adjusted = found["logit adjustment"]
+    best = posthoc.TAUS[int(np.argmax([score(val, tau) for tau in posthoc.TAUS]))]
+    adjusted = found[name]["logit adjustment"]
     assert adjusted["constant"] == pytest.approx(best)
-    assert adjusted["accuracy"] == pytest.approx(mean_recall(test, best))
-    assert found["temperature"]["accuracy"] == pytest.approx(run.metrics["accuracy"])
+    assert adjusted["value"] == pytest.approx(score(test, best))
 
 
 def test_an_overconfident_network_gets_a_temperature_above_1_and_a_smaller_error(make_run):
     folder = make_run("ce", 0, (0.6, 0.6, 0.6), logits=True)
     run = results.read(folder)
-    (found,) = [posthoc.baselines([run])["temperature"]]
+    found = posthoc.baselines([run])["ece"]["temperature"]
     logits = run.predictions(logits=True)
     assert found["constant"] > 1
     before = posthoc.expected_calibration_error(logits.logits, logits.label)
-    assert found["ece"] < before
+    assert found["value"] < before
 
 
 def test_the_norms_of_a_checkpoint_are_used(make_run):
@@ -82,7 +84,7 @@ def test_the_norms_of_a_checkpoint_are_used(make_run):
     norms, bias = posthoc.classifier_of(run, 3)
     assert norms.tolist() == [5, 1, 0.5]
     assert bias.tolist() == [0, 0, 0]
-    assert "tau-normalisation" in posthoc.baselines([run])
+    assert "tau-normalisation" in posthoc.baselines([run])["min_recall"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_what_was_computed_is_kept_in_the_run_folder(make_run):
     folder = make_run("ce", 0, logits=True)
     run = results.read(folder)
     first = posthoc.baselines([run])
-    assert json.loads((folder / "posthoc_last.json").read_text()).keys() == first.keys()
+    assert json.loads((folder / "corrected_last.json").read_text()).keys() == first.keys()
     (folder / "val_predictions_last.npz").unlink()
     assert posthoc.baselines([run]) == first
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ltbench.bench import comparable, posthoc, stats
 from ltbench.bench.comparable import Facts
+from ltbench.bench.posthoc import Found
 from ltbench.bench.results import Predictions, Results, Row, Run
 from ltbench.bench.stats import Estimate, Resampler
 from ltbench.counts import index_groups, shot_groups
@@ -73,7 +74,7 @@ class Line:
     rank: int = 0
     cost: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    posthoc: dict[str, dict[str, float]] = field(default_factory=dict)
+    posthoc: Found = field(default_factory=dict)
     priors: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -5,8 +5,8 @@
   classifier's weights, so the run's checkpoint.
 * Temperature: ``z / T``, arXiv 1706.04599, section 4.2; it changes the calibration alone.
 
-Each has one constant, chosen on validation images; without those there is no baseline. A method
-that does not beat them was not worth its training.
+Each has one constant, chosen on validation images for the metric that it is to better; without
+those there is no baseline. A method that does not beat them was not worth its training.
 """
 
 import contextlib
@@ -26,7 +26,18 @@ from ltbench.errors import UserError
 Floats = NDArray[np.floating]
 TAUS = np.linspace(0, 2, 21)
 TEMPERATURES = np.geomspace(0.25, 4, 33)
-SHOWN = ("accuracy", "hmean_recall", "min_recall", "few_recall", "ece")
+CORRECTIONS = {
+    "accuracy": ("logit adjustment", "tau-normalisation"),
+    "hmean_recall": ("logit adjustment", "tau-normalisation"),
+    "min_recall": ("logit adjustment", "tau-normalisation"),
+    "ece": ("temperature",),
+}
+"""Metric -> the corrections that are meant to better it."""
+
+Found = dict[str, dict[str, dict[str, float]]]
+"""Metric -> correction -> ``value`` on the test images and the ``constant`` that gave it."""
+
+Rule = Callable[[Floats, float], Floats]
 
 
 def logit_adjusted(logits: Floats, class_counts: NDArray[np.int64], tau: float) -> Floats:
@@ -49,27 +60,28 @@ def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: 
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def tune(score: Callable[[float], float], candidates: NDArray[np.floating]) -> float:
+def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
     """Return the candidate with the best score; of equals the first."""
-    return float(candidates[int(np.argmax([score(float(c)) for c in candidates]))])
+    return float(candidates[int(np.argmax(scores))])
 
 
-def baselines(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Return baseline -> metric -> mean over runs, on the test images.
+def baselines(runs: Sequence[Run]) -> Found:
+    """Return what each correction gives on the test images: means over runs.
 
-    What is found is kept in the run folder, as ``posthoc_<selection>.json``.
+    What is found is kept in the run folder, as ``corrected_<selection>.json``.
 
     Args:
-        runs: Runs of one row; a baseline is left out where one of them cannot have it.
+        runs: Runs of one row; a correction is left out where one of them cannot have it.
     """
-    found = [_kept(run) for run in runs]
-    names = [name for name in found[0] if all(name in of_run for of_run in found)]
-    return {
-        name: {
-            key: float(np.mean([of_run[name][key] for of_run in found])) for key in found[0][name]
-        }
-        for name in names
-    }
+    first, *others = [_kept(run) for run in runs]
+    means: Found = {}
+    for name, rules in first.items():
+        for rule, found in rules.items():
+            if all(rule in other.get(name, {}) for other in others):
+                each = [found, *(other[name][rule] for other in others)]
+                mean = {key: float(np.mean([one[key] for one in each])) for key in found}
+                means.setdefault(name, {})[rule] = mean
+    return means
 
 
 def under_priors(runs: Sequence[Run]) -> dict[str, float]:
@@ -96,10 +108,10 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _kept(run: Run) -> dict[str, dict[str, float]]:
-    path = run.folder / f"posthoc_{run.selection}.json"
+def _kept(run: Run) -> Found:
+    path = run.folder / f"corrected_{run.selection}.json"
     try:
-        found: dict[str, dict[str, float]] = json.loads(path.read_text())
+        found: Found = json.loads(path.read_text())
     except (OSError, ValueError):
         if not (found := _compute(run)):
             return found
@@ -109,7 +121,7 @@ def _kept(run: Run) -> dict[str, dict[str, float]]:
     return found
 
 
-def _compute(run: Run) -> dict[str, dict[str, float]]:
+def _compute(run: Run) -> Found:
     try:
         val = run.predictions("val", logits=True)
         test = run.predictions("test", logits=True) if val else None
@@ -118,17 +130,23 @@ def _compute(run: Run) -> dict[str, dict[str, float]]:
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}
     counts = run.class_counts
-    scale = tune(lambda t: -_loss(val, t), TEMPERATURES)
-    found = {"temperature": _metrics(test, test.logits / scale, counts) | {"constant": scale}}
-    rules: dict[str, Callable[[Floats, float], Floats]] = {}
+    rules: dict[str, Rule] = {}
     if counts.min() > 0:
         rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
     if classifier := classifier_of(run, test.logits.shape[1]):
         norms, bias = classifier
         rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
-    for name, rule in rules.items():
-        tau = tune(lambda t, rule=rule: _mean_recall(val, rule(val.logits, t)), TAUS)  # type: ignore[misc]
-        found[name] = _metrics(test, rule(test.logits, tau), counts) | {"constant": tau}
+    scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
+    error = expected_calibration_error(test.logits / scale, test.label)
+    found: Found = {"ece": {"temperature": {"value": error, "constant": scale}}}
+    for rule, correct in rules.items():
+        tried = [_metrics(val, correct(val.logits, tau), counts) for tau in TAUS]
+        for name in (name for name, fitting in CORRECTIONS.items() if rule in fitting):
+            # Test images count alike in accuracy, and their classes may not in validation.
+            aim = "mean_recall" if name == "accuracy" else name
+            tau = tune([metrics[aim] for metrics in tried], TAUS)
+            value = _metrics(test, correct(test.logits, tau), counts)[name]
+            found.setdefault(name, {})[rule] = {"value": value, "constant": tau}
     return found
 
 
@@ -138,20 +156,12 @@ def _loss(found: Predictions, temperature: float) -> float:
     return float((logsumexp(scores, 1) - scores[np.arange(len(scores)), found.label]).mean())
 
 
-def _mean_recall(found: Predictions, logits: Floats) -> float:
-    support = np.bincount(found.label, minlength=logits.shape[1])
-    hits = np.bincount(found.label[logits.argmax(1) == found.label], minlength=logits.shape[1])
-    return float((hits[support > 0] / support[support > 0]).mean())
-
-
 def _metrics(found: Predictions, logits: Floats, counts: NDArray[np.int64]) -> dict[str, float]:
     classes = logits.shape[1]
     prediction = logits.argmax(1)
     hits = np.bincount(found.label[prediction == found.label], minlength=classes)
     support = np.bincount(found.label, minlength=classes)
-    metrics = metrics_from_counts(hits, support, np.bincount(prediction, minlength=classes), counts)
-    metrics["ece"] = expected_calibration_error(logits, found.label)
-    return {name: metrics[name] for name in SHOWN if np.isfinite(metrics[name])}
+    return metrics_from_counts(hits, support, np.bincount(prediction, minlength=classes), counts)
 
 
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:

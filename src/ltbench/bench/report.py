@@ -16,6 +16,7 @@ from ltbench.bench import figures, tables
 from ltbench.bench.claims import Judged
 from ltbench.bench.figures import Series
 from ltbench.bench.leaderboard import Leaderboard, Line, Table, metric
+from ltbench.bench.posthoc import CORRECTIONS
 from ltbench.bench.results import Run
 from ltbench.bench.stats import Interval
 
@@ -211,21 +212,12 @@ def _curve(line: Line, column: str) -> list[tuple[float, float]]:
     return [point for point in found if np.isfinite(point).all()]
 
 
-_CORRECTED = {
-    "accuracy": ("logit adjustment", "tau-normalisation"),
-    "hmean_recall": ("logit adjustment", "tau-normalisation"),
-    "min_recall": ("logit adjustment", "tau-normalisation"),
-    "ece": ("temperature",),
-}
-"""Metric -> the corrections that are meant to better it."""
-
-
 def _posthoc(table: Table) -> dict[str, Any] | None:
     """Return the headings and cells of the baselines: of each metric the own, then corrected."""
     lines = [line for line in table.lines if line.posthoc]
     headings = [
         f"{metric(name).title}{f', {rule}' if rule else ''}"
-        for name, rules in _CORRECTED.items()
+        for name, rules in CORRECTIONS.items()
         for rule in ("", *rules)
     ]
     rows = [
@@ -233,7 +225,7 @@ def _posthoc(table: Table) -> dict[str, Any] | None:
             line.name,
             [
                 _corrected(line, name, rule)
-                for name, rules in _CORRECTED.items()
+                for name, rules in CORRECTIONS.items()
                 for rule in ("", *rules)
             ],
         )
@@ -245,8 +237,8 @@ def _posthoc(table: Table) -> dict[str, Any] | None:
 def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
     """Return a cell: a row's own metric, or what it is after a correction."""
     own = line.estimates[name].mean if name in line.estimates else float("nan")
-    found = line.posthoc.get(rule, {})
-    value = found.get(name, float("nan")) if rule else own
+    found = line.posthoc.get(name, {}).get(rule, {})
+    value = found.get("value", float("nan")) if rule else own
     cell = {"text": metric(name).text(value), "sort": repr(value), "own": not rule}
     if not rule or not np.isfinite(value):
         return cell | {"change": "", "kind": ""}
