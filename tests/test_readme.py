@@ -1,4 +1,4 @@
-"""Everything that the README shows in a fence is run, and what the two pages say stays true."""
+"""Everything that README and tutorial show in a fence is run, and what the pages say stays true."""
 
 import ast
 import os
@@ -15,6 +15,7 @@ from ltbench import catalog
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SECTIONS = {
     text.partition("\n")[0]: FENCE.findall(text) for text in re.split(r"^## ", README, flags=re.M)
@@ -49,6 +50,9 @@ def run_bash(block, ltbench):
         if program == "make":
             subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
             continue
+        if program == "python" and words[0].endswith(".py"):
+            subprocess.run([sys.executable, *words], check=True)
+            continue
         if program == "python":
             assert words[:2] == ["-m", "ltbench"]
             words = words[2:]
@@ -78,13 +82,12 @@ def run_block(kind, block, ltbench):
         run_bash(block, ltbench)
         return
     named = re.match(r"# (\S+\.\w+)\n", block)
+    assert kind in ("python", "yaml"), f"a page has a block of a kind that is not run: '{kind}'"
     if named:
-        Path(named[1]).write_text(block)
-    if kind == "python":
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        Path(named[1]).write_text(block)  # a command after it uses it
     else:
-        assert kind == "yaml", f"the README has a block of a kind that is not run: '{kind}'"
-        assert named, "a config in the README says its file name in its first line"
+        assert kind == "python", "a config in a page says its file name in its first line"
+        exec(compile(block, "page", "exec"), {"__name__": "page"})
 
 
 # Lightning's advice to a plain Trainer, and when a checkpoint is read without what trained it.
@@ -93,6 +96,13 @@ def run_block(kind, block, ltbench):
 def test_what_a_section_shows_runs(section, workplace, ltbench):
     for kind, block in SECTIONS[section]:
         run_block(kind, block, ltbench)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_the_tutorial_runs_from_top_to_bottom(workplace, ltbench):
+    for kind, block in FENCE.findall(TUTORIAL):
+        run_block(kind, block, ltbench)
+    assert len(Path("predictions.csv").read_text().splitlines()) == 1 + 5
 
 
 def test_an_unknown_kind_of_block_is_not_passed_over(ltbench):
@@ -106,8 +116,9 @@ def test_every_fence_is_found():
 
 
 def test_links_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for page, home in ((README, ROOT), (TUTORIAL, ROOT / "docs")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page):
+            assert (home / link).exists(), link
 
 
 def test_the_table_of_recipes_is_that_of_the_configs():
