@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import timm.models
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
@@ -45,6 +46,31 @@ def tiny_net(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None,
     return TinyNet(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
 
 
+class FlatNet(nn.Module):
+    """A network without batch norm and dropout: any part of a batch gives the same."""
+
+    def __init__(self, num_classes=10, in_chans=1):
+        super().__init__()
+        self.features, self.fc = nn.Linear(64 * in_chans, 16), nn.Linear(16, num_classes)
+
+    def get_classifier(self):
+        return self.fc
+
+    def forward_features(self, x):
+        return self.features(x.flatten(1)).tanh()
+
+    def forward_head(self, x, pre_logits=False):
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+@timm.models.register_model
+def flat_net(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs):
+    return FlatNet(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
+
+
 def run_command(*words, cwd):
     """Run ``ltbench`` in this process, in folder ``cwd``; return its code, stdout and stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -64,6 +90,23 @@ def run_command(*words, cwd):
         os.environ.clear()
         os.environ.update(before)
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def assert_same(one, other, where="", same=torch.equal):
+    """Compare what may hold tensors: bit for bit, or as ``same`` says."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}", same)
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for place, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}/{place}", same)
+    elif isinstance(one, torch.Tensor):
+        assert same(one.nan_to_num(), other.nan_to_num()), where
+    else:
+        assert repr(one) == repr(other), where  # a NaN is itself
 
 
 TINY = """

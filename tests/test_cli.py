@@ -652,7 +652,7 @@ def test_two_processes_train_one_model_and_measure_it_once(ltbench, of_folder, t
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "processes"},
             timeout=300,
         )
         assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import pytest
 
 from ltbench.errors import UserError
 from ltbench.parsing import Parser, cause, explain
+from ltbench.sam import GradientRule
 
 UNKNOWN = [
     (
@@ -71,3 +72,12 @@ def test_the_parser_raises_instead_of_exiting():
         parser.parse_args(["--number", "three"])
     with pytest.raises(UserError, match="--numb"):
         parser.parse_args(["--numb", "3"])
+
+
+def test_arguments_that_another_class_does_not_take_are_told(caplog):
+    parser = Parser()
+    parser.add_argument("--rule", type=GradientRule)
+    parser.parse_args(["--rule", "SAM", "--rule.rho", "0.3", "--rule", "LPFSGD"])
+    (told,) = caplog.messages
+    assert told.startswith("warning: LPFSGD takes the place of SAM, whose 'rho': 0.3")
+    assert told.endswith("is dropped.")

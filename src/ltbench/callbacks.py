@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ltbench import records, seeding
+from ltbench.data import workers
 from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
 from ltbench.trace_figure import trace_figure
@@ -149,7 +150,8 @@ class RunRecord(Callback):
         if not (self._since or self.history):
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
-        self._write(trainer, pl_module, status, f"{type(exception).__name__}: {exception}")
+        cause = workers.death(exception) or f"{type(exception).__name__}: {exception}"
+        self._write(trainer, pl_module, status, cause)
 
     def select(self, selection: str) -> None:
         """Say which weights are evaluated next, with what validation said of them.

@@ -1,9 +1,13 @@
 """The one entry point: training commands through Lightning, the light ones without torch."""
 
+import contextlib
 import errno
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from ltbench import __version__
 from ltbench.errors import UserError, unknown_name
@@ -26,6 +30,10 @@ usage: ltbench COMMAND ...
   --version    --debug (tracebacks)    COMMAND --help"""
 
 
+# Slurm sends the first before it takes a node back, and the second where a job asks for it.
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command.
 
@@ -33,17 +41,27 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line without the program's name; default: ``sys.argv``.
 
     Raises:
-        SystemExit: With code 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C.
+        SystemExit: With code 2 for a user's mistake, 1 for a run that failed, 130 for Ctrl-C, and
+            128 more than the number of a signal that asked it to end.
     """
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
-        _run(argv)
+        with _stoppable():
+            _run(argv)
     except UserError as error:
         _stop(f"error: {error}", 2, debug)
-    except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on from the last checkpoint.", 130, debug)
+    except KeyboardInterrupt as stop:
+        number = signal.Signals[stop.args[0] if stop.args else "SIGINT"]
+        told = "interrupted; the same command goes on from the last checkpoint."
+        _stop(told, 128 + number, debug)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        from ltbench.data import workers
+
+        _stop(f"error: {workers.death(error)}", 1, debug)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
@@ -57,6 +75,26 @@ def main(args: Sequence[str] | None = None) -> None:
             1,
             debug,
         )
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let the signals that ask a process to end do what Ctrl-C does, once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(message: str, code: int, debug: bool) -> None:

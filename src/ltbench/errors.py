@@ -12,6 +12,12 @@ class UserError(Exception):
     The message is one or two lines: what is wrong, where, and what to do.
     """
 
+    def __init__(self, message: str) -> None:
+        """Take the message; torch raises a worker's error again with its traceback in front."""
+        if message.startswith("Caught UserError in DataLoader worker"):
+            message = message.rpartition("UserError: ")[2].strip()
+        super().__init__(message)
+
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Build the error for a name that is not in a closed set, with the nearest valid one.

@@ -3,10 +3,11 @@
 import contextlib
 import difflib
 import inspect
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import yaml
 from lightning.pytorch import Trainer
@@ -21,6 +22,11 @@ from ltbench.objectives import MultiplierRule
 from ltbench.sam import GradientRule
 from ltbench.schedules import LRSchedule
 from ltbench.trust import require_trusted
+
+_log = logging.getLogger(__name__)
+_listener = logging.getLogger(f"{__name__}.listener")  # by name: a parser is copied, and so is it
+_listener.setLevel(logging.DEBUG)
+_listener.propagate = False
 
 # The bases of what a config may name by its class: their subclasses are the valid names.
 CHOICES = (
@@ -40,6 +46,10 @@ _UNKNOWN = re.compile(
     r"|Expected a dot import path string: (?P<name>\S+))"
 )
 _MISSING = re.compile(r"the following arguments are required: (.+?)\.?$", re.MULTILINE)
+_DROPPED = re.compile(
+    r"class_path change from '(?P<old>[^']+)' to '(?P<new>[^']+)', "
+    r"discarding init_args: \{(?P<arguments>.*)\}"
+)
 _PLACE = re.compile(r'Parser key "([^"]+)":')
 _NOISE = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
@@ -47,8 +57,34 @@ _NOISE = re.compile(
 )
 
 
+class _Dropped(logging.Handler):
+    """Warn, each once, of arguments that another class does not take over: they are dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = _DROPPED.search(record.getMessage())
+        if found and found[0] not in self._told:
+            self._told.add(found[0])
+            old, new = (name.rpartition(".")[2] for name in found.group("old", "new"))
+            _log.warning(
+                "warning: %s takes the place of %s, whose %s is dropped.",
+                new,
+                old,
+                found["arguments"],
+            )
+
+
 class Parser(LightningArgumentParser):
     """Lightning's parser, which raises its errors as :class:`~ltbench.errors.UserError`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as jsonargparse's
+        """Listen to what jsonargparse tells nobody; the parser of a class is given a logger."""
+        if "logger" not in kwargs:
+            _listener.handlers = [_Dropped()]
+        super().__init__(*args, **{"logger": _listener, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake in a line or two.

@@ -91,6 +91,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         part.unlink(missing_ok=True)
 
 
+def clear_parts(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left below a folder."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def require_place(path: Path) -> None:
     """Refuse a file that could not be written, before any work is done for it.
 

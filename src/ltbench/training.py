@@ -200,15 +200,19 @@ class TrainingCLI(LightningCLI):
         # A run that is refused before its first step leaves nothing behind: see the record.
         self.record.loggers, trainer.loggers = trainer.loggers, []
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+        # A signal ends a run as Ctrl-C does (see `cli`). Lightning's own handlers end it with code
+        # 0, talk to other ranks in the middle of a step, and under Slurm save one checkpoint for
+        # all runs of a folder, from which every one of them would then go on.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except SystemExit:
+        except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit of its own, after it has cleaned up.
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt from None
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise stop.__context__ from None
             raise
 
     def _checkpoints(self) -> dict[str, RunCheckpoint]:
@@ -248,6 +252,8 @@ class TrainingCLI(LightningCLI):
             if ckpt_path is not None:
                 check_checkpoint(Path(ckpt_path))
             records.require_place(record)
+            if self.trainer.is_global_zero:
+                records.clear_parts(self.folder)
             # An image that cannot be read is found before training, not after it.
             for split in {"val", "test"} & self.datamodule.splits.keys():
                 if self.datamodule.source.in_memory:

@@ -55,7 +55,9 @@ def test_rows_are_ranked_and_what_cannot_be_told_apart_shares_a_rank(make_run, t
 
 def test_an_unknown_metric_is_refused_with_the_nearest(make_run, tmp_path, refused):
     make_run()
+    files = sorted(tmp_path.rglob("*"))
     assert "Did you mean 'min_recall'" in refused("leaderboard", "runs", "--by", "min_recal")
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_runs_on_other_images_are_in_a_table_of_their_own(make_run, tmp_path):

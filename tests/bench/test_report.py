@@ -62,7 +62,10 @@ def page(make_run, tmp_path):
         other["data"]["class_names"] = record["data"]["class_names"]
         (run / "record.json").write_text(json.dumps(other | {"name": other["name"]}))
     (folder / "record.json").write_text(json.dumps(record))
-    Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "samples.png")
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "traces.png")
+    (folder / "samples").mkdir()
+    for name in ("epoch_00010", "last"):  # of the grids of a GAN the report shows the last
+        Image.new("RGB", (8, 8), (0, 255, 0)).save(folder / f"samples/{name}.png")
     (tmp_path / "runs/broken").mkdir()
     (tmp_path / "runs/broken/record.json").write_text("<b>not json</b>")
     found = results.of_folder(tmp_path / "runs")
@@ -86,7 +89,7 @@ def test_what_users_named_stays_text(page):
     checker = parsed(page)
     assert checker.tags.count("script") == 1
     assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page)
-    assert [tag for tag in checker.tags if tag == "img"] == ["img"]
+    assert checker.tags.count("img") == 2  # the two pictures of the run, and none of EVIL
 
 
 def test_the_page_has_every_part(page):
@@ -100,8 +103,9 @@ def test_the_page_has_every_part(page):
         assert part in headings
     assert "protocol &amp; more" in page
     assert "config.yaml" in page
-    picture = re.search(r"data:image/png;base64,([^\"]+)", page)[1]
-    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)\" alt=\"samples: ([^\"]+)", page)
+    assert [name for _, name in pictures] == ["traces", "samples/last"]
+    assert base64.b64decode(pictures[1][0]).startswith(b"\x89PNG")
     assert "no readable run record" in page
 
 

@@ -474,7 +474,7 @@ if __name__ == "__main__":
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "processes"},
             timeout=300,
         )
         assert done.returncode == 0, done.stderr

@@ -371,7 +371,7 @@ def test_two_ranks_train_what_one_trains(rule, tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "ranks"},
             timeout=300,
         )
         assert done.returncode == 0, done.stderr

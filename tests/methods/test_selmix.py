@@ -531,7 +531,7 @@ def test_two_processes_agree_on_the_shares_and_take_the_same_steps(config, tmp_p
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "processes"},
             timeout=300,
         )
         assert done.returncode == 0, done.stderr

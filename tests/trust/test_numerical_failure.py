@@ -8,6 +8,8 @@ import torch
 from ltbench import records
 from ltbench.anomalies import Anomalies
 from ltbench.divergence import FirstBadStep
+from ltbench.generation.balance import ClassBalance
+from ltbench.methods.cbgan import CBGAN
 from ltbench.methods.erm import ERM
 
 BAD = ((1, 2), (1, 3))  # epoch, step in it
@@ -67,6 +69,49 @@ def test_bad_steps_are_skipped_and_counted_where_asked_for(
     assert records.read_record(folder / "record.json")["status"] == "done"
     header, *_, last = (folder / "metrics.csv").read_text().splitlines()
     assert last.split(",")[header.split(",").index("train/skipped_steps")] == "2.0"
+
+
+# --- a GAN: the loss of one player or of the other ---
+
+# What is called in the second epoch's steps of one player alone, and which of its calls those are.
+PLAYERS = {
+    "discriminator": (CBGAN, "real_images", (18, 21)),
+    "generator": (ClassBalance, "forward", (9, 11)),
+}
+
+
+@pytest.fixture(params=PLAYERS)
+def broken_player(request, monkeypatch):
+    """Make a player's loss NaN at some of its steps in the second epoch."""
+    owner, name, bad = PLAYERS[request.param]
+    whole, calls = getattr(owner, name), []
+
+    def broken(self, *args):
+        calls.append(0)
+        found = whole(self, *args)
+        return found * float("nan") if len(calls) in bad else found
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+def test_a_gan_names_its_first_bad_step(broken_player, refused, of_method, tmp_path):
+    told = refused("fit", "--config", of_method("cbgan", epochs=3))
+    assert "the GAN diverged in epoch 1" in told
+    assert "first in step " in told
+    assert "training images " in told
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    assert str(checkpoint.relative_to(tmp_path)) in told
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+
+
+def test_a_gan_skips_bad_steps_where_asked_for(broken_player, ltbench, of_method, tmp_path):
+    config = of_method("cbgan", epochs=3)
+    done = ltbench("fit", "--config", config, "--model.on_bad_loss", "skip")
+    assert done.code == 0, done.err
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["skipped_steps"] == 2
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
 def test_without_a_bad_step_skipping_changes_nothing(ltbench, tiny, tmp_path):

@@ -10,7 +10,10 @@ from ltbench import records
 from ltbench.bench.jobs import Store
 from ltbench.bench.suite import Plan
 
-KEPT = ("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png", "analysis/*")
+KEPT = (
+    *("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png"),
+    *("samples/last.png", "analysis/*"),
+)
 """Files of a run folder beside its record. Checkpoints and TensorBoard's files stay."""
 TEXT = (".json", ".yaml", ".csv")
 

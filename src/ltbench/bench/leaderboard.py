@@ -139,12 +139,26 @@ def build(results: Results, by: str | None = None) -> Leaderboard:
     together: dict[str, list[Row]] = {}
     for row in results.rows:
         together.setdefault(_measured_on(row.runs[0]), []).append(row)
+    known = {name for rows in together.values() for name in _metrics(rows)}
+    if by and known and by not in known:
+        raise unknown_name("metric", by, known)
     board = Leaderboard(results.title, [], list(results.problems))
     for rows in together.values():
         board.tables.append(_table(rows, by, board.problems))
-    if by and board.tables and not any(by in table.metrics for table in board.tables):
-        raise unknown_name("metric", by, {m for table in board.tables for m in table.metrics})
     return board
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    """Name the metrics that some run has, in the order in which they are shown."""
+    measured = {
+        name
+        for row in rows
+        for run in row.runs
+        for name, value in run.metrics.items()
+        if value is not None
+    }
+    names = [name for name in measured if name.partition("[")[0] in METRICS]
+    return sorted(names, key=lambda name: (list(METRICS).index(name.partition("[")[0]), name))
 
 
 def _measured_on(run: Run) -> str:
@@ -161,15 +175,7 @@ def _is_classified(run: Run) -> bool:
 def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
     first = rows[0].runs[0]
     data = first.record["data"]
-    measured = {
-        name
-        for row in rows
-        for run in row.runs
-        for name, value in run.metrics.items()
-        if value is not None
-    }
-    names = [name for name in measured if name.partition("[")[0] in METRICS]
-    names.sort(key=lambda name: (list(METRICS).index(name.partition("[")[0]), name))
+    names = _metrics(rows)
     chosen = by if by in names else names[0]
     groups = {**shot_groups(first.class_counts), **index_groups(first.class_counts)}
     groups = {name: classes for name, classes in groups.items() if len(classes)}

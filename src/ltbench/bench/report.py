@@ -250,11 +250,13 @@ def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
 
 def _samples(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return (name, data URI) of the pictures in the run folder of the first seed."""
-    found = []
-    for path in sorted(runs[0].folder.glob("*.png"))[-PICTURES:]:
+    folder, found = runs[0].folder, []
+    paths = [*sorted(folder.glob("*.png")), *folder.glob("samples/last.png")]
+    for path in paths[-PICTURES:]:
         if path.stat().st_size <= PICTURE_BYTES:
             data = base64.b64encode(path.read_bytes()).decode()
-            found.append((path.stem, f"data:image/png;base64,{data}"))
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            found.append((name, f"data:image/png;base64,{data}"))
     return found
 
 

@@ -26,10 +26,11 @@ from ltbench.data.datasets import (
     Split,
     as_is,
 )
-from ltbench.data.samplers import SAMPLERS, EvaluationSampler, TrainingSampler
+from ltbench.data.samplers import SAMPLERS, EvaluationBatches, EvaluationSampler, TrainingSampler
 from ltbench.data.sources import build_source
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import FileSource
+from ltbench.data.workers import Reading
 from ltbench.errors import UserError
 
 
@@ -209,6 +210,15 @@ class LongTailDataModule(L.LightningDataModule):
         cropped = isinstance(dataset, CroppedImages)
         return 0 if self.source.in_memory and not cropped else self.num_workers
 
+    def _processes(self, dataset: Dataset[Batch]) -> dict[str, Any]:
+        """Return what a loader is told of its workers."""
+        workers = self._workers(dataset)
+        return {
+            "num_workers": workers,
+            "worker_init_fn": Reading(workers) if workers else None,
+            "generator": seeding.generator("cpu", seeding.run_seed(), "workers"),
+        }
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the training batches of an epoch; the last one may be smaller."""
         if self.pairs:
@@ -245,28 +255,27 @@ class LongTailDataModule(L.LightningDataModule):
             batch_size=self.batch_size // world * rows,
             sampler=sampler,
             collate_fn=as_is,
-            num_workers=self._workers(dataset),
             persistent_workers=self._workers(dataset) > 0,
-            generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
+            **self._processes(dataset),
         )
 
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
-        """Return a split in order, each image on exactly one rank."""
+        """Return a split in order, each image on exactly one rank, which may get empty batches."""
         dataset = self.dataset(name)
         return DataLoader(
             dataset,
-            batch_size=self.eval_batch_size,
-            sampler=EvaluationSampler(dataset),
+            batch_size=None,
+            sampler=EvaluationBatches(dataset, self.eval_batch_size),
             collate_fn=as_is,
-            num_workers=self._workers(dataset),
-            generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
+            **self._processes(dataset),
         )
 
     def evaluation_batches(self, name: str, device: torch.device) -> Iterator[Batch]:
         """Yield this rank's share of a split: normalised, on ``device``, without augmentation."""
         for batch in self.evaluation_dataloader(name):
-            moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            yield {**moved, "image": self.normalise(moved["image"])}
+            if len(batch["label"]):
+                moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+                yield {**moved, "image": self.normalise(moved["image"])}
 
     @property
     def watched(self) -> list[str]:

@@ -41,9 +41,9 @@ class Images(Dataset[Batch], ABC):
     def __getitems__(self, rows: list[int]) -> Batch:
         """Return the batch of these rows."""
 
-    def __getitem__(self, row: int) -> Batch:
-        """Return one image, as a batch of one."""
-        return self.__getitems__([row])
+    def __getitem__(self, rows: int | list[int]) -> Batch:
+        """Return the batch of these rows, which may be none, or of one."""
+        return self.__getitems__(rows if isinstance(rows, list) else [rows])
 
 
 class MemoryImages(Images):
@@ -61,7 +61,7 @@ class MemoryImages(Images):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """Return the batch of these rows."""
-        at = torch.as_tensor(rows)
+        at = torch.as_tensor(rows, dtype=torch.long)
         return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
 
 

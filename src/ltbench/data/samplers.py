@@ -148,6 +148,27 @@ class EvaluationSampler(DistributedSampler[int]):
         yield from range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
 
 
+class EvaluationBatches(EvaluationSampler):
+    """The same in batches, as many of them on each rank: the last may be empty on some.
+
+    A network under DDP talks to the other ranks whenever it is called, so all have to call it
+    equally often, also one that has no image at all.
+    """
+
+    def __init__(self, dataset: Dataset[object], batch_size: int) -> None:
+        """Shard ``dataset`` over the ranks of the default process group, if there is one."""
+        super().__init__(dataset)
+        self.batch_size = batch_size
+        most = -(-len(dataset) // self.num_replicas)  # type: ignore[arg-type]
+        self.num_samples = -(-most // batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        """Yield the rows of each of this rank's batches."""
+        rows = list(super().__iter__())
+        for batch in range(self.num_samples):
+            yield rows[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
 SAMPLERS: dict[str, type[TrainingSampler]] = {
     "shuffled": ShuffledSampler,
     "class_balanced": ClassBalancedSampler,

@@ -33,7 +33,8 @@ class Unlabelled(Images):
 
     def __getitems__(self, rows: list[Any]) -> Batch:
         """Return the batch of these rows, or pairs (row, number) of images to be cropped."""
-        index = torch.tensor([row[0] if isinstance(row, tuple) else row for row in rows])
+        chosen = [row[0] if isinstance(row, tuple) else row for row in rows]
+        index = torch.tensor(chosen, dtype=torch.long)
         return self.images.__getitems__(rows) | {"index": index}
 
 

@@ -105,7 +105,7 @@ class Grid:
         ]
         picture = make_grid(tiles, GRID_COLUMNS, GAP, pad_value=255).permute(1, 2, 0).numpy()
         rows, shares = len(self.kept), class_counts / class_counts.sum()
-        figure = Figure(figsize=(6, 0.5 * rows + 0.2), layout="tight")
+        figure = Figure(figsize=(6, 0.5 * rows + 0.2), layout="constrained")
         axes = figure.subplots()
         axes.imshow(picture, interpolation="nearest")
         labels = [f"{name}  {shares[c]:.1%}" for c, name in self.names.items()]
@@ -114,7 +114,7 @@ class Grid:
         axes.tick_params(left=False)
         axes.set_frame_on(False)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")  # long names
         records.write_whole(path, lambda file: file.write(buffer.getbuffer()))
 
 

@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltbench import seeding
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch
+from ltbench.divergence import FirstBadStep
 from ltbench.errors import UserError
 from ltbench.stages import Trained
 
@@ -49,6 +51,9 @@ class Method(L.LightningModule):
             a later stage needs no more. Empty where there is no such network.
         starts: The trained networks that a run begins with, by the name of their argument.
         lineage: Where those came from, for the record.
+        on_bad_loss: ``error`` stops a run whose loss is not finite, ``skip`` leaves such steps out.
+        bad_step: The first step whose loss was not finite.
+        skipped_steps: How many steps were left out so far.
         traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
             epoch ends, before the method's own ``on_train_epoch_end``.
         folder: The run folder while training; None where a run leaves nothing behind.
@@ -68,6 +73,9 @@ class Method(L.LightningModule):
         self.lineage: list[dict[str, Any]] = []
         self.traces: dict[str, Tensor] = {}
         self.folder: Path | None = None
+        self.on_bad_loss: Literal["error", "skip"] = "error"
+        self.bad_step = FirstBadStep()
+        self.skipped_steps = 0
 
     @property
     def deviations(self) -> Sequence[str]:
@@ -90,10 +98,58 @@ class Method(L.LightningModule):
         key = ("step", self.global_rank, self.trainer.global_step)
         torch.manual_seed(seeding.derive(seeding.run_seed(), *key))
 
+    def on_train_epoch_start(self) -> None:
+        """Log how many steps were left out before, where they may be."""
+        if self.on_bad_loss == "skip":
+            self.log("train/skipped_steps", float(self.skipped_steps))
+
+    def buffers_before(self) -> list[Tensor]:
+        """Return what :meth:`skips` puts back: copies of all buffers, where it may have to."""
+        return [b.clone() for b in self.buffers()] if self.on_bad_loss == "skip" else []
+
+    @torch.no_grad()
+    def skips(self, loss: Tensor, before: list[Tensor]) -> bool:
+        """Leave out a step if any rank has a loss or a gradient that is not finite.
+
+        Statistics are then as they were before, there are no gradients, and the step is counted.
+
+        Args:
+            loss: The loss of the step, a scalar, after its backward pass.
+            before: What :meth:`buffers_before` returned before the step.
+
+        Returns:
+            Whether it was left out.
+        """
+        if self.on_bad_loss != "skip":
+            return False
+        found = [loss.detach()]
+        if self.trainer.precision != "16-mixed":  # whose loss scale lets gradients overflow
+            found += [p.grad for p in self.parameters() if p.grad is not None]
+        bad = ~torch.stack([value.isfinite().all() for value in found]).all()
+        if not bool(self.trainer.strategy.reduce(bad.float(), reduce_op="sum")):
+            return False
+        for buffer, value in zip(self.buffers(), before, strict=True):
+            buffer.copy_(value)
+        for parameter in self.parameters():
+            parameter.grad = None
+        self.skipped_steps += 1
+        return True
+
+    def last_good(self) -> str:
+        """Say that the last good checkpoint is kept, and where it is, if there is one."""
+        path = self.folder and self.folder / "checkpoints" / "last.ckpt"
+        return f"The last good checkpoint is kept{f' ({path})' if path and path.exists() else ''}"
+
     def no_sync(self) -> AbstractContextManager[object]:
         """Open a context in which backward passes do not average gradients over ranks."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
+
+    def agree_on(self, network: nn.Module) -> None:
+        """Give a network the first rank's buffers: batch norm has seen other images on each."""
+        if dist.is_available() and dist.is_initialized():
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
 
     def test_details(self) -> dict[str, Any]:
         """Return what the record keeps beside the logged metrics of the test split."""
@@ -123,6 +179,7 @@ class Method(L.LightningModule):
         checkpoint["ltbench_model"] = self.config
         checkpoint["ltbench_network"] = self.network
         checkpoint["ltbench_data"] = self.data.identity()
+        checkpoint["skipped_steps"] = self.skipped_steps
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -148,6 +205,7 @@ class Method(L.LightningModule):
         """
         self._check_model(checkpoint.get("ltbench_model"))
         self._check_data(checkpoint.get("ltbench_data", {}))
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     def _check_model(self, theirs: dict[str, Any] | None) -> None:
         ours = self.config

@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -79,6 +79,8 @@ class CBGAN(GenerativeModule):
         ema_start: Iterations before which the average is the generator itself.
         samples: Samples that a test draws, and ``ltbench predict`` writes.
         watch_samples: Samples that a validation draws.
+        on_bad_loss: Whether a loss that is not finite stops the run, or the step of that player is
+            skipped and counted (``train/skipped_steps``); ``skip`` waits for the device.
     """
 
     averages = True
@@ -123,6 +125,7 @@ class CBGAN(GenerativeModule):
         ema_start: int = 20_000,
         samples: int = 50_000,
         watch_samples: int = 10_000,
+        on_bad_loss: Literal["error", "skip"] = "error",
     ) -> None:
         """Build the networks; the classifiers wait for ``setup``."""
         architecture = architecture or Architecture()
@@ -151,6 +154,7 @@ class CBGAN(GenerativeModule):
             )
         check_policy(diffaugment)
         self.automatic_optimization = False
+        self.on_bad_loss = on_bad_loss
         self.loss = gan_loss(loss)
         self.discriminator_steps = discriminator_steps
         self.policy = list(diffaugment)
@@ -202,19 +206,19 @@ class CBGAN(GenerativeModule):
 
     def on_train_epoch_start(self) -> None:
         """Let the record keep the regulariser's state at the end of this epoch."""
+        super().on_train_epoch_start()
         if self.balance:
             self.traces["class_frequency"] = self.regulariser.frequency
             self.traces["balance_weights"] = self.regulariser.weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a step of the discriminator and, if it is its turn, one of the generator."""
-        real, labels = self.real_images(batch), batch["label"]
         done = self.trainer.global_step % (self.discriminator_steps + 1)
-        self._discriminator_step(real, labels)
-        if done + 1 == self.discriminator_steps:
-            self._generator_step(real, labels)
+        if self._discriminator_step(batch) and done + 1 == self.discriminator_steps:
+            self._generator_step(batch)
 
-    def _discriminator_step(self, real: Tensor, labels: Tensor) -> None:
+    def _discriminator_step(self, batch: Batch) -> bool:
+        real, labels, before = self.real_images(batch), batch["label"], self.buffers_before()
         with torch.no_grad():
             fake, fake_labels = self._generated(len(real))
         images = augmented(torch.cat([real, fake]), self.policy)
@@ -223,10 +227,13 @@ class CBGAN(GenerativeModule):
         loss = self.loss.discriminator(*scores.chunk(2))
         if classes is not None:  # the sum of the two means over real and generated images
             loss = loss + 2 * F.cross_entropy(classes, both)
-        self._step(1, self.discriminator, loss)
-        self._log("discriminator_loss", loss)
+        stepped = self._step(1, self.discriminator, loss, batch, before)
+        if stepped:
+            self._log("discriminator_loss", loss)
+        return stepped
 
-    def _generator_step(self, real: Tensor, labels: Tensor) -> None:
+    def _generator_step(self, batch: Batch) -> None:
+        real, labels, before = self.real_images(batch), batch["label"], self.buffers_before()
         generator_optimizer = self._optimizer(0)
         with self.toggled_optimizer(generator_optimizer):
             fake, fake_labels = self._generated(len(real))
@@ -235,15 +242,17 @@ class CBGAN(GenerativeModule):
             if self.loss.relativistic:
                 with torch.no_grad():
                     real_scores, _ = self.discriminator(augmented(real, self.policy), labels)
-            loss = self.loss.generator(real_scores, scores)
-            self._log("generator_loss", loss)
+            loss = of_scores = self.loss.generator(real_scores, scores)
             if classes is not None:
                 loss = loss + F.cross_entropy(classes, fake_labels)
             if self.balance:
                 balance = self.regulariser(self._judges["classifier"](fake))
                 loss = loss + self.balance.strength * balance
-                self._log("balance", balance)
-            self._step(0, self.generator, loss)
+            if not self._step(0, self.generator, loss, batch, before):
+                return
+        self._log("generator_loss", of_scores)
+        if self.balance:
+            self._log("balance", balance)
         self._average()
         if self.balance and self.iteration % self.balance.update_every == 0:
             self.regulariser.update()
@@ -259,8 +268,10 @@ class CBGAN(GenerativeModule):
         assert isinstance(optimizers, list)
         return optimizers[which]
 
-    def _step(self, which: int, network: nn.Module, loss: Tensor) -> None:
-        """Step along the gradient averaged over ranks."""
+    def _step(
+        self, which: int, network: nn.Module, loss: Tensor, batch: Batch, before: list[Tensor]
+    ) -> bool:
+        """Step along the gradient averaged over ranks, or skip the step; say which."""
         optimizer = self._optimizer(which)
         optimizer.zero_grad()
         # Not by DDP, which wants a gradient of all parameters in every backward pass.
@@ -271,7 +282,11 @@ class CBGAN(GenerativeModule):
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= self.trainer.world_size
+        if self.skips(loss, before):
+            return False
+        self.bad_step.watch(loss, self.trainer.global_step, batch["index"])
         optimizer.step()
+        return True
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -291,9 +306,7 @@ class CBGAN(GenerativeModule):
         """Stop before a GAN that has diverged is evaluated; else let all ranks sample alike."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._require_finite()
-        if dist.is_available() and dist.is_initialized():
-            for buffer in self.averaged.buffers():  # batch norm has seen other images on each rank
-                dist.broadcast(buffer, 0)
+        self.agree_on(self.averaged)
 
     def on_train_epoch_end(self) -> None:
         """Stop at what is not finite, before a checkpoint is written."""
@@ -304,7 +317,9 @@ class CBGAN(GenerativeModule):
         losses = [logged[name].to(self.device) for name in LOSSES if name in logged]
         weights = [p.detach().sum() for p in self.parameters()]
         if not torch.stack([*losses, *weights]).isfinite().all():
+            first = self.bad_step.told()
             raise UserError(
                 f"the GAN diverged in epoch {self.current_epoch}: a loss or a weight is not "
-                "finite. The last good checkpoint is kept; lower the learning rate."
+                f"finite{f', first in {first}' if first else ''}. {self.last_good()}; lower the "
+                "learning rate."
             )

@@ -119,6 +119,7 @@ class ClassificationModule(Method):
         Returns:
             (C, C) int64, rows the truth, the same on every rank: counts are summed over ranks.
         """
+        self.agree_on(network)
         counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
         training = network.training
         network.eval()
@@ -131,7 +132,11 @@ class ClassificationModule(Method):
         return summed.view(self.num_classes, self.num_classes)
 
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
-        logits = self.outputs(batch["image"])
+        if len(batch["label"]):
+            logits = self.outputs(batch["image"])
+        else:  # other ranks have a batch more
+            none = torch.zeros(0, self.num_classes, device=self.device)
+            logits = dict.fromkeys(self.heads, none)
         for head, scores in logits.items():
             _collector(self.collectors[_place(split, head)]).update(scores, batch["label"])
         return logits

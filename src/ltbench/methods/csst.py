@@ -226,9 +226,8 @@ class CSST(FixMatch):
         counts = self.class_counts.double().cpu()
         return counts / counts.sum()
 
-    def on_train_start(self) -> None:
-        """Know when multipliers are updated, and by how much."""
-        super().on_train_start()
+    def on_fit_start(self) -> None:
+        """Know when multipliers are updated, and by how much, also where all of it is done."""
         length = int(self.trainer.estimated_stepping_batches)
         self.due = frozenset(update_steps(self.update_interval, length))
         self.rule = Ascent(self.omega or self.budget / max(len(self.due), 1))

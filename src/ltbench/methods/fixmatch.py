@@ -82,8 +82,6 @@ class FixMatch(OptimisedModule):
     )
     average_buffers = False
 
-    pseudo_counts: Tensor
-
     def __init__(
         self,
         num_classes: int = 10,
@@ -124,8 +122,8 @@ class FixMatch(OptimisedModule):
         self.truth: Tensor | None = None
         self.statistics: dict[str, Tensor] = {}
         # Rows: pseudo-labels of each class in this epoch, those kept, those kept and right.
-        counts = torch.zeros(3, num_classes, dtype=torch.long)
-        self.register_buffer("pseudo_counts", counts, persistent=False)
+        # No buffer: DDP would give every rank those of the first.
+        self.pseudo_counts = torch.zeros(3, num_classes, dtype=torch.long)
 
     @property
     def data(self) -> SemiSupervisedDataModule:
@@ -150,7 +148,7 @@ class FixMatch(OptimisedModule):
     def on_train_epoch_start(self) -> None:
         """Count pseudo-labels from zero."""
         super().on_train_epoch_start()
-        self.pseudo_counts.zero_()
+        self.pseudo_counts = torch.zeros_like(self.pseudo_counts, device=self.device)
 
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of labelled images from their logits (B, C) and labels (B,)."""

@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ltbench import seeding
 from ltbench.data.datasets import Batch
-from ltbench.divergence import FirstBadStep
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods.classification import ClassificationModule
@@ -101,8 +100,6 @@ class OptimisedModule(ClassificationModule):
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
         self.on_bad_loss = on_bad_loss
-        self.bad_step = FirstBadStep()
-        self.skipped_steps = 0
 
     def build(self, network: dict[str, Any]) -> None:
         """Build ``self.net`` with these arguments of :func:`~ltbench.models.build_backbone`."""
@@ -215,10 +212,9 @@ class OptimisedModule(ClassificationModule):
         return self.net
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate, and how many steps were skipped before, where they may be."""
+        """Log the learning rate too."""
+        super().on_train_epoch_start()
         self.log("train/lr", self._optimizer.param_groups[0]["lr"])
-        if self.on_bad_loss == "skip":
-            self.log("train/skipped_steps", float(self.skipped_steps))
 
     @property
     def _optimizer(self) -> LightningOptimizer:
@@ -235,8 +231,7 @@ class OptimisedModule(ClassificationModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step along the gradient that the rule finds."""
         prepared, size = self.prepare_step(batch), len(batch["label"])
-        skips = self.on_bad_loss == "skip"
-        before = [buffer.clone() for buffer in self.net.buffers()] if skips else []
+        before = self.buffers_before()
         loss = self.gradient_rule.backward(
             self,
             lambda part: self.loss_of(prepared, part),
@@ -249,8 +244,9 @@ class OptimisedModule(ClassificationModule):
             backward=self.manual_backward,
             no_sync=self.no_sync,
         )
-        if skips and self._is_bad(loss):
-            self._skip(before)
+        if self.skips(loss, before):
+            if self.lr_schedule.by == "step":
+                self._schedule.step()
             return
         self.bad_step.watch(loss, self.trainer.global_step, batch["index"])
         self._optimizer.step()
@@ -260,38 +256,10 @@ class OptimisedModule(ClassificationModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/{k}": v for k, v in self.gradient_rule.diagnostics.items()})
 
-    def _is_bad(self, loss: Tensor) -> bool:
-        """Say whether any rank has a loss or a gradient that is not finite."""
-        found = [loss.detach()]
-        if self.trainer.precision != "16-mixed":  # whose loss scale lets gradients overflow
-            found += [p.grad for p in self.parameters() if p.grad is not None]
-        bad = ~torch.stack([value.isfinite().all() for value in found]).all()
-        return bool(self.trainer.strategy.reduce(bad.float(), reduce_op="sum"))
-
-    @torch.no_grad()
-    def _skip(self, before: list[Tensor]) -> None:
-        """Leave weights and statistics as they were before the step, and count it."""
-        for buffer, value in zip(self.net.buffers(), before, strict=True):
-            buffer.copy_(value)
-        self._optimizer.zero_grad()
-        self.skipped_steps += 1
-        if self.lr_schedule.by == "step":
-            self._schedule.step()
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of skipped steps."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["skipped_steps"] = self.skipped_steps
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
-        super().on_load_checkpoint(checkpoint)
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     def on_validation_start(self) -> None:
         """Stop before a network that has diverged is evaluated."""
@@ -311,10 +279,6 @@ class OptimisedModule(ClassificationModule):
         if not loss.isfinite():
             raise UserError(
                 f"the training loss of epoch {self.current_epoch} is not finite ({loss}), first in "
-                f"{self.bad_step.told()}. The last good checkpoint is kept{self._last_good()}; "
-                "lower the learning rate or the radius, or clip gradients."
+                f"{self.bad_step.told()}. {self.last_good()}; lower the learning rate or the "
+                "radius, or clip gradients."
             )
-
-    def _last_good(self) -> str:
-        path = self.folder and self.folder / "checkpoints" / "last.ckpt"
-        return f" ({path})" if path and path.exists() else ""

@@ -278,6 +278,7 @@ class SelMix(OptimisedModule):
     @torch.no_grad()
     def _look(self) -> None:
         """Find the shares of the pairs from the validation images."""
+        self.agree_on(self.net)
         self.net.eval()
         counts, centroids = self._survey()
         joint, smoothed = joint_confusion(counts), joint_confusion(counts, self.count_smoothing)

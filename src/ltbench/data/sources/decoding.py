@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ltbench.data.workers import note
 from ltbench.errors import UserError
 
 ATTEMPTS = 10  # boxes that are drawn for an image before the centre is taken
@@ -83,6 +84,7 @@ def reading(path: Path) -> Iterator[Image.Image]:
     Raises:
         UserError: If the file cannot be decoded.
     """
+    note(path)
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # convert("RGB") would cut these off at 255

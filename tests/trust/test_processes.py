@@ -1,0 +1,255 @@
+"""However many processes there are, the same weights are measured alike, and one model is trained.
+
+Most ranks here are forked from a process that has imported everything, with the variables that
+``torchrun`` sets; ``torchrun`` itself is the last test.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+import support
+import torch
+import torch.distributed as dist
+import yaml
+from every_method import config
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ltbench.data import LongTailDataModule
+from ltbench.data.datasets import Split
+from ltbench.metrics import LongTailMetrics
+from ltbench.records import read_record
+
+pytestmark = pytest.mark.ddp
+
+MOST = 4  # ranks
+CLASSES = 10
+
+
+# --- evaluation ---
+
+
+class Ranks:
+    """Processes that wait for a task, and do it together as so many ranks as it asks for."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        context = multiprocessing.get_context("forkserver")
+        pipes = [context.Pipe() for _ in range(MOST)]
+        self.pipes = [ours for ours, _ in pipes]
+        self.processes = [
+            processes.start(_serve, rank, pipe) for rank, (_, pipe) in enumerate(pipes)
+        ]
+
+    def __call__(self, ranks, *task):
+        """Return what ``measure`` returned on each rank."""
+        meeting = f"file://{self.folder}/{uuid.uuid4()}"
+        for pipe in self.pipes[:ranks]:
+            pipe.send((meeting, ranks, task))
+        found = []
+        for pipe in self.pipes[:ranks]:
+            assert pipe.poll(120), "it hangs"
+            found.append(pipe.recv())
+        return found
+
+    def stop(self):
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def _serve(rank, pipe):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    while task := pipe.recv():
+        meeting, ranks, arguments = task
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+        pipe.send(measure(*arguments))
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield ranks
+    ranks.stop()
+
+
+def measure(labels, batch_size, seed, weights):
+    """Measure this rank's share of digits that are said to have these labels.
+
+    Args:
+        labels: The labels.
+        batch_size: Images a batch.
+        seed: Of the network, or of the scores.
+        weights: Whether a network scores the images; else an image's scores are drawn beforehand.
+
+    Returns:
+        The metrics and the counts that they come from, over all ranks.
+    """
+    data = LongTailDataModule("digits", eval_batch_size=batch_size)
+    data.setup()
+    data.splits["test"] = Split("test", np.arange(len(labels)), np.array(labels))
+    draws = torch.Generator().manual_seed(seed)
+    scores = torch.randn(len(labels), CLASSES, generator=draws)
+    torch.manual_seed(seed)
+    net = support.TinyNet(CLASSES, in_chans=1).eval()
+    collector = LongTailMetrics(CLASSES, torch.arange(1, CLASSES + 1))
+    collector.update(torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.long))
+    with torch.no_grad():
+        for batch in data.evaluation_batches("test", torch.device("cpu")):
+            found = net(batch["image"]) if weights else scores[batch["index"]]
+            collector.update(found, batch["label"])
+        metrics = collector.compute() | {"recalls": collector.per_class_recall()}
+        with collector.sync_context():
+            counts = {name: getattr(collector, name).clone() for name in collector._defaults}
+    return {name: value.numpy() for name, value in (metrics | counts).items()}
+
+
+labels = st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=30)
+
+
+@settings(max_examples=5, deadline=None)
+@given(labels=labels, batch_size=st.integers(1, 9), seed=st.integers(0, 99), weights=st.booleans())
+@example(labels=[3], batch_size=4, seed=0, weights=True)  # one image: three ranks have none
+@example(labels=[0, 1, 0, 2, 0, 1, 0], batch_size=2, seed=1, weights=False)  # 1 on one rank of 2
+@example(labels=[*range(10), 4, 4, 4], batch_size=3, seed=2, weights=True)
+def test_any_number_of_processes_measures_the_same(together, labels, batch_size, seed, weights):
+    (alone,) = together(1, labels, batch_size, seed, weights)
+    assert alone["support"].sum() == len(labels)
+    for ranks in range(2, MOST + 1):
+        for found in together(ranks, labels, batch_size, seed, weights):
+            assert found.keys() == alone.keys()
+            for name, value in alone.items():
+                if weights and name in ("ece", "bin_confidences"):
+                    # The last bit of a score depends on how many images are scored together.
+                    assert found[name] == pytest.approx(value, rel=1e-5)
+                else:
+                    assert found[name].tobytes() == value.tobytes(), (ranks, name)
+
+
+FEW = {"ant": 1, "bee": 1, "cat": 1}
+UNEVEN = {"ant": 4, "bee": 4, "cat": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [FEW, UNEVEN], ids=["3 images", "13 images"])
+def test_a_checkpoint_is_measured_alike_on_one_to_four_devices(counts, tmp_path):
+    """Also where a device has no image at all, and where one has a batch more than another."""
+    root, whole = tmp_path / "images", yaml.safe_load(support.TINY)
+    support.write_images(root / "train", {"ant": 20, "bee": 9, "cat": 3})
+    for seed, split in enumerate(("val", "test"), start=1):
+        support.write_images(root / split, counts, seed=seed)
+    data = {"source": "folder", "root": str(root), "profile": "natural", "eval_batch_size": 2}
+    whole["data"]["init_args"] = data | {"batch_size": 8}
+    config = tmp_path / "folder.yaml"
+    config.write_text(yaml.safe_dump(whole))
+    done = processes.run(["fit", "--config", config, "--trainer.max_epochs", 1], tmp_path)
+    assert done.code == 0, done.err
+    (last,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    for command in ("test", "validate"):
+        words = [command, "--config", config, "--ckpt_path", last]
+        alone = processes.run(words, tmp_path).out
+        assert "accuracy" in alone
+        for ranks in range(2, MOST + 1):
+            first, *others = processes.run_ranks(words, tmp_path, ranks)
+            assert (first.code, first.out) == (0, alone), first.err
+            assert {(other.code, other.out) for other in others} == {(0, "")}
+
+
+# --- training ---
+
+OWN = ("running_mean", "running_var", "_u", "_v")  # of the images that a rank has seen itself
+
+
+def shared(found):
+    """What all ranks must hold alike: everything but what is named after a rank's own images."""
+    if isinstance(found, dict):
+        return {
+            name: shared(value)
+            for name, value in found.items()
+            if not str(name).endswith(OWN) and not str(name).startswith("train/")
+        }
+    return [shared(value) for value in found] if isinstance(found, list | tuple) else found
+
+
+def train(words, home, ranks):
+    """Train on so many ranks; return what each held at the end."""
+    done = processes.run_ranks([*words, "--trainer.callbacks+=processes.Keep"], home, ranks)
+    for rank in done:
+        assert rank.code == 0, rank.err
+    assert "Record: " in done[0].out
+    assert [rank.out for rank in done[1:]] == [""] * (ranks - 1)
+    return [torch.load(home / f"rank{rank}of{ranks}.pt") for rank in range(ranks)]
+
+
+@pytest.mark.slow
+def test_every_method_holds_one_state_on_two_processes(method, of_method, tmp_path):
+    """29 and 28 images to validate on: one process has a batch more than the other."""
+    config = of_method(method, epochs=2, eval_batch_size=4)
+    first, second = train(["fit", "--config", config], tmp_path, 2)
+    support.assert_same(shared(first), shared(second))
+    (record,) = tmp_path.glob("runs/*/record.json")
+    found = read_record(record)
+    assert (found["world_size"], found["status"]) == (2, "done")
+
+
+# Without batch norm, and where nothing is drawn by rank, a step of two processes is that of one.
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
+DRAWN = {"reweighting": None, "mixup": 0.0, "cutmix": 0.0}
+EXACT = {
+    "erm": DRAWN | {"gradient_rule": None},
+    "erm, SAM": DRAWN | {"gradient_rule": "SAM"},
+    "paco": {"gradient_rule": None, "queue": 64},
+    "paco, SAM": {"gradient_rule": "SAM", "queue": 64},
+    "fixmatch": {"p_cutoff": 0.12},
+    "csst": {"kl_tau": 2.0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EXACT)
+def test_two_processes_train_what_one_trains(case, starts, tmp_path):
+    whole = yaml.safe_load(config(case.partition(",")[0], starts, epochs=2))
+    whole["model"]["init_args"] |= {"backbone": "flat_net", "optimizer": SGD, "ema_decay": None}
+    whole["model"]["init_args"] |= EXACT[case]
+    whole["model"]["init_args"].pop("backbone_args", None)
+    whole["trainer"]["limit_train_batches"] = 5
+    settings = whole["data"]["init_args"]
+    settings |= {name: [] for name in ("augment", "strong_augment") if name in settings}
+    settings |= {"views": {"key": []}} if "views" in settings else {}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    (alone,), (first, _) = (train(["fit", "--config", path], tmp_path, n) for n in (1, 2))
+    for key in ("model", "traces"):
+        support.assert_same(in_order(alone[key]), in_order(first[key]), key, close)
+
+
+def close(one, other):
+    return torch.allclose(one.double(), other.double(), atol=1e-5)
+
+
+def in_order(found):
+    """The queue of keys holds those of a step rank by rank: sort them."""
+    return {k: v.sort(0).values if k.startswith("queue.") else v for k, v in found.items()}
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    """The program itself, on its demo, with all that a user gets to see."""
+    demo = Path(__file__).parents[2] / "configs" / "vssam_digits.yaml"
+    words = [*("--nproc_per_node", "2", "-m", "ltbench", "fit", "--config", demo)]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *words]
+    done = subprocess.run(torchrun, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Record: ") == 1
+    (path,) = tmp_path.glob("runs/*/record.json")
+    record = read_record(path)
+    assert (record["world_size"], record["status"], record["epochs"]) == (2, "done", 2)
