@@ -71,6 +71,22 @@ def test_show_prints_a_method_a_data_set_and_a_config(ltbench):
     assert "class_path: ERM" in ltbench("show", "ce_cifar100").out
 
 
+@pytest.mark.parametrize(
+    "words", [["--config", "ce_digits"], ["--config=ce_digits"], ["-c", "ce_digits"]]
+)
+def test_a_config_can_be_given_by_its_name(words, ltbench):
+    done = ltbench("fit", *words, "--trainer.max_epochs", 7, "--print_config")
+    assert done.code == 0, done.err
+    assert "\n  max_epochs: 7\n" in done.out
+
+
+def test_a_file_comes_before_the_config_of_that_name(ltbench, tmp_path):
+    (tmp_path / "ce_digits").write_text("trainer: {max_epochs: 5}\n")
+    (tmp_path / "vs_digits").mkdir()
+    words = ["fit", "--config", "vssam_digits", "--config", "ce_digits", "--print_config"]
+    assert "\n  max_epochs: 5\n" in ltbench(*words).out
+
+
 def test_a_config_is_shown_by_path_too(ltbench, tiny):
     assert ltbench("show", tiny).out == tiny.read_text()
 
@@ -83,6 +99,8 @@ def test_a_config_is_shown_by_path_too(ltbench, tiny):
         (["show", "cifar-10"], "cifar10"),
         (["show", "vssam_cifar"], "vssam_cifar"),
         (["show", "nowhere/ce_digits.yaml"], "ce_digits"),
+        (["fit", "--config", "vssam_digit"], "vssam_digits"),
+        (["data", "--config", "configs/vssam_digit"], "vssam_digits"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(words, near, refused):

@@ -200,6 +200,7 @@ MISTAKES = {
     ),
     "optimizer": ([f"{ERM_ARGS}.optimizer", "torch.optim.SGX"], "SGX"),
     "accelerator": (["--trainer.accelerator", "gpus"], "'gpus'"),
+    "precision": (["--trainer.precision", "bf16-true"], "use one of 32-true, bf16-mixed"),
     "checkpoints": (["--trainer.enable_checkpointing", "false"], "enable_checkpointing"),
 }
 

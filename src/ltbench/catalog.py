@@ -84,7 +84,7 @@ def show_command(args: Sequence[str]) -> None:
     elif name in DESCRIPTIONS:
         Console().print(f"[bold]{name}[/]  {escape(DESCRIPTIONS[name])}", highlight=False)
     else:
-        path = Path(name) if name.endswith(".yaml") else folder("configs") / f"{name}.yaml"
+        path = config_file(name)
         if not path.is_file():
             raise unknown_name("name", name, [*methods(), *DESCRIPTIONS, *configs()])
         try:
@@ -125,9 +125,39 @@ def _methods_folder() -> Path:
 
 
 def folder(name: str) -> Path:
-    """Return ``configs`` or ``benchmarks`` of the working folder, else of this checkout."""
-    here = Path(name)
-    return here if here.is_dir() else Path(__file__).parents[2] / name
+    """Return ``configs`` or ``benchmarks`` of the working folder, else those that ltbench ships."""
+    package = Path(__file__).parent  # an installed wheel has them inside
+    places = (Path(name), package / name, package.parents[1] / name)
+    return next((place for place in places if place.is_dir()), places[-1])
+
+
+def config_file(name: str) -> Path:
+    """Return the file of a config that is given by its path, or by its name in ``ltbench list``."""
+    path = Path(name)
+    return path if path.suffix or path.is_file() else folder("configs") / f"{name}.yaml"
+
+
+def with_config_files(words: Sequence[str]) -> list[str]:
+    """Return a command line with the file of each ``--config NAME`` in the place of the name.
+
+    Raises:
+        UserError: There is no config of that name.
+    """
+    found, options = list(words), ("--config", "-c")
+    for at, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in options and equals:
+            found[at] = f"{option}={_existing_config(value)}"
+        elif at and words[at - 1] in options:
+            found[at] = _existing_config(word)
+    return found
+
+
+def _existing_config(name: str) -> str:
+    path = config_file(name)
+    if not (Path(name).suffix or path.is_file()):  # a path is judged by who reads it
+        raise unknown_name("config", name, configs())
+    return str(path)
 
 
 def _comment(path: Path) -> str:

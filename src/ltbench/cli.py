@@ -27,6 +27,7 @@ usage: ltbench COMMAND ...
   leaderboard  tables and report of runs          SUITE_OR_FOLDER [--format html --output FILE]
   analyze   why it does what it does              hessian|confusion|... --run FOLDER
 
+  --config takes a file, or a name of `ltbench list configs`
   --version    --debug (tracebacks)    COMMAND --help"""
 
 
@@ -109,6 +110,10 @@ def _run(argv: list[str]) -> None:
         print(USAGE)
         return
     command, *rest = argv
+    if command in ("fit", "validate", "test", "predict", "data"):
+        from ltbench.catalog import with_config_files
+
+        rest = with_config_files(rest)
     if command == "--version":
         print(f"ltbench {__version__}")
     elif command in ("list", "show"):
@@ -125,7 +130,7 @@ def _run(argv: list[str]) -> None:
         from ltbench.training import TrainingCLI
 
         try:
-            TrainingCLI(argv)
+            TrainingCLI([command, *rest])
         except MisconfigurationException as error:
             hint = " Clip with --model.clip_norm." if "clip" in str(error) else ""
             raise UserError(f"{str(error).splitlines()[0]}{hint}") from error

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +19,7 @@ from ltbench.metrics import index_groups, shot_groups
 from ltbench.training import TrainingCLI
 
 ROWS = 20
+NAMED = 20  # classes that the picture has room to name
 PICTURES = FigureCanvasBase.filetypes  # endings that matplotlib can write
 
 
@@ -74,8 +76,8 @@ def report(data: LongTailDataModule, output: Path) -> None:
         console.print(f"{name}: {images} images")
     console.print(f"imbalance factor (largest / smallest): {facts['imbalance_factor']:g}")
     for title, group in groups.items():
-        sizes = ", ".join(f"{name} {len(labels)} classes" for name, labels in group.items())
-        console.print(f"groups {title}: {sizes}")
+        sizes = ", ".join(f"{len(labels)} {name}" for name, labels in group.items())
+        console.print(f"classes {title}: {sizes}")
     console.print(f"index hash: {facts['index_hash']}")
     records.write_whole(
         output, lambda file: _histogram(data).savefig(file, format=output.suffix[1:])
@@ -84,14 +86,26 @@ def report(data: LongTailDataModule, output: Path) -> None:
 
 
 def _histogram(data: LongTailDataModule) -> Figure:
-    counts = np.sort(data.class_counts)[::-1]
+    order = np.argsort(-data.class_counts, kind="stable")
+    counts = data.class_counts[order]
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)
     axes = figure.add_subplot()
-    axes.bar(np.arange(len(counts)), counts, width=1 if len(counts) > 50 else 0.8)
-    axes.set(
-        yscale="log",
-        xlabel="class, by decreasing count",
-        ylabel="training images",
-        title=f"{data.source.display_name}: {counts.sum()} images, {len(counts)} classes",
+    for name, ranks in shot_groups(counts).items():
+        if len(ranks):
+            width = 1 if len(counts) > NAMED else 0.8
+            bars = axes.bar(ranks + 1, counts[ranks], width, label=f"{name}: {len(ranks)}")
+            if len(counts) <= NAMED:
+                axes.bar_label(bars, fontsize=8)
+    if len(counts) <= NAMED:
+        names = [f"{data.source.class_names[c]:.20}" for c in order]
+        axes.set_xticks(np.arange(len(names)) + 1, names, rotation=30, ha="right", parse_math=False)
+    axes.set(yscale="log", xlabel="class, by decreasing count", ylabel="training images")
+    axes.set_ylim(0.6 * max(counts[-1], 1), 1.6 * counts[0])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(title="classes by images", frameon=False)
+    axes.set_title(
+        f"{data.source.display_name}: {counts.sum()} images, {len(counts)} classes",
+        parse_math=False,
     )
     return figure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 20  # that are listed beside the nearest one
+
 
 class UserError(Exception):
     """A mistake in what the user gave; the command line prints it and exits with code 2.
@@ -30,4 +32,6 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{name}'.{hint} Valid: {', '.join(names)}.")
+    listed = len(names) <= MOST_NAMES or not near
+    choice = f" Valid: {', '.join(names)}." if listed else ""
+    return UserError(f"unknown {kind} '{name}'.{hint}{choice}")

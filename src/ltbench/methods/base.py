@@ -19,6 +19,8 @@ from ltbench.divergence import FirstBadStep
 from ltbench.errors import UserError
 from ltbench.stages import Trained
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -92,6 +94,18 @@ class Method(L.LightningModule):
                 "pass a LongTailDataModule to the trainer as datamodule=..."
             )
         return data
+
+    def setup(self, stage: str) -> None:
+        """Refuse precisions in which the weights are not float32, as images and losses are.
+
+        Raises:
+            UserError: It is such a one.
+        """
+        if self.trainer.precision not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision {self.trainer.precision} would keep the weights in another "
+                f"type than float32: use one of {', '.join(PRECISIONS)}."
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout, mixing and noise of this step by (seed, rank, step)."""

@@ -41,6 +41,7 @@ class ClassificationModule(Method):
 
     def setup(self, stage: str) -> None:
         """Take the class counts from the data and make a metric collector a split and head."""
+        super().setup(stage)
         if self.data.num_classes != self.num_classes:
             raise UserError(
                 f"the model has {self.num_classes} classes, the data {self.data.num_classes}: "

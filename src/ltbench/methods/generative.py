@@ -108,6 +108,7 @@ class GenerativeModule(Method):
         Raises:
             UserError: A classifier is missing or does not fit, or the images have another size.
         """
+        super().setup(stage)
         if self.data.image_size != self.image_size:
             raise UserError(
                 f"the GAN makes {self.image_size} pixels a side, the data has "
