@@ -20,6 +20,7 @@ from torch.optim import optimizer
 import ltbench.training  # noqa: F401  (so that no process imports it again)
 from ltbench.callbacks import RunRecord
 from ltbench.cli import main
+from ltbench.sam import SAM, ascend, weights_restored
 
 
 def start(target, *args):
@@ -103,6 +104,28 @@ class Keep(Callback):
             "history": record.history,
         }
         torch.save(found, f"rank{trainer.global_rank}of{trainer.world_size}.pt")
+
+
+class SAMOfTwoHalves(SAM):
+    """What ``sync_ascent: false`` means, in one process: each half ascends along its own gradient.
+
+    The halves are the rows that two ranks would be dealt.
+    """
+
+    def _backward(self, step):
+        losses, found = [], []
+        for half in (slice(0, None, 2), slice(1, None, 2)):
+            step.module.zero_grad()
+            losses.append(step.run(half))
+            params = [p for p in step.module.parameters() if p.grad is not None]
+            with weights_restored(params):
+                ascend(params, self.radius(step.epoch, step.epochs))
+                step.module.zero_grad()
+                step.run(half)
+            found.append([p.grad.clone() for p in params])
+        for p, one, other in zip(params, *found, strict=True):
+            p.grad = (one + other) / 2
+        return torch.stack(losses).mean()
 
 
 class Watch(Callback):

@@ -216,19 +216,43 @@ EXACT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", EXACT)
 def test_two_processes_train_what_one_trains(case, starts, tmp_path):
-    whole = yaml.safe_load(config(case.partition(",")[0], starts, epochs=2))
-    whole["model"]["init_args"] |= {"backbone": "flat_net", "optimizer": SGD, "ema_decay": None}
-    whole["model"]["init_args"] |= EXACT[case]
-    whole["model"]["init_args"].pop("backbone_args", None)
-    whole["trainer"]["limit_train_batches"] = 5
-    settings = whole["data"]["init_args"]
-    settings |= {name: [] for name in ("augment", "strong_augment") if name in settings}
-    settings |= {"views": {"key": []}} if "views" in settings else {}
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(whole))
-    (alone,), (first, _) = (train(["fit", "--config", path], tmp_path, n) for n in (1, 2))
+    words = exact(case.partition(",")[0], EXACT[case], starts, tmp_path)
+    (alone,), (first, _) = (train(words, tmp_path, n) for n in (1, 2))
     for key in ("model", "traces"):
         support.assert_same(in_order(alone[key]), in_order(first[key]), key, close)
+
+
+@pytest.mark.slow
+def test_sam_may_ascend_along_the_gradient_of_each_rank(starts, tmp_path):
+    rules = {
+        "alone": {"class_path": "processes.SAMOfTwoHalves", "init_args": {"rho": 0.5}},
+        "ranks": {"class_path": "SAM", "init_args": {"rho": 0.5, "sync_ascent": False}},
+        "together": {"class_path": "SAM", "init_args": {"rho": 0.5}},
+    }
+    found = {}
+    for name, rule in rules.items():
+        words = exact("erm", DRAWN | {"gradient_rule": rule}, starts, tmp_path)
+        found[name] = train(words, tmp_path, 1 if name == "alone" else 2)
+    (alone,), (first, second), (together, _) = found.values()
+    support.assert_same(first["model"], second["model"])
+    support.assert_same(alone["model"], first["model"], "", close)
+    moved = first["model"]["net.fc.weight"] - together["model"]["net.fc.weight"]
+    assert moved.abs().max() > 1e-3
+
+
+def exact(method, settings, starts, folder):
+    """Write the config of a run that is the same on any number of processes; return its words."""
+    whole = yaml.safe_load(config(method, starts, epochs=2))
+    whole["model"]["init_args"] |= {"backbone": "flat_net", "optimizer": SGD, "ema_decay": None}
+    whole["model"]["init_args"] |= settings
+    whole["model"]["init_args"].pop("backbone_args", None)
+    whole["trainer"]["limit_train_batches"] = 5
+    data = whole["data"]["init_args"]
+    data |= {name: [] for name in ("augment", "strong_augment") if name in data}
+    data |= {"views": {"key": []}} if "views" in data else {}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    return ["fit", "--config", path]
 
 
 def close(one, other):
