@@ -206,7 +206,8 @@ def test_percent(value, text):
 
 
 def test_progress_says_when_the_whole_training_ends(monkeypatch):
-    monkeypatch.setattr(callbacks.RichProgressBar, "get_metrics", lambda *args: {"v_num": 1})
+    shown = {"v_num": 1, "train/loss_step": "0.5", "train/loss_epoch": "0.7"}
+    monkeypatch.setattr(callbacks.RichProgressBar, "get_metrics", lambda *args: dict(shown))
     monkeypatch.setattr(callbacks.RichProgressBar, "on_train_start", lambda *args: None)
     now = 1000.0
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
@@ -216,7 +217,7 @@ def test_progress_says_when_the_whole_training_ends(monkeypatch):
     assert "ends in" not in bar.get_metrics(trainer, None)
     now, trainer.global_step = 1050.0, 200
     items = bar.get_metrics(trainer, None)
-    assert items == {"ends in": "0:01:40"}  # 200 steps left at half a second each
+    assert items == {"loss": "0.5", "ends in": "0:01:40"}  # 200 steps left at half a second each
 
 
 def test_device_and_memory_of_a_cpu():

@@ -430,6 +430,17 @@ def test_data_shows_the_tail(ltbench, tiny, digits_run):
     assert (tiny.parent / "tail.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_names_classes_that_its_font_has(ltbench, of_folder, images):
+    (images / "train/ant").rename(images / "train/$a_")  # no formula
+    (images / "train/bee").rename(images / "train/蜂")
+    shutil.rmtree(images / "test")
+    done = ltbench("data", "--config", of_folder, "--output", "tail.svg")
+    assert (done.code, done.err) == (0, "")  # no warning of a missing letter
+    drawn = (of_folder.parent / "tail.svg").read_text()
+    assert "<!-- $a_ -->" in drawn
+    assert "<!-- few: 3 -->" in drawn
+
+
 def test_missing_data_folder(refused, of_folder, tmp_path):
     words = ["--config", of_folder, "--data.init_args.root", "nowhere"]
     for command in ("fit", "data"):
@@ -470,6 +481,13 @@ def test_a_folder_without_a_test_split(ltbench, of_folder, images, tmp_path):
     else:
         (record,) = tmp_path.glob("runs/*/record.json")
         assert records.read_record(record)["status"] == "done"
+
+
+def test_a_run_that_nothing_can_measure_says_so(ltbench, of_folder, images):
+    shutil.rmtree(images / "test")
+    done = ltbench("fit", "--config", of_folder, "--data.val_fraction", 0)
+    assert done.code == 0, done.err
+    assert "nothing was measured" in done.out
 
 
 # --- a run that is stopped ---

@@ -254,6 +254,8 @@ class Progress(RichProgressBar):
         items = super().get_metrics(trainer, pl_module)
         for name in ("v_num", "train/loss_epoch"):
             items.pop(name, None)
+        if (loss := items.pop("train/loss_step", None)) is not None:
+            items = {"loss": loss, **items}  # short: a line of 80 characters has no room to spare
         done = trainer.global_step - self._from
         left = trainer.estimated_stepping_batches - trainer.global_step
         if done:

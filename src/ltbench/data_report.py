@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.markup import escape
@@ -97,15 +98,20 @@ def _histogram(data: LongTailDataModule) -> Figure:
             if len(counts) <= NAMED:
                 axes.bar_label(bars, fontsize=8)
     if len(counts) <= NAMED:
-        names = [f"{data.source.class_names[c]:.20}" for c in order]
+        names = [_drawn(data.source.class_names[c], str(c)) for c in order]
         axes.set_xticks(np.arange(len(names)) + 1, names, rotation=30, ha="right", parse_math=False)
     axes.set(yscale="log", xlabel="class, by decreasing count", ylabel="training images")
     axes.set_ylim(0.6 * max(counts[-1], 1), 1.6 * counts[0])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(title="classes by images", frameon=False)
-    axes.set_title(
-        f"{data.source.display_name}: {counts.sum()} images, {len(counts)} classes",
-        parse_math=False,
-    )
+    name = _drawn(data.source.display_name, data.source_name)
+    title = f"{name}: {counts.sum()} images, {len(counts)} classes"
+    axes.set_title(title, parse_math=False)
     return figure
+
+
+def _drawn(name: str, otherwise: str) -> str:
+    """Return a name, not too long, if matplotlib's font has all its letters."""
+    font = get_font(findfont(FontProperties()))
+    return f"{name:.20}" if all(font.get_char_index(ord(letter)) for letter in name) else otherwise

@@ -29,7 +29,7 @@ def result_table(record: dict[str, Any]) -> Table:
     """Lay out a record's metrics in percent: a column a selection (last epoch, best on val).
 
     They are those of the test set; of the validation set where the data has no test set. A model
-    with several heads has a column for each.
+    with several heads has a column for each. A run on data with neither has no metrics.
     """
     selections = record["metrics"]
     split = "test" if any("test" in found for found in selections.values()) else "val"
@@ -44,6 +44,8 @@ def result_table(record: dict[str, Any]) -> Table:
             table.add_column(escape(title), justify="right")
             columns.append(_of_head(metrics, head))
     measured = {name for metrics in columns for name in metrics}
+    if not measured:
+        table.add_row("nothing was measured: there are no test or validation images")
     for name, title in FRACTIONS.items():
         if name in measured:
             table.add_row(title, *(percent(metrics.get(name)) for metrics in columns))

@@ -94,6 +94,24 @@ def test_a_validation_folder_is_used_as_it_is(images, make_images):
     assert data.describe()["images"] == {"val": 4, "train": 32, "test": 13}
 
 
+def test_single_images_leave_no_validation_split(make_images, tmp_path):
+    make_images(tmp_path / "train", {"ant": 1, "bee": 1})
+    data = LongTailDataModule("folder", str(tmp_path), profile="natural", val_fraction=0.5)
+    data.setup()
+    assert data.splits.keys() == {"train"}
+    assert data.class_counts.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_images_is_refused(split, images):
+    for path in (images / split).rglob("*.png"):
+        path.unlink()
+    (images / split / "ant").mkdir(parents=True, exist_ok=True)
+    data = LongTailDataModule("folder", str(images), profile="natural")
+    with pytest.raises(UserError, match=f"the {split} images of images, in .* are none"):
+        data.setup()
+
+
 def test_the_hash_names_the_training_images():
     options = {"imbalance_factor": 10, "largest": 50}
     reference = digits(**options)

@@ -173,7 +173,8 @@ class LongTailDataModule(L.LightningDataModule):
             train, val = profiles.split_validation(
                 labels, train, self.val_fraction, self.subset_seed
             )
-            self.splits["val"] = Split("train", val, labels[val])
+            if len(val):  # single images stay in training
+                self.splits["val"] = Split("train", val, labels[val])
         self.splits["train"] = Split("train", train, labels[train])
         if self.source.has("test"):
             self.splits["test"] = self._whole("test")
@@ -192,6 +193,11 @@ class LongTailDataModule(L.LightningDataModule):
 
     def _whole(self, part: str) -> Split:
         labels = self.source.labels(part)
+        if not len(labels):
+            raise UserError(
+                f"the {part} images of {self.source.display_name}, in {self.root}, are none: add "
+                "some, or take that folder or list away."
+            )
         return Split(part, np.arange(len(labels)), labels)
 
     def dataset(self, name: str) -> Images:
