@@ -65,6 +65,7 @@ def test_class_balanced_weights():
     close(weights.max() / weights.min(), 97.565, tol=1e-3)
     close(WEIGHTS, [0.034107, 0.275167, 2.690725])
     close(class_balanced_weights(CIFAR10, beta=0), [1.0] * 10)
+    close(class_balanced_weights(torch.tensor([5000, 50])), [0.025034, 1.974966])
 
 
 @pytest.mark.paper
@@ -117,6 +118,13 @@ def test_toy_batch(name, constants, plain, weighted):
     loss = bind_loss(name, constants)
     close(loss(LOGITS, LABELS, COUNTS), plain)
     close(loss(LOGITS, LABELS, COUNTS, weight=WEIGHTS), weighted)
+
+
+@pytest.mark.paper
+def test_balanced_softmax_of_equal_logits_is_the_surprise_of_the_prior():
+    counts, zeros = torch.tensor([100, 10]), torch.zeros(1, 2)
+    losses = [balanced_softmax_loss(zeros, torch.tensor([y]), counts) for y in (0, 1)]
+    close(torch.stack(losses), [0.095310, 2.397895])
 
 
 @pytest.mark.paper
