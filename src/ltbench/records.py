@@ -137,12 +137,14 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         schema = int(record["schema"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no readable run record: {error}") from error
     if schema > SCHEMA:
         raise UserError(
             f"{path} has schema {schema}; this ltbench reads {SCHEMA}: upgrade ltbench."
         )
+    if not isinstance(record.get("status"), str):
+        raise UserError(f"{path} is no readable run record: it has no 'status'.")
     return record  # type: ignore[no-any-return]
 
 

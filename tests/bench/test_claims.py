@@ -1,10 +1,12 @@
 """Published numbers are set beside ours only where the two can be compared."""
 
+import json
+
 import pytest
 import yaml
 
 from ltbench import catalog
-from ltbench.bench import claims, leaderboard, results, tables
+from ltbench.bench import claims, leaderboard, measures, results, tables
 from ltbench.errors import UserError
 
 CLAIM = {
@@ -68,6 +70,25 @@ def test_a_row_is_known_by_its_name_or_its_configs(judged, make_run, tmp_path):
     assert found.line == "vs_digits"
 
 
+@pytest.mark.parametrize(
+    ("source", "told"), [("CIFAR-10 (JPEG)", 1), ("cifar10", 1), ("Flowers", 0)]
+)
+def test_a_folder_is_judged_by_the_claims_of_the_set_that_it_is_called_after(
+    source, told, make_run, tmp_path
+):
+    folder = make_run("ce", 0, dataset="folder")
+    record = json.loads((folder / "record.json").read_text())
+    names = [str(c) for c in range(10)]
+    record["data"] |= {"source": source, "class_names": names, "class_counts": [50] * 10}
+    del record["metrics"]["last"]["test"]["per_class_recall"]
+    (folder / "record.json").write_text(json.dumps(record))
+    board = leaderboard.build(results.of_folder(tmp_path / "runs"))
+    path = tmp_path / "claims.yaml"
+    rows = {"ce": {"accuracy": 50}}
+    path.write_text(yaml.safe_dump([{**CLAIM, "dataset": "cifar10", "rows": rows}]))
+    assert len(claims.judge(claims.read(path), board)) == told
+
+
 def test_a_damaged_list_of_claims_is_named(tmp_path):
     path = tmp_path / "claims.yaml"
     path.write_text("- paper: x\n")
@@ -79,7 +100,7 @@ def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
     found = claims.read(catalog.folder("benchmarks") / "claims.yaml")
     assert len(found) > 100
     for claim in found:
-        assert claim.metric in leaderboard.METRICS
+        assert claim.metric in measures.METRICS
         assert claim.certainty in ("verified", "second-hand", "unverified")
         assert claim.dataset in claims.DATASETS
         assert claim.table

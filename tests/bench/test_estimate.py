@@ -1,6 +1,7 @@
 """How long jobs take follows from what was measured."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -74,8 +75,26 @@ def test_a_dry_run_times_a_few_steps_and_runs_nothing(workshop, ltbench):
     path = workshop(rows, seeds=[0, 1])
     done = ltbench("bench", "run", path, "--folder", "runs", "--dry-run", "--jobs", "2")
     assert done.code == 0, done.err
-    assert "4 jobs, 4 to run" in done.out
+    assert "4 of 4 jobs left" in done.out
     assert "unknown" not in done.out
     assert re.search(r"a +1 +waiting +0:0[3-9]:", done.out)
     assert re.search(r"b +1 +waiting +0:00:0", done.out)
     assert ltbench("bench", "status", "mine", "--folder", "runs").code == 2  # it was not run
+    assert [p.name for p in Path("runs").iterdir()] == [".timings.json"]
+    again = ltbench("bench", "run", path, "--folder", "runs", "--dry-run", "--jobs", "2")
+    assert again.out.endswith(done.out.partition("\n")[2])
+
+
+def test_a_dry_run_says_what_cannot_be_timed(workshop, ltbench):
+    path = workshop({"bad": {"config": {"epochs": 1, "fail": True}}})
+    done = ltbench("bench", "run", path, "--folder", "runs", "--dry-run")
+    assert "bad cannot be timed: it was asked to fail." in done.out
+    assert "1 of 1 jobs left." in done.out
+
+
+def test_a_dry_run_of_what_failed_counts_that_alone(workshop, ltbench):
+    path = workshop({"bad": {"config": {"epochs": 1, "fail": True}}, "good": {"config": 1}})
+    ltbench("bench", "run", path, "--rows", "bad")
+    done = ltbench("bench", "run", path, "--dry-run", "--only-failed")
+    assert "1 of 2 jobs left" in done.out
+    assert re.search(r"good +0 +waiting *\n", done.out)

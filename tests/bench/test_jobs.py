@@ -85,14 +85,23 @@ def test_a_finished_run_counts_though_a_later_one_was_cut_off(tmp_path):
     assert jobs.start(tmp_path, SLEEP, {}) is None
 
 
-def test_a_damaged_record_is_named_and_the_job_runs_again(tmp_path):
-    state = finished(tmp_path, [*SLEEP[:2], "pass"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"schema": 1, "stat', "is no readable run record"),
+        ('{"schema": 1, "loss": 3}', "it has no 'status'"),
+        ('{"schema": 99, "status": "done"}', "has schema 99"),
+    ],
+)
+def test_a_job_whose_record_cannot_be_read_has_failed_and_names_it(tmp_path, text, told):
+    finished(tmp_path, [*SLEEP[:2], "pass"])
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "record.json").write_text('{"schema": 1, "stat')
+    (tmp_path / "run" / "record.json").write_text(text)
     state = jobs.read_state(tmp_path)
-    assert state.status == "stopped"
-    assert "run/record.json is no readable run record" in state.cause
-    assert state.cause.endswith("The job is run again.")
+    assert state.status == "failed"
+    assert "run/record.json" in state.cause
+    assert told in state.cause
+    assert state.cause.endswith("the job cannot go on.")
 
 
 def test_a_failure_is_forgotten_when_the_job_is_started_again(tmp_path):

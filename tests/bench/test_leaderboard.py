@@ -95,7 +95,7 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
         ),
         (
             {"lineage": [{"role": "teacher", "job_id": "x"}]},
-            "pre-training: teacher is a run of this suite",
+            "pre-training: teacher is a run that is not here",
         ),
         ({"weights": "averaged"}, "weights: averaged"),
         ({"data__unlabelled_counts": [10, 20, 30]}, "unlabelled images: 60"),
@@ -113,8 +113,50 @@ def test_a_row_that_is_not_comparable_says_in_what(changes, told, make_run, tmp_
 
 
 def test_the_selection_rule_is_a_difference(make_run):
-    run = results.read(make_run("ce", 0))
-    assert comparable.facts(run)["selected"] == "last epoch"
+    row = results.Row("ce", "", [results.read(make_run("ce", 0))])
+    assert comparable.facts(row)["selected"] == "last epoch"
+
+
+def test_a_row_that_goes_on_from_another_has_its_network_and_its_cost(make_run, tmp_path):
+    start = make_run("start", 0)
+    lineage = [{"role": "init_from", "job_id": "start-0", "path": "x"}]
+    change(make_run("tuned", 0, lineage=lineage), config__model__init_args__backbone=None)
+    change(start, config__model__init_args__backbone="wrn_28_2", wall_seconds=100.0)
+    (table,) = board_of(tmp_path).tables
+    tuned = next(line for line in table.lines if line.name == "tuned")
+    assert tuned.facts["backbone"] == "wrn_28_2"
+    assert tuned.facts["pre-training"] == "init_from is start"
+    assert tables.costs(tuned)["wall time"] == "0:00:10 (0:01:50 with stages)"
+
+
+def test_the_groups_of_a_row_are_those_of_its_own_training_images(make_run, tmp_path):
+    make_run("one", 0)
+    folder = make_run("other", 0)  # of which the first class is the rare one
+    recalls = json.loads((folder / "record.json").read_text())["metrics"]["last"]["test"]
+    change(
+        folder,
+        data__class_counts=[15, 60, 120],
+        metrics__last__test__many_recall=recalls["per_class_recall"][2],
+    )
+    (table,) = board_of(tmp_path).tables
+    for line in table.lines:
+        low, high = line.estimates["many_recall"].images
+        assert low < line.estimates["many_recall"].mean < high
+
+
+def test_rows_measured_on_other_images_are_not_paired(make_run, tmp_path):
+    make_run("one", 0)
+    path = make_run("other", 0) / "predictions_last.npz"
+    with np.load(path) as stored:
+        np.savez_compressed(path.with_suffix(".new.npz"), **dict(stored, index=stored["index"] + 7))
+    path.with_suffix(".new.npz").replace(path)
+    board = board_of(tmp_path)
+    assert board.problems == [
+        "other: its runs were measured on other images than those of one: "
+        "they are not compared image by image."
+    ]
+    assert np.isnan(board.tables[0].p[0, 1])
+    assert {line.rank for line in board.tables[0].lines} == {1}
 
 
 def test_small_test_classes_are_warned_of(make_run, tmp_path):

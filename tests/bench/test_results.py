@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ltbench.bench import results
+from ltbench.bench import leaderboard, report, results
 from ltbench.errors import UserError
 
 
@@ -58,8 +58,9 @@ def test_a_seed_that_is_there_twice_counts_once_and_is_named(make_run, tmp_path)
         (lambda text, record: text[: len(text) // 2], "no readable run record"),
         (lambda text, record: "[]", "no readable run record"),
         (lambda text, record: json.dumps(record | {"schema": 99}), "has schema 99"),
-        (lambda text, record: json.dumps({"schema": 1, "loss": 3}), "it has no 'name'"),
-        (lambda text, record: json.dumps(record | {"data": {}}), "no 'data.class_counts'"),
+        (lambda text, record: json.dumps({"schema": 1, "loss": 3}), "it has no 'status'"),
+        (lambda text, record: json.dumps({"schema": 1, "status": "done"}), "no usable 'name'"),
+        (lambda text, record: json.dumps(record | {"data": {}}), "no usable 'data.source'"),
         (lambda text, record: json.dumps(record | {"metrics": {}}), "no metrics of the last"),
         (
             lambda text, record: json.dumps(record | {"status": "running"}),
@@ -80,6 +81,50 @@ def test_a_record_that_cannot_be_used_is_named_and_the_rest_is_read(
     (problem,) = found.problems
     assert told in problem
     assert "bad-0" in problem
+
+
+def test_any_part_of_a_record_that_is_something_else_is_named_or_does_no_harm(make_run, tmp_path):
+    """Whatever stands in the place of whatever, the other runs get their table and report."""
+    make_run("good", 0)
+    folder = make_run("bad", 0)
+    path = folder / "record.json"
+    text = path.read_text()
+    metrics = ("accuracy", "per_class_recall")
+    places = [*places_of(json.loads(text)), *(("metrics", "last", "test", m) for m in metrics)]
+    for place in places:
+        for value in ("<b>", -1, [None], float("nan"), None):
+            record = json.loads(text)
+            part = record
+            for name in place[:-1]:
+                part = part[name]
+            part[place[-1]] = value
+            path.write_text(json.dumps(record))
+            found = results.of_folder(tmp_path / "runs")
+            assert "good" in [row.name for row in found.rows]
+            if len(found.rows) == 2:
+                report.html(leaderboard.build(found), [])
+            else:
+                assert "bad-0" in found.problems[0]
+
+
+def places_of(value, place=()):
+    """Paths to all parts of a record but those of its metrics."""
+    for name, item in value.items() if isinstance(value, dict) else ():
+        if name != "metrics" or place:
+            yield (*place, name)
+            yield from places_of(item, (*place, name))
+
+
+def test_what_a_row_goes_back_to_is_found(make_run, tmp_path):
+    def start(name, role):
+        return {"lineage": [{"role": role, "job_id": f"{name}-0", "path": "x"}]}
+
+    make_run("first", 0)
+    make_run("second", 0, **start("first", "init_from"))
+    make_run("third", 0, **start("second", "teacher"))
+    rows = {row.name: row for row in results.of_folder(tmp_path / "runs").rows}
+    assert [run.record["name"] for run in rows["third"].earlier] == ["second", "first"]
+    assert rows["first"].earlier == []
 
 
 def test_a_folder_without_records_is_refused(tmp_path):

@@ -148,6 +148,14 @@ def test_ranks_follow_from_the_p_values(values):
         assert rank == 1 + len(better)
     assert np.array_equal(found.p, found.p.T, equal_nan=True)
     assert sorted(found.order) == list(range(len(values)))
+    places = [(found.ranks[i], -means[i]) for i in found.order]
+    assert places == sorted(places)
+
+
+def test_a_row_without_the_metric_comes_last():
+    found = stats.compare([[np.nan], [0.5, 0.5], [0.9, 0.91]], [None] * 3)
+    assert found.ranks.tolist() == [3, 2, 1]
+    assert found.order.tolist() == [2, 1, 0]
 
 
 def test_of_equal_rows_none_is_better():

@@ -180,6 +180,9 @@ def test_every_job_comes_after_those_it_needs(data):
         ("rows: {a: {}}", "either a config or stages"),
         ("rows: {a: {stages: {b: {}}}}", "names no config"),
         ("rows: {a: {config: ce_digits, overrides: [x]}}", "overrides must be a mapping"),
+        ("rows: {a: {config: ce_digits}, a: {config: vs_digits}}", "'a' is there twice"),
+        ("rows: {a/b: {config: ce_digits}}", "row 'a/b': its name is that of a folder"),
+        ("rows: {a: {stages: {b/c: {config: ce_digits}}}}", "stage 'b/c': its name is that of"),
         ("rows: {abc: {config: ce_digits, overrides: {x: '{abd}'}}}", "Did you mean 'abc'"),
     ],
 )

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from ltbench import catalog
+from ltbench.bench import comparable
 from ltbench.bench.leaderboard import Leaderboard, Line
-from ltbench.bench.results import Record
+from ltbench.bench.results import Record, Row
 from ltbench.bench.stats import Estimate
 from ltbench.bench.suite import flatten
 from ltbench.errors import UserError
@@ -142,17 +143,22 @@ def judge(claims: Sequence[Claim], board: Leaderboard) -> list[Judged]:
 
 
 def _same_data(claim: Claim, record: Record) -> bool:
-    """Say whether a run is about the data of a claim, perhaps as a folder of images."""
-    classes = len(record["data"]["class_counts"])
+    """Say whether a run is about the data of a claim, perhaps as a folder that is called so."""
+    classes, source = len(record["data"]["class_counts"]), _letters(record["data"]["source"])
     return record.get("dataset") == claim.dataset or (
-        record.get("dataset") == "folder" and DATASETS.get(claim.dataset, (0, ""))[0] == classes
+        record.get("dataset") == "folder"
+        and DATASETS.get(claim.dataset, (0, ""))[0] == classes
+        and source.startswith(_letters(claim.dataset))
     )
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _judged(claim: Claim, line: Line) -> Judged:
     ours = line.estimates.get(claim.metric)
-    record = line.row.runs[0].record
-    reasons = list(_unmet(claim.needs, record))
+    reasons = list(_unmet(claim.needs, line.row))
     if ours is None:
         return Judged(claim, line.name, None, "not comparable", [f"it has no {claim.metric}"])
     if reasons:
@@ -166,9 +172,11 @@ def _judged(claim: Claim, line: Line) -> Judged:
     return Judged(claim, line.name, ours, status)
 
 
-def _unmet(needs: Mapping[str, Any], record: Record) -> Iterator[str]:
+def _unmet(needs: Mapping[str, Any], row: Row) -> Iterator[str]:
+    record = row.runs[0].record
     flat = flatten({key: record[key] for key in ("data", "config")})
     flat["training_images"] = sum(record["data"]["class_counts"])
+    flat["config.model.backbone"] = comparable.backbone(record, row.earlier)[0]
     for name, wanted in needs.items():
         if flat.get(name) != wanted:
             short = name.rpartition(".")[2].replace("_", " ")

@@ -16,7 +16,7 @@ from ltbench.bench import estimate
 from ltbench.bench import suite as suites
 from ltbench.bench.jobs import Store
 from ltbench.bench.launchers import Launcher, Local
-from ltbench.bench.runner import Runner
+from ltbench.bench.runner import Runner, wanted
 from ltbench.bench.status import Board, duration
 from ltbench.bench.suite import Plan, Suite
 from ltbench.errors import UserError, unknown_name
@@ -54,7 +54,7 @@ def run(args: Sequence[str]) -> None:
     store, console = Store(given.folder), Console()
     launcher = _launcher(given, cluster)
     if given.dry_run:
-        dry_run(suite, plan, store, launcher, console)
+        dry_run(suite, plan, store, launcher, given.only_failed)
         return
     store.save(plan)
     with Board(plan, console, launcher.slots) as board:
@@ -72,32 +72,44 @@ def _launcher(given: argparse.Namespace, cluster: Mapping[str, Any]) -> Launcher
     return Slurm(given.folder, given.jobs, parameters)
 
 
-def dry_run(suite: Suite, plan: Plan, store: Store, launcher: Launcher, console: Console) -> None:
+def dry_run(
+    suite: Suite, plan: Plan, store: Store, launcher: Launcher, only_failed: bool = False
+) -> None:
     """Print what is left to run and how long it takes, from what was measured; run nothing of it.
 
     Recipes about which nothing is known are timed for a few steps.
     """
+    console = Console()
+    before = store.states(plan)
+    todo = wanted(before, only_failed)
     states = {  # what failed is run again
-        key: replace(state, status="waiting") if state.status in ("failed", "blocked") else state
-        for key, state in store.states(plan).items()
+        key: replace(state, status="waiting") if key in todo else state
+        for key, state in before.items()
     }
-    todo = {key for key, state in states.items() if state.status not in ("done", "running")}
-    unknown = todo - estimate.totals(plan, states).keys()
-    probed = estimate.probe(suite, plan, unknown, store, launcher) if unknown else {}
+    unknown = set(todo) - estimate.totals(plan, states).keys()
+    probed: estimate.Seconds = {}
+    if unknown:
+        told = f"timing {estimate.BATCHES} steps of what was never run ..."
+        console.print(told)
+        with console.status(told):
+            probed, failed = estimate.probe(suite, plan, unknown, store, launcher)
+        for name, cause in failed.items():
+            console.print(f"{name} cannot be timed: {cause}", markup=False, highlight=False)
     whole = estimate.totals(plan, states, probed)
-    remaining = estimate.left(plan, states, whole)
+    remaining = {key: s for key, s in estimate.left(plan, states, whole).items() if key in todo}
     table = Table("job", "seed", "state", Column("time", justify="right"), box=None)
     for key, job in plan.jobs.items():
         time = duration(remaining[key]) if key in remaining and key in whole else "unknown"
-        status = states[key].status
-        table.add_row(escape(job.name), str(job.seed), status, "" if status == "done" else time)
+        table.add_row(
+            escape(job.name), str(job.seed), before[key].status, time if key in todo else ""
+        )
     console.print(table)
-    wall = duration(estimate.makespan(plan, remaining, launcher.slots))
-    console.print(
-        f"{len(plan.jobs)} jobs, {len(todo)} to run, {duration(sum(remaining.values()))} in all; "
-        f"about {wall} with {launcher.slots} at a time, {launcher.threads} threads each.",
-        highlight=False,
-    )
+    told = f"{len(todo)} of {len(plan.jobs)} jobs left"
+    if remaining and whole:
+        wall = duration(estimate.makespan(plan, remaining, launcher.slots))
+        told += f", {duration(sum(remaining.values()))} in all; about {wall} with "
+        told += f"{launcher.slots} at a time, {launcher.threads} threads each"
+    console.print(f"{told}.", highlight=False, soft_wrap=True)
 
 
 def status(args: Sequence[str]) -> None:
@@ -147,9 +159,10 @@ def _parser(action: str, description: str) -> argparse.ArgumentParser:
 
 
 def _seeds(text: str) -> list[int]:
-    if not all(seed.isdecimal() for seed in text.split(",")):
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of seeds such as 0,1,2")
-    return [int(seed) for seed in text.split(",")]
+    seeds = [int(seed) if seed.isdecimal() else None for seed in text.split(",")]
+    if not all(map(suites.is_seed, seeds)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of seeds (0 to 2^32 - 1): 0,1,2")
+    return [seed for seed in seeds if seed is not None]
 
 
 def _names(text: str) -> list[str]:

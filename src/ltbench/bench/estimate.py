@@ -1,12 +1,15 @@
 """How long jobs take, as measured: by other seeds, by their own epochs, or by a few timed steps."""
 
 import heapq
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ltbench import records
 from ltbench.bench import jobs
 from ltbench.bench import suite as suites
 from ltbench.bench.jobs import State, Store
@@ -79,19 +82,37 @@ def makespan(plan: Plan, remaining: Seconds, slots: int) -> float:
     return max(ended.values(), default=0.0)
 
 
-def probe(suite: Suite, plan: Plan, wanted: set[str], store: Store, launcher: Launcher) -> Seconds:
+def probe(
+    suite: Suite, plan: Plan, wanted: set[str], store: Store, launcher: Launcher
+) -> tuple[Seconds, dict[str, str]]:
     """Time a few steps of each recipe, in the order of their stages; each is timed once.
 
     Args:
         suite: The suite of ``plan``.
         plan: Its jobs.
         wanted: Keys of the jobs to time.
-        store: The suite's; the timed runs are kept in ``probes`` below it.
+        store: The suite's; what was found is kept there, in ``.timings.json``.
         launcher: What runs them.
 
     Returns:
-        Recipe -> estimated seconds of the whole job; those that fail are left out.
+        Recipe -> estimated seconds of the whole job; and name of a job that failed -> why.
     """
+    path = store.folder / ".timings.json"
+    known = {k: v for k, v in jobs.read_json(path).items() if isinstance(v, int | float)}
+    wanted = {key for key in wanted if plan.jobs[key].recipe not in known}
+    if not wanted:
+        return known, {}
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="timing-", dir=store.folder) as folder:  # on the jobs' own disk
+        found, failed = _probe(suite, plan, wanted, Store(Path(folder)), launcher)
+    known |= found
+    records.write_whole(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
+    return known, failed
+
+
+def _probe(
+    suite: Suite, plan: Plan, wanted: set[str], store: Store, launcher: Launcher
+) -> tuple[Seconds, dict[str, str]]:
     seed = next(iter(next(iter(plan.rows.values()))))
     short = suites.plan(_shortened(suite), [seed])
     pairs = {
@@ -102,16 +123,18 @@ def probe(suite: Suite, plan: Plan, wanted: set[str], store: Store, launcher: La
     recipes = {plan.jobs[key].recipe for key in wanted}
     needed = _with_needs({pairs[k] for k in pairs if plan.jobs[k].recipe in recipes}, short)
     short = replace(short, jobs={key: job for key, job in short.jobs.items() if key in needed})
-    states = Runner(short, Store(store.folder / "probes"), launcher).run()
-    found = {}
+    states = Runner(short, store, launcher).run()
+    found, failed = {}, {}
     for ours, theirs in pairs.items():
         state = states.get(theirs)
+        if state and state.status == "failed":
+            failed[short.jobs[theirs].name] = state.cause or "its cause is unknown"
         if state and state.status == "done" and state.record:
             seconds = _extrapolated(plan.jobs[ours], state.record)
             if seconds is not None:
                 around = float((state.notes or {})["seconds"]) - state.record["wall_seconds"]
                 found[plan.jobs[ours].recipe] = around + seconds
-    return found
+    return found, failed
 
 
 def _shortened(suite: Suite) -> Suite:

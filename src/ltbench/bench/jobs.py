@@ -90,7 +90,7 @@ class Store:
             return Plan(found["suite"], jobs, rows, found["families"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged: ltbench bench run {suite} --dry-run writes it anew."
+                f"{path} is damaged: ltbench bench run {suite} writes it anew; what is done stays."
             ) from error
 
     def states(self, plan: Plan) -> dict[str, State]:
@@ -107,12 +107,14 @@ class Store:
 
 def read_state(folder: Path) -> State:
     """Say where the job of a folder stands; nothing is written."""
-    notes = _read_json(folder / "job.json")
+    notes = read_json(folder / "job.json")
     run, record, damage = _run_of(folder)
     if record and record["status"] == "done":
         return State("done", run, record, notes=notes)
     if is_locked(folder):
         return State("running", run, record, damage, notes)
+    if damage and not record:
+        return State("failed", run, record, damage, notes)
     if notes.get("returncode"):
         return State("failed", run, record, _cause(folder, record, notes), notes)
     if notes.get("queued"):
@@ -128,7 +130,7 @@ def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str | Non
             record = records.read_record(path)
             found.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
         except UserError as error:
-            damage = f"{error} The job is run again."
+            damage = f"{error} Until that file is mended or removed, the job cannot go on."
         except OSError:  # it was taken away meanwhile
             continue
     if not found:
@@ -161,7 +163,8 @@ def tail(path: Path, size: int = 4000) -> str:
         return ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file; an empty one where it is missing or damaged."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -171,7 +174,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def note(folder: Path, **notes: Any) -> None:  # noqa: ANN401 - what JSON can hold
     """Add to a job's notes."""
-    text = json.dumps({**_read_json(folder / "job.json"), **notes}, indent=1).encode()
+    text = json.dumps({**read_json(folder / "job.json"), **notes}, indent=1).encode()
     records.write_whole(folder / "job.json", lambda file: file.write(text))
 
 
@@ -230,7 +233,7 @@ def start(
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if (found := _run_of(folder)[1]) and found["status"] == "done":
             return None
-        seconds = _read_json(folder / "job.json").get("seconds", 0.0)
+        seconds = read_json(folder / "job.json").get("seconds", 0.0)
         with (folder / "log.txt").open("ab") as log:
             log.write(f"\n$ {' '.join(words)}\n".encode())
             log.flush()
@@ -270,7 +273,7 @@ _LIBC = ctypes.CDLL(None)  # opened before the fork: nothing may wait for a lock
 
 def ended(folder: Path, returncode: int) -> None:
     """Note how a job's process ended, and what it took."""
-    notes = _read_json(folder / "job.json")
+    notes = read_json(folder / "job.json")
     seconds = float(notes.get("seconds") or 0) + time.time() - float(notes.get("began") or 0)
     note(folder, returncode=returncode, seconds=round(seconds, 2))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ltbench.bench import jobs
+from ltbench.errors import UserError
 
 
 class Handle(Protocol):
@@ -37,6 +38,9 @@ class Local:
 
     Args:
         jobs: Jobs at a time; default: as many as there are GPUs, else cores.
+
+    Raises:
+        UserError: ``OMP_NUM_THREADS``, which bounds the threads of a job, is no number.
     """
 
     def __init__(self, jobs: int | None = None) -> None:
@@ -44,6 +48,8 @@ class Local:
         self.slots = jobs or len(gpus) or cores
         self.threads = max(1, cores // self.slots)
         if given := os.environ.get("OMP_NUM_THREADS", ""):
+            if not given.isdecimal() or not int(given):
+                raise UserError(f"OMP_NUM_THREADS is '{given}'; it must be a number from 1 on.")
             self.threads = min(self.threads, int(given))
         self._free = [gpus[slot % len(gpus)] if gpus else "" for slot in range(self.slots)]
 

@@ -13,54 +13,12 @@ from numpy.typing import NDArray
 
 from ltbench.bench import comparable, posthoc, stats
 from ltbench.bench.comparable import Facts
+from ltbench.bench.measures import METRICS, is_shown, metric
 from ltbench.bench.posthoc import Found
 from ltbench.bench.results import Predictions, Results, Row, Run
 from ltbench.bench.stats import Estimate, Resampler
 from ltbench.counts import index_groups, shot_groups
 from ltbench.errors import UserError, unknown_name
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown.
-
-    Args:
-        title: Heading of its column.
-        percent: Whether it is a fraction, shown in percent.
-        higher_is_better: Which way is up.
-    """
-
-    title: str
-    percent: bool = True
-    higher_is_better: bool = True
-
-    def text(self, value: float) -> str:
-        """Write a value in the unit of the column."""
-        if np.isnan(value):
-            return "-"
-        return f"{100 * value:.1f}" if self.percent else f"{value:.3g}"
-
-
-METRICS = {
-    "accuracy": Metric("accuracy"),
-    "mean_recall": Metric("mean recall"),
-    "hmean_recall": Metric("H-mean"),
-    "gmean_recall": Metric("G-mean"),
-    "min_recall": Metric("min recall"),
-    "min_coverage": Metric("min coverage"),
-    "min_ht_recall": Metric("min head/tail"),
-    "many_recall": Metric("many"),
-    "medium_recall": Metric("medium"),
-    "few_recall": Metric("few"),
-    "head_recall": Metric("head"),
-    "mid_recall": Metric("mid"),
-    "tail_recall": Metric("tail"),
-    "ece": Metric("ECE", higher_is_better=False),
-    "dead_classes": Metric("dead classes", percent=False, higher_is_better=False),
-    "fid": Metric("FID", percent=False, higher_is_better=False),
-    "kl_to_uniform": Metric("KL to uniform", percent=False, higher_is_better=False),
-    "min_class_share": Metric("min class share"),
-}
 
 
 @dataclass
@@ -94,8 +52,6 @@ class Table:
         lines: The rows, best first.
         shared: What most rows were trained with.
         notes: What a reader has to know of all rows.
-        groups: Group of classes -> its classes.
-        support: (C,) test images of each class; None without predictions.
         p: (rows, rows) p-values between the lines after Holm's correction; NaN if unknown.
     """
 
@@ -105,8 +61,6 @@ class Table:
     lines: list[Line]
     shared: Facts
     notes: list[str]
-    groups: Mapping[str, NDArray[np.intp]]
-    support: NDArray[np.int64] | None
     p: NDArray[np.float64]
 
 
@@ -117,13 +71,6 @@ class Leaderboard:
     title: str
     tables: list[Table]
     problems: list[str]
-
-
-def metric(name: str) -> Metric:
-    """Return how a metric is shown; FIDs on several features are told apart by their names."""
-    base, _, features = name.partition("[")
-    found = METRICS[base]
-    return Metric(f"{found.title} [{features}", found.percent, False) if features else found
 
 
 def build(results: Results, by: str | None = None) -> Leaderboard:
@@ -157,7 +104,7 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
         for name, value in run.metrics.items()
         if value is not None
     }
-    names = [name for name in measured if name.partition("[")[0] in METRICS]
+    names = [name for name in measured if is_shown(name)]
     return sorted(names, key=lambda name: (list(METRICS).index(name.partition("[")[0]), name))
 
 
@@ -177,19 +124,12 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
     data = first.record["data"]
     names = _metrics(rows)
     chosen = by if by in names else names[0]
-    groups = {**shot_groups(first.class_counts), **index_groups(first.class_counts)}
-    groups = {name: classes for name, classes in groups.items() if len(classes)}
-
-    correct = {row.name: found for row in rows if (found := _correct(row, problems)) is not None}
-    resampler = None
-    if correct:
-        labels = next(iter(correct.values()))[0].label
-        resampler = Resampler(labels, len(first.class_counts))
+    correct, resampler = _paired(rows, problems)
     lines, replicates = [], []
     for row in rows:
         draws = {}
         if resampler and row.name in correct:
-            draws = _draws(resampler, correct[row.name], groups)
+            draws = _draws(resampler, correct[row.name], row.runs[0].class_counts)
         lines.append(_line(row, names, draws))
         replicates.append(draws.get(chosen))
     usual = comparable.shared([line.facts for line in lines])
@@ -211,15 +151,41 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
         metrics=names,
         lines=[lines[i] for i in order],
         shared=usual,
-        notes=_notes(lines, resampler),
-        groups=groups,
-        support=resampler.support if resampler else None,
+        notes=_notes(lines, resampler, chosen, replicates),
         p=compared.p[np.ix_(order, order)],
     )
 
 
-def _correct(row: Row, problems: list[str]) -> tuple[Predictions, NDArray[np.bool_]] | None:
-    """Return the images, and whether each run of a row is right about each; None if unknown."""
+def _paired(
+    rows: Sequence[Row], problems: list[str]
+) -> tuple[dict[str, NDArray[np.bool_]], Resampler | None]:
+    """Return whether the runs of each row are right about each image, (S, N), and the draws.
+
+    Rows without predictions are left out, and those that were measured on other images than the
+    first one: such as another part of the training images, where there is no test set.
+    """
+    found: dict[str, NDArray[np.bool_]] = {}
+    images: Predictions | None = None
+    for row in rows:
+        mine = _predictions(row, problems)
+        if not mine:
+            continue
+        if not _same_images([images or mine[0], *mine]):
+            other = next(iter(found), "each other")
+            problems.append(
+                f"{row.name}: its runs were measured on other images than those of {other}: "
+                "they are not compared image by image."
+            )
+            continue
+        images = images or mine[0]
+        found[row.name] = np.array([each.correct for each in mine])
+    if images is None:
+        return found, None
+    return found, Resampler(images.label, len(rows[0].runs[0].class_counts))
+
+
+def _predictions(row: Row, problems: list[str]) -> list[Predictions]:
+    """Return the stored predictions of each run of a row; of none, where one has none."""
     found: list[Predictions] = []
     for run in row.runs:
         try:
@@ -229,22 +195,23 @@ def _correct(row: Row, problems: list[str]) -> tuple[Predictions, NDArray[np.boo
             continue
         if predictions is not None:
             found.append(predictions)
-    if len(found) < len(row.runs):
-        return None
-    images = found[0]
-    if any(not np.array_equal(images.index, other.index) for other in found):
-        problems.append(f"{row.name}: its runs were measured on different images.")
-        return None
-    return images, np.array([each.correct for each in found])
+    return found if len(found) == len(row.runs) else []
+
+
+def _same_images(found: Sequence[Predictions]) -> bool:
+    first = found[0]
+    return all(
+        np.array_equal(first.index, other.index) and np.array_equal(first.label, other.label)
+        for other in found
+    )
 
 
 def _draws(
-    resampler: Resampler,
-    found: tuple[Predictions, NDArray[np.bool_]],
-    groups: Mapping[str, NDArray[np.intp]],
+    resampler: Resampler, correct: NDArray[np.bool_], class_counts: NDArray[np.int64]
 ) -> dict[str, NDArray[np.floating]]:
     """Return, of each metric, its mean over seeds in each draw of images, (B,)."""
-    recalls = resampler.recalls(found[1])
+    recalls = resampler.recalls(correct)
+    groups = {**shot_groups(class_counts), **index_groups(class_counts)}
     metrics = stats.reductions(resampler.support, groups)
     return {name: reduce(recalls).mean(0) for name, reduce in metrics.items()}
 
@@ -265,7 +232,7 @@ def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floatin
     return Line(
         row,
         estimates,
-        comparable.facts(row.runs[0]),
+        comparable.facts(row),
         cost=_cost(row),
         notes=notes,
         posthoc=posthoc.baselines(row.runs),
@@ -291,8 +258,18 @@ def _cost(row: Row) -> dict[str, Any]:
     }
 
 
-def _notes(lines: Sequence[Line], resampler: Resampler | None) -> list[str]:
+def _notes(
+    lines: Sequence[Line],
+    resampler: Resampler | None,
+    by: str,
+    replicates: Sequence[NDArray[np.floating] | None],
+) -> list[str]:
     notes = []
+    if len(lines) > 1 and all(draws is None for draws in replicates):
+        notes.append(
+            f"How {metric(by).title} varies over test images is not known: rows share a rank by it "
+            "unless several seeds tell them apart."
+        )
     if resampler is not None:
         seen = resampler.support[resampler.support > 0]
         small = int((seen < stats.SMALL_CLASS).sum())

@@ -15,7 +15,8 @@ from ltbench import __version__
 from ltbench.bench import figures, tables
 from ltbench.bench.claims import Judged
 from ltbench.bench.figures import Series
-from ltbench.bench.leaderboard import Leaderboard, Line, Table, metric
+from ltbench.bench.leaderboard import Leaderboard, Line, Table
+from ltbench.bench.measures import metric
 from ltbench.bench.posthoc import CORRECTIONS
 from ltbench.bench.results import Run
 from ltbench.bench.stats import Interval
@@ -279,7 +280,7 @@ def _details(line: Line) -> list[dict[str, Any]]:
             "epochs, steps": f"{record.get('epochs')}, {record.get('steps')}",
             "starts from": ", ".join(
                 f"{start.get('role')}: {start.get('job_id') or start.get('path')}"
-                for start in record.get("lineage", [])
+                for start in record.get("lineage") or ()
             ),
             "differs from the paper": "; ".join(record.get("deviations") or []),
         }

@@ -7,7 +7,8 @@ their record, are named as problems; the rest is read all the same.
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltbench import records
+from ltbench.bench import schema
 from ltbench.bench.jobs import Store
 from ltbench.bench.suite import Plan
 from ltbench.errors import UserError
@@ -93,20 +95,25 @@ class Run:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 found = Predictions(**{name: stored[name] for name in names if name in stored})
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{path} is damaged: {error}") from error
         self._check(found, split, path)
         return found
 
     def _check(self, found: Predictions, split: str, path: Path) -> None:
         images, classes = self.record["data"]["images"].get(split), len(self.class_counts)
+        columns = (found.index, found.label, found.prediction)
+        if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in columns):
+            raise UserError(f"{path} is damaged: its columns are no lists of whole numbers.")
+        if found.logits is not None and found.logits.shape != (images, classes):
+            raise UserError(f"{path} is damaged: its logits are not {images} times {classes}.")
         if not len(found.index) == len(found.label) == len(found.prediction) == images:
             raise UserError(
                 f"{path} has {len(found.label)} predictions; its record counts {images} images."
             )
         if images and not (found.label.min() >= 0 and found.label.max() < classes):
             raise UserError(f"{path} has labels beyond the {classes} classes of its record.")
-        told = self.record["metrics"][self.selection].get(split, {}).get("accuracy")
+        told = (self.record["metrics"][self.selection].get(split) or {}).get("accuracy")
         if told is not None and abs(found.correct.mean() - told) > 1e-6:
             raise UserError(
                 f"{path} has accuracy {found.correct.mean():.4f}; its record says {told:.4f}: "
@@ -122,7 +129,7 @@ class Row:
     family: str
     runs: list[Run] = field(default_factory=list)
     earlier: list[Run] = field(default_factory=list)
-    """Runs of the stages before the last, of all seeds."""
+    """Runs that those started from, and what these started from, as far as they are here."""
 
 
 @dataclass
@@ -150,20 +157,25 @@ def of_plan(plan: Plan, store: Store, selection: str = "last") -> Results:
     """
     states = store.states(plan)
     found = Results(plan.suite, [], [])
+    runs = {
+        key: run
+        for key, state in states.items()
+        if state.status == "done"
+        and state.run
+        and (run := _read(state.run, selection, found.problems))
+    }
     for name, of_row in plan.rows.items():
         row = Row(name, plan.families.get(name, ""))
         for seed, keys in of_row.items():
-            *earlier, last = (states[key] for key in keys)
-            if last.status != "done" or last.run is None:
+            last = states[keys[-1]]
+            if keys[-1] in runs:
+                row.runs.append(runs[keys[-1]])
+            elif last.status != "done":
                 why = f": {last.cause}" if last.cause else ""
                 found.problems.append(f"{name}, seed {seed} is {last.status}{why}")
-                continue
-            _add(row.runs, last.run, selection, found.problems)
-            for state in earlier:
-                if state.run and state.run not in [run.folder for run in row.earlier]:
-                    _add(row.earlier, state.run, "last", found.problems)
         if row.runs:
             found.rows.append(row)
+    _find_starts(found.rows, runs.values())
     return found
 
 
@@ -180,10 +192,8 @@ def of_folder(folder: Path, selection: str = "last") -> Results:
     paths = sorted(folder.glob("**/record.json"))
     if not paths:
         raise UserError(f"there is no record.json below {folder}.")
-    runs: list[Run] = []
     problems: list[str] = []
-    for path in paths:
-        _add(runs, path.parent, selection, problems)
+    runs = [run for path in paths if (run := _read(path.parent, selection, problems))]
     if not runs:
         raise UserError(f"none of {len(paths)} records below {folder} can be used: {problems[0]}")
     rows: dict[tuple[str, str], Row] = {}
@@ -198,16 +208,31 @@ def of_folder(folder: Path, selection: str = "last") -> Results:
     for (name, which), row in rows.items():
         if names.count(name) > 1:
             row.name = f"{name} #{which[:4]}"
+    _find_starts(rows.values(), runs)
     return Results(folder.name or str(folder), list(rows.values()), problems)
 
 
-def _add(runs: list[Run], folder: Path, selection: str, problems: list[str]) -> None:
+def _read(folder: Path, selection: str, problems: list[str]) -> Run | None:
     try:
-        run = read(folder, selection)
+        return read(folder, selection)
     except UserError as error:
         problems.append(str(error))
-        return
-    runs.append(run)
+        return None
+
+
+def _find_starts(rows: Iterable[Row], runs: Iterable[Run]) -> None:
+    """Give each row, of the runs that are here, those that its own go back to."""
+    by_id = {run.record.get("job_id"): run for run in runs}
+    for row in rows:
+        found: dict[str, Run] = {}
+        pending = list(row.runs)
+        while pending:
+            for start in pending.pop().record.get("lineage") or ():
+                name = start.get("job_id")
+                if name and name in by_id and name not in found:
+                    found[name] = by_id[name]
+                    pending.append(by_id[name])
+        row.earlier = list(found.values())
 
 
 def read(folder: Path, selection: str = "last") -> Run:
@@ -223,34 +248,30 @@ def read(folder: Path, selection: str = "last") -> Run:
     """
     path = folder / "record.json"
     record = records.read_record(path)
-    for name, kind in _NEEDED.items():
-        if not isinstance(record.get(name), kind):
-            raise UserError(f"{path} is no record of a run of ltbench: it has no '{name}'.")
-    for name in ("class_counts", "class_names", "images", "index_hash", "source"):
-        if name not in record["data"]:
-            raise UserError(f"{path} is no record of a run of ltbench: it has no 'data.{name}'.")
+    if wrong := schema.misfit(record, schema.RECORD):
+        raise UserError(f"{path} is no record of a run of ltbench: it has no usable '{wrong}'.")
     if record["status"] != "done":
         raise UserError(f"{path}: the run is {record['status']}, not done.")
     chosen = selection if selection in record["metrics"] else "last"
-    if not isinstance(record["metrics"].get(chosen), dict):
+    if chosen not in record["metrics"]:
         raise UserError(f"{path} has no metrics of the {selection} weights.")
     run = Run(record, folder, chosen)
     if not run.metrics:
         raise UserError(f"{path} was measured on nothing.")
+    classes = len(record["data"]["class_counts"])
+    recalls = run.metrics.get("per_class_recall", [None] * classes)
+    if wrong := schema.misfit(recalls, [schema.recall], "per_class_recall"):
+        raise UserError(f"{path} is no record of a run of ltbench: it has no usable '{wrong}'.")
+    if not classes or {len(record["data"]["class_names"]), len(recalls)} != {classes}:
+        raise UserError(f"{path} contradicts itself about the number of its classes.")
     return run
-
-
-_NEEDED: dict[str, type | tuple[type, ...]] = {
-    **{"name": str, "seed": int, "status": str, "metrics": dict, "data": dict, "config": dict},
-    **{"images_seen": int, "wall_seconds": (int, float)},
-}
 
 
 def recipe(record: Record) -> str:
     """Return a hash of what a run's config says apart from seed, places and names."""
     kept = {name: record["config"].get(name, {}) for name in ("model", "data", "trainer")}
     text = json.dumps(_without(kept, _INCIDENTAL), sort_keys=True)
-    for start in record.get("lineage", []):
+    for start in record.get("lineage") or ():
         file = Path(start.get("path") or "")
         for place in (file, file.parent.parent):
             text = text.replace(json.dumps(str(place)), '"an earlier stage"')
@@ -264,8 +285,3 @@ def _without(value: Any, names: set[str]) -> Any:  # noqa: ANN401 - a config is 
 
 
 _INCIDENTAL = {"root", "num_workers", "default_root_dir", "enable_progress_bar", "logger"}
-
-
-def all_runs(rows: Iterable[Row]) -> Sequence[Run]:
-    """Return the runs of all rows."""
-    return [run for row in rows for run in row.runs]

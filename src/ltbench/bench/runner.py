@@ -6,7 +6,7 @@ it can be killed and started again, and two of them can share a folder.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 from ltbench.bench import jobs
@@ -40,8 +40,7 @@ class Runner:
     ) -> None:
         self.plan, self.store, self.launcher, self.watch = plan, store, launcher, watch
         self.states = store.states(plan)
-        wanted = {"failed", "blocked"} if only_failed else set(jobs.STATES) - {"done"}
-        self.pending = [key for key, state in self.states.items() if state.status in wanted]
+        self.pending = wanted(self.states, only_failed)
         self.running: dict[str, Handle] = {}
         self._looked = 0.0
 
@@ -133,6 +132,12 @@ class Runner:
             folder = self.store.job_folder(self.plan.jobs[key])
             jobs.note(folder, returncode=None)
             self._set(key, jobs.read_state(folder))
+
+
+def wanted(states: Mapping[str, State], only_failed: bool) -> list[str]:
+    """Return the jobs that a runner has to see to: what is not done, or what has failed."""
+    statuses = {"failed", "blocked"} if only_failed else set(jobs.STATES) - {"done"}
+    return [key for key, state in states.items() if state.status in statuses]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -157,8 +157,9 @@ class Comparison:
     """All rows against all, by one metric.
 
     Attributes:
-        order: Rows, the best first.
-        ranks: (R,) 1 + the number of rows that are better beyond chance.
+        order: Rows, the best rank first; of one rank, the best mean.
+        ranks: (R,) 1 + the number of rows that are better beyond chance; a row without the metric
+            comes after all that have it.
         p: (R, R) two-sided p-values after Holm's correction; NaN where nothing is known.
     """
 
@@ -182,7 +183,7 @@ def compare(
     several seeds: the p-value is then too small. Holm's step-down correction is over all pairs.
 
     Args:
-        values: For each row, the metric of each seed.
+        values: For each row, the metric of each seed; NaN where it has none.
         replicates: For each row, the mean over seeds in each draw of images, (B,); None if unknown.
         higher_is_better: Whether a larger value is the better one.
     """
@@ -205,7 +206,9 @@ def compare(
     corrected.T[upper] = corrected[upper]
     goodness = means if higher_is_better else -means
     better = (corrected < 1 - LEVEL) & np.greater.outer(goodness, goodness)
-    return Comparison(np.argsort(-goodness, kind="stable"), 1 + better.sum(0), corrected)
+    unknown = np.isnan(goodness)
+    ranks = np.where(unknown, 1 + (~unknown).sum(), 1 + better.sum(0))
+    return Comparison(np.lexsort((-goodness, ranks)), ranks, corrected)
 
 
 def _paired_variances(replicates: Sequence[NDArray[np.floating] | None]) -> Floats:

@@ -34,7 +34,8 @@ import yaml
 from ltbench import catalog
 from ltbench.errors import UserError, unknown_name
 
-_REFERENCE = re.compile(r"\{([\w.+-]+)\}")
+_NAME = re.compile(r"[\w.+-]+")
+_REFERENCE = re.compile(rf"\{{({_NAME.pattern})\}}")
 _SUITE_KEYS = {"seeds", "overrides", "rows"}
 _ROW_KEYS = {"family", "overrides", "stages"}
 _STAGE_KEYS = {"config", "overrides", "seed"}
@@ -142,13 +143,13 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         UserError: It is not YAML, or something in it is unknown or missing.
     """
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no readable suite: {reason}") from error
     _check(found, _SUITE_KEYS, str(path))
     seeds = found.get("seeds", [0])
-    if not (isinstance(seeds, list) and seeds and all(map(_is_seed, seeds))):
+    if not (isinstance(seeds, list) and seeds and all(map(is_seed, seeds))):
         raise UserError(
             f"{path}: seeds is {seeds!r}; it must be a list of whole numbers, 0 to 2^32 - 1."
         )
@@ -160,19 +161,42 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         _check(row, _ROW_KEYS | _STAGE_KEYS, where)
         if ("config" in row) == ("stages" in row) or row.get("stages") == {}:
             raise UserError(f"{where} needs either a config or stages.")
-        if "/" in str(name):
-            raise UserError(f"{where}: its name is that of a folder, so it has no slash.")
         stages = row.get("stages", {name: {k: v for k, v in row.items() if k in _STAGE_KEYS}})
         shared = {**found.get("overrides", {}), **row.get("overrides", {})}
+        name = _named(name, where)
         built = {
-            str(stage): _stage(settings, shared, overrides or {}, f"{where}, stage '{stage}'", path)
+            _named(stage, f"{where}, stage '{stage}'"): _stage(
+                settings, shared, overrides or {}, f"{where}, stage '{stage}'", path
+            )
             for stage, settings in _check(stages, None, f"{where}, stages").items()
         }
-        rows[str(name)] = Row(str(name), str(row.get("family", "")), built)
+        rows[name] = Row(name, str(row.get("family", "")), built)
     return Suite(path.stem, seeds, rows)
 
 
-def _is_seed(value: object) -> bool:
+class _Loader(yaml.SafeLoader):
+    """YAML in which no name is there twice: the later row would silently replace the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as yaml's
+        node = super().compose_mapping_node(anchor)  # before merges (<<) are resolved
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            problem = f"'{twice[0]}' is there twice"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return node
+
+
+def _named(given: object, where: str) -> str:
+    """Return the name of a row or stage: references name it, and so does a folder."""
+    if not _NAME.fullmatch(str(given)):
+        raise UserError(
+            f"{where}: its name is that of a folder: use letters, digits and . _ + - only."
+        )
+    return str(given)
+
+
+def is_seed(value: object) -> bool:
+    """Say whether torch, numpy and Python all take a value as a seed."""
     return type(value) is int and 0 <= value < 2**32
 
 
@@ -201,7 +225,7 @@ def _stage(
     if not config.is_file():
         raise UserError(f"{where}: {unknown_name('config', name, catalog.configs())}")
     seed = settings.get("seed")
-    if seed is not None and not _is_seed(seed):
+    if seed is not None and not is_seed(seed):
         raise UserError(f"{where}: seed is {seed!r}; it must be a whole number, 0 to 2^32 - 1.")
     return Stage(config, {**shared, **settings.get("overrides", {}), **given}, seed)
 

@@ -16,7 +16,8 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from ltbench.bench.claims import NUMBERS, Judged
-from ltbench.bench.leaderboard import Leaderboard, Line, Table, metric
+from ltbench.bench.leaderboard import Leaderboard, Line, Table
+from ltbench.bench.measures import metric
 from ltbench.bench.stats import Estimate
 from ltbench.bench.status import duration
 
