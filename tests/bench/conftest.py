@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,7 @@ def write_suite(rows, name="mine", **more):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def program():
     """The installed command, which does not look for modules in the working folder."""
     found = shutil.which("ltbench", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
@@ -179,14 +180,17 @@ def program():
 
 
 def killed_at_random(words, seed, times, longest):
-    """Run a command, kill it with SIGKILL at random moments, and in the end let it finish."""
+    """Run a command, kill it with SIGKILL at random moments, and in the end let it finish.
+
+    In turn it is killed alone, and with all that it has started.
+    """
     draw = random.Random(seed)
-    for _ in range(times):
-        runner = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    for n in range(times):
+        runner = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             runner.wait(draw.uniform(0.1, longest))
         except subprocess.TimeoutExpired:
-            runner.kill()
+            (os.kill, os.killpg)[n % 2](runner.pid, signal.SIGKILL)
             runner.wait()
     return subprocess.run(words, check=False, capture_output=True, text=True)
 

@@ -118,10 +118,12 @@ def test_a_job_is_found_by_the_start_of_its_id(make_run, tmp_path, monkeypatch):
     make_run("ce", 1)
     monkeypatch.chdir(tmp_path)
     expected = folder.relative_to(tmp_path) / "record.json"
-    assert reproduce.find("ce-0") == expected
-    assert reproduce.find(str(folder)) == folder / "record.json"
+    make_run("ce", 0, folder=tmp_path / "runs/reproduced/ce-0/ce-0")
+    again = Path("runs/reproduced")
+    assert reproduce.find("ce-0", again) == expected
+    assert reproduce.find(str(folder), again) == folder / "record.json"
     with pytest.raises(UserError, match="several jobs"):
-        reproduce.find("ce-")
+        reproduce.find("ce-", again)
 
 
 def test_a_job_that_starts_from_a_run_that_is_gone_says_so(make_run, tmp_path):

@@ -93,7 +93,7 @@ def test_what_users_named_stays_text(page):
 
 
 def test_the_page_has_every_part(page):
-    headings = re.findall(r"<h[123]>(.*?)</h[123]>", page)
+    headings = re.findall(r"<h[123](?: id=\S+)?>(.*?)</h[123]>", page)
     for part in (
         *("Figures", "Accuracy against the worst class", "Recall over class frequency", "Training"),
         *("Recall of many, medium and few classes", "Every row against every objective", "Samples"),
@@ -103,10 +103,24 @@ def test_the_page_has_every_part(page):
         assert part in headings
     assert "protocol &amp; more" in page
     assert "config.yaml" in page
-    pictures = re.findall(r"data:image/png;base64,([^\"]+)\" alt=\"samples: ([^\"]+)", page)
-    assert [name for _, name in pictures] == ["traces", "samples/last"]
-    assert base64.b64decode(pictures[1][0]).startswith(b"\x89PNG")
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)\" alt=\"([^\"]+)", page)
+    assert [name.rpartition(": ")[2] for _, name in pictures] == ["samples/last", "traces"]
+    assert base64.b64decode(pictures[0][0]).startswith(b"\x89PNG")
     assert "no readable run record" in page
+
+
+def test_links_within_the_page_lead_somewhere(page):
+    targets = set(re.findall(r'id="([^"]+)"', page))
+    links = re.findall(r'href="#([^"]+)"', page)
+    assert len(links) > 8
+    assert set(links) <= targets
+
+
+def test_curves_that_cannot_be_read_are_left_out(make_run, tmp_path):
+    for name, curves in (("a", b"\xff\x00,\n\xfe"), ("b", b"epoch,val/accuracy\nx,y\n")):
+        (make_run(name) / "metrics.csv").write_bytes(curves)
+    page = report.html(leaderboard.build(results.of_folder(tmp_path / "runs")), [])
+    assert "part of the training" not in page
 
 
 def test_the_same_records_give_the_same_page(make_run, tmp_path):
@@ -122,8 +136,11 @@ def test_many_rows_and_classes_are_drawn_in_groups(make_run, tmp_path):
         make_run(f"row{n:02}", 0)
     page = report.html(leaderboard.build(results.of_folder(tmp_path / "runs")), [])
     parsed(page)
-    assert "and 2 more rows, not drawn" in page
+    assert "2 more rows" in page
     assert page.count('class="series c0"') > 1
+    for figure in ("Accuracy against the worst class", "Recall over class frequency"):
+        drawn = page.partition(figure)[2].partition("</figure>")[0]
+        assert drawn.count('class="series rest"') == 2
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.3, 0.31), (-2, 100), (12.3, 998)])
@@ -138,8 +155,7 @@ def test_ticks_are_round_and_inside(low, high):
 
 def test_the_front_is_what_no_other_beats():
     points = [(1, 5), (3, 3), (2, 2), (5, 1), (3, 2)]
-    front = [p for p in points if not any(figures.beats(q, p) for q in points)]
-    assert front == [(1, 5), (3, 3), (5, 1)]
+    assert [points[n] for n in figures.front_of(points)] == [(1, 5), (3, 3), (5, 1)]
 
 
 def in_browser(path, *options):

@@ -1,7 +1,7 @@
 """The report's figures, as inline SVG: no script, no font, no file beside the page.
 
 A figure is 360 units wide, so that its text is as large as the page's on a phone. Colours are
-classes ``c0`` ... ``c9``, which the page's style defines for light and dark.
+classes ``c0`` ... ``c9`` and ``rest``, which the page's style defines for light and dark.
 """
 
 import math
@@ -22,7 +22,7 @@ class Series:
 
     Args:
         name: Of the row.
-        colour: Index of its colour.
+        colour: Index of its colour; those beyond the last are grey, and drawn first.
         points: (x, y), in the units of the axes.
         bounds: Per point (low, high) of y, where it has an interval.
         across: (low, high) of x of a single point.
@@ -102,8 +102,9 @@ class Canvas:
     def group(self, series: Series, marks: str, told: str = "") -> None:
         """Add what belongs to a row: its colour, and its name where the pointer rests."""
         name = escape(series.name, quote=True)
+        colour = f"c{series.colour}" if series.colour < COLOURS else "rest"
         self.parts.append(
-            f'<g class="series c{series.colour % COLOURS}" data-row="{name}">'
+            f'<g class="series {colour}" data-row="{name}">'
             f"<title>{name}{escape(told)}</title>{marks}</g>"
         )
 
@@ -148,10 +149,10 @@ def scatter(rows: Sequence[Series], x_title: str, y_title: str, label: str) -> s
     ys = [y for _, y in points] + [v for row in rows for b in row.bounds for v in b or ()]
     canvas = Canvas(span(xs, 0, 100), span(ys, -2, 100))
     canvas.axes(x_title, y_title, [(v, f"{v:g}") for v in ticks(*canvas.x_range)])
-    front = sorted({p for p in points if not any(beats(other, p) for other in points)})
+    front = sorted({points[n] for n in front_of(points)})
     if len(front) > 1:
         canvas.parts.append(f'<path class="front" d="{_staircase(canvas, front)}"/>')
-    for row in rows:
+    for row in _grey_first(rows):
         (x, y), marks = row.points[0], ""
         if row.bounds and row.bounds[0]:
             marks += canvas.whisker(canvas.x(x), row.bounds[0])
@@ -162,6 +163,10 @@ def scatter(rows: Sequence[Series], x_title: str, y_title: str, label: str) -> s
     return canvas.svg(label)
 
 
+def _grey_first(rows: Sequence[Series]) -> list[Series]:
+    return sorted(rows, key=lambda row: -row.colour)
+
+
 def _staircase(canvas: Canvas, front: Sequence[Point]) -> str:
     """Return the edge of what the points of a front beat, from the x axis to the y axis."""
     path = f"M{canvas.x(front[-1][0]):.1f} {HEIGHT - BOTTOM}"
@@ -169,6 +174,12 @@ def _staircase(canvas: Canvas, front: Sequence[Point]) -> str:
     for (_, y), left in zip(reversed(front), reversed(lefts[:-1]), strict=True):
         path += f"V{canvas.y(y):.1f}H{left:.1f}"
     return path
+
+
+def front_of(points: Sequence[Point]) -> list[int]:
+    """Return which points no other one beats in both, from the left to the right."""
+    kept = [n for n, p in enumerate(points) if not any(beats(other, p) for other in points)]
+    return sorted(kept, key=lambda n: points[n])
 
 
 def beats(one: Point, other: Point) -> bool:
@@ -185,18 +196,18 @@ def by_frequency(rows: Sequence[Series], label: str) -> str:
     if len(shown) > 7:
         shown = [v for v in shown if math.log10(v).is_integer()]
     canvas.axes("training images of the class", "recall, %", [(v, f"{v:g}") for v in shown])
-    for row in rows:
+    for row in _grey_first(rows):
         canvas.line(row, dots=len(row.points) <= 25)
     return canvas.svg(label)
 
 
 def curves(rows: Sequence[Series], y_title: str, label: str, percent: bool = True) -> str:
-    """Draw a metric over epochs."""
-    xs = [x for row in rows for x, _ in row.points]
-    ys = [y for row in rows for _, y in row.points]
-    canvas = Canvas((0, max(xs)), (0, 100) if percent else span(ys, 0))
-    canvas.axes("epoch", y_title, [(v, f"{v:g}") for v in ticks(0, max(xs))])
-    for row in rows:
+    """Draw a metric over the part of the training that is done: rows have epochs of all lengths."""
+    canvas = Canvas(
+        (0, 100), span((y for row in rows for _, y in row.points), 0, 100 if percent else math.inf)
+    )
+    canvas.axes("part of the training, %", y_title, [(v, f"{v:g}") for v in ticks(0, 100)])
+    for row in _grey_first(rows):
         canvas.line(row, dots=len(row.points) <= 12)
     return canvas.svg(label)
 

@@ -1,6 +1,7 @@
 """The report: one HTML file with everything in it, readable on a phone and without a network."""
 
 import base64
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import yaml
+from markupsafe import Markup
 
 from ltbench import __version__
 from ltbench.bench import figures, tables
@@ -18,15 +20,15 @@ from ltbench.bench.figures import Series
 from ltbench.bench.leaderboard import Leaderboard, Line, Table
 from ltbench.bench.measures import metric
 from ltbench.bench.posthoc import CORRECTIONS
-from ltbench.bench.results import Run
 from ltbench.bench.stats import Interval
 
-DRAWN = 10
-"""Rows that the figures show, the best ones: more cannot be told apart by colour."""
 BINS = 20
 """Groups of classes of similar frequency, where there are too many classes to draw each."""
 PICTURES, PICTURE_BYTES = 4, 2_000_000
-"""Sample grids of a row that are put into the page, and how large one may be."""
+"""Pictures of a row that are put into the page, and how large one may be."""
+SAMPLES, OTHERS = "samples/last.png", "*.png"
+"""Where a run leaves its generated images, and pictures of what it traced."""
+HEADLINES = ("accuracy", "hmean_recall", "min_recall", "fid", "kl_to_uniform")
 
 CURVES = {
     "val/accuracy": "accuracy on validation, %",
@@ -50,11 +52,11 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template("report.html.j2").render(
         board=board,
         sections=[_section(table) for table in board.tables],
-        judged=[(each, tables.claim_cells(each)) for each in judged],
-        claim_headings=tables.CLAIM_HEADINGS,
+        sources=_by_source(judged),
         runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
         level=95,
         version=__version__,
@@ -64,27 +66,82 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
 def _section(table: Table) -> dict[str, Any]:
     """Return what the template needs of a table."""
     names = tables.columns(table)
-    drawn = table.lines[:DRAWN]
+    rated = [name for name in table.metrics if metric(name).percent]
+    priors = [line for line in table.lines if line.priors]
     return {
         "table": table,
+        "by": metric(table.by).title,
         "metrics": [(name, metric(name)) for name in names],
-        "matrix": [(name, metric(name)) for name in table.metrics if metric(name).percent],
-        "cell": partial(_cell, table),
+        "matrix": [(name, metric(name)) for name in rated],
+        "shades": {name: _shades(table, name) for name in rated},
+        "cell": _cell,
         "costs": tables.costs,
         "remarks": tables.remarks(table),
-        "figures": list(_figures(table, drawn)),
-        "legend": [(n, line.name) for n, line in enumerate(drawn)],
-        "hidden": len(table.lines) - len(drawn),
-        "differing": [line for line in table.lines if line.differs],
+        "tiles": _tiles(table),
+        "figures": list(_figures(table)),
+        "legend": [line.name for line in table.lines[: figures.COLOURS]],
+        "grey": max(0, len(table.lines) - figures.COLOURS),
+        "differing": tables.differing(table),
         "posthoc": _posthoc(table),
-        "priors": [line for line in table.lines if line.priors],
-        "samples": [(line, found) for line in table.lines if (found := _samples(line.row.runs))],
+        "priors": [
+            (line, shade) for line, shade in zip(priors, _prior_shades(priors), strict=True)
+        ],
+        "samples": [(line.name, s) for line in table.lines if (s := _pictures(line, SAMPLES))],
+        "pictures": partial(_pictures, pattern=OTHERS),
         "details": _details,
         "best": _best(table),
     }
 
 
-def _cell(table: Table, line: Line, name: str) -> dict[str, Any]:
+def _breakable(name: str) -> Markup:
+    """Let a long name break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def _by_source(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Return the claims by where they stand; those of which something was run come first."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for each in judged:
+        claim = each.claim
+        key = (claim.paper, claim.table, claim.protocol, claim.certainty)
+        source = found.setdefault(key, {"claim": claim, "measured": [], "missing": []})
+        cells = tables.claim_cells(each)
+        source["measured" if each.line else "missing"].append((each, cells))
+    return sorted(found.values(), key=lambda source: not source["measured"])
+
+
+def _tiles(table: Table) -> list[tuple[str, str, str]]:
+    """Return title, cell and row of the best by what matters most, for those in a hurry."""
+    names = [table.by, *(name for name in HEADLINES if name != table.by)]
+    found = []
+    for name in names:
+        lines = [line for line in table.lines if name in line.estimates]
+        if len(lines) > 1:
+            sign = 1 if metric(name).higher_is_better else -1
+            best = max(lines, key=lambda line: sign * line.estimates[name].mean)
+            found.append((metric(name).title, tables.cell(name, best.estimates[name]), best.name))
+    return found
+
+
+def _shades(table: Table, name: str) -> dict[str, float]:
+    """Return how good each row is among all, from 0 (worst) to 1 (best)."""
+    means = {x.name: x.estimates[name].mean for x in table.lines if name in x.estimates}
+    if not metric(name).higher_is_better:
+        means = {row: -mean for row, mean in means.items()}
+    return dict(zip(means, _scaled(list(means.values())), strict=True))
+
+
+def _prior_shades(lines: Sequence[Line]) -> list[list[float]]:
+    columns = zip(*(line.priors.values() for line in lines), strict=True)
+    return [list(row) for row in zip(*map(_scaled, columns), strict=True)]
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [(value - low) / ((high - low) or 1) for value in values]
+
+
+def _cell(line: Line, name: str) -> dict[str, Any]:
     """Return the parts of a cell: what it shows, what it sorts by, and all that is known."""
     estimate = line.estimates.get(name)
     if estimate is None:
@@ -113,9 +170,9 @@ def _best(table: Table) -> dict[str, float]:
     return found
 
 
-def _figures(table: Table, drawn: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
+def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
     """Yield title, figure and explanation of each figure that the data allows."""
-    rows = list(enumerate(drawn))
+    rows = list(enumerate(table.lines))
     points = [
         Series(
             line.name,
@@ -128,14 +185,16 @@ def _figures(table: Table, drawn: Sequence[Line]) -> Iterator[tuple[str, str, st
         if {"accuracy", "min_recall"} <= line.estimates.keys()
     ]
     if points:
+        front = [points[n].name for n in figures.front_of([each.points[0] for each in points])]
         yield (
             "Accuracy against the worst class",
             figures.scatter(points, "accuracy, %", "min recall, %", "accuracy and min recall"),
-            "Up and right is better; the dashed edge is what no other row beats in both.",
+            "Up and right is better. The dashed edge is the front, which no row beats in both: "
+            f"{', '.join(front)}.",
         )
     recalls = [Series(line.name, n, found) for n, line in rows if (found := _recalls(line))]
     if recalls:
-        binned = len(drawn[0].row.runs[0].class_counts) > 2 * BINS
+        binned = len(table.lines[0].row.runs[0].class_counts) > 2 * BINS
         yield (
             "Recall over class frequency",
             figures.by_frequency(recalls, "recall of classes by their training images"),
@@ -145,7 +204,7 @@ def _figures(table: Table, drawn: Sequence[Line]) -> Iterator[tuple[str, str, st
         )
     for groups in (("many", "medium", "few"), ("head", "mid", "tail")):
         named = [group for group in groups if f"{group}_recall" in table.metrics]
-        bars = [Series(line.name, n, *_groups(line, named)) for n, line in rows]
+        bars = [Series(line.name, n, *_groups(line, named)) for n, line in rows[: figures.COLOURS]]
         if len(named) > 1 and any(bar.points for bar in bars):
             yield (
                 f"Recall of {', '.join(named[:-1])} and {named[-1]} classes",
@@ -198,29 +257,24 @@ def _groups(
 
 
 def _curve(line: Line, column: str) -> list[tuple[float, float]]:
-    """Return (epochs done, value) from the first run's ``metrics.csv``."""
+    """Return (part of the training in %, value) from the first run's ``metrics.csv``."""
     path = line.row.runs[0].folder / "metrics.csv"
-    if not path.is_file():
-        return []
     factor = 100 if column.endswith("accuracy") else 1
-    found = []
-    with path.open(newline="") as file:
+    found, epochs = [], 0.0
+    with contextlib.suppress(OSError, csv.Error), path.open(newline="", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
-                found.append((float(row["epoch"]) + 1, factor * float(row[column])))
+                epochs = float(row["epoch"]) + 1
+                found.append((epochs, factor * float(row[column])))
             except (KeyError, TypeError, ValueError):  # not measured in this epoch
                 continue
-    return [point for point in found if np.isfinite(point).all()]
+    return [(100 * done / epochs, y) for done, y in found if np.isfinite((done, y)).all()]
 
 
 def _posthoc(table: Table) -> dict[str, Any] | None:
     """Return the headings and cells of the baselines: of each metric the own, then corrected."""
     lines = [line for line in table.lines if line.posthoc]
-    headings = [
-        f"{metric(name).title}{f', {rule}' if rule else ''}"
-        for name, rules in CORRECTIONS.items()
-        for rule in ("", *rules)
-    ]
+    headings = [(metric(name).title, ["own", *rules]) for name, rules in CORRECTIONS.items()]
     rows = [
         (
             line.name,
@@ -232,7 +286,8 @@ def _posthoc(table: Table) -> dict[str, Any] | None:
         )
         for line in lines
     ]
-    return {"headings": headings, "rows": rows} if rows else None
+    without = [line.name for line in table.lines if not line.posthoc]
+    return {"headings": headings, "rows": rows, "without": without} if rows else None
 
 
 def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
@@ -249,11 +304,10 @@ def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
     return cell | {"change": f"{change:+.1f} [{found['constant']:.2g}]", "kind": kind}
 
 
-def _samples(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def _pictures(line: Line, pattern: str) -> list[tuple[str, str]]:
     """Return (name, data URI) of the pictures in the run folder of the first seed."""
-    folder, found = runs[0].folder, []
-    paths = [*sorted(folder.glob("*.png")), *folder.glob("samples/last.png")]
-    for path in paths[-PICTURES:]:
+    folder, found = line.row.runs[0].folder, []
+    for path in sorted(folder.glob(pattern))[:PICTURES]:
         if path.stat().st_size <= PICTURE_BYTES:
             data = base64.b64encode(path.read_bytes()).decode()
             name = path.relative_to(folder).with_suffix("").as_posix()

@@ -1,6 +1,7 @@
 """``ltbench bench reproduce``: run a job again from its record alone, and compare the metrics."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,12 @@ PLACES = (Path("runs"), Path("benchmarks/results"))
 ENVIRONMENT = ("versions", "git", "device", "threads", "precision", "world_size")
 
 
-def find(job: str) -> Path:
+def find(job: str, besides: Path) -> Path:
     """Return the record of a job, by its run folder, its record or the start of its job id.
+
+    Args:
+        job: One of these.
+        besides: A folder that is left out: of runs that were to reproduce others.
 
     Raises:
         UserError: There is none, or several.
@@ -31,6 +36,8 @@ def find(job: str) -> Path:
     found = {}
     for place in PLACES:
         for record in place.glob("**/record.json"):
+            if besides in record.parents:
+                continue
             try:
                 found[record] = str(records.read_record(record).get("job_id"))
             except UserError:
@@ -55,7 +62,7 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
     Raises:
         UserError: The job is not finished, or starts from a run that is not here.
     """
-    path = find(job)
+    path = find(job, folder)
     record = records.read_record(path)
     if record.get("status") != "done":
         raise UserError(
@@ -64,13 +71,15 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
     for name, kind in (("job_id", str), ("config", dict), ("metrics", dict)):
         if not isinstance(record.get(name), kind):
             raise UserError(f"{path} is no record of a run of ltbench: it has no '{name}'.")
-    for start in record.get("lineage", []):
+    for start in record.get("lineage") or ():
         if start.get("path") and not Path(start["path"]).exists():
             raise UserError(
                 f"{path} starts from {start['path']} (job {start.get('job_id')}), which is not "
                 "here: reproduce that job, then say where it lies with --model.<argument>.path."
             )
     place = folder / record["job_id"]
+    if any(records.read_record(old)["status"] == "done" for old in place.glob("*/record.json")):
+        shutil.rmtree(place)  # what was run with the code of that day says nothing of today's
     config = yaml.safe_dump(record["config"], sort_keys=False).encode()
     records.write_whole(place / "config.yaml", lambda file: file.write(config))
     words = [sys.executable, "-m", "ltbench", "fit", "--config", str(place / "config.yaml")]

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from ltbench import records
 from ltbench.arguments import Arguments
-from ltbench.bench import claims, leaderboard, results, tables
+from ltbench.bench import claims, leaderboard, results, tables, terminal
 from ltbench.bench.claims import Judged
 from ltbench.bench.commands import FOLDER
 from ltbench.bench.jobs import Store
@@ -46,7 +46,7 @@ def leaderboard_command(args: Sequence[str]) -> None:
     judged = claims.judge(published, board)
     if given.output is None and form == "rich":
         console = Console()
-        console.print(tables.for_terminal(board, judged, console.width), highlight=False)
+        console.print(terminal.render(board, judged, console.width), highlight=False)
     elif given.output is None:
         print(_text(form, board, judged), end="")
     else:
@@ -72,7 +72,7 @@ def _text(form: str, board: Leaderboard, judged: Sequence[Judged]) -> str:
     if form == "rich":
         console = Console(file=io.StringIO(), width=160)
         with console.capture() as capture:
-            console.print(tables.for_terminal(board, judged, console.width), highlight=False)
+            console.print(terminal.render(board, judged, console.width), highlight=False)
         return capture.get()
     if form == "csv":
         return tables.as_csv(board)

@@ -74,9 +74,11 @@ class Board:
         self.console.print(self.view(states))
 
     def view(self, states: Mapping[str, State]) -> RenderableType:
-        """Lay out rows by seeds, a mark a stage, then what runs and what failed."""
-        title = f"suite {self.plan.suite}"
-        table = Table(box=None, pad_edge=False, title=title, title_style="bold")
+        """Lay out totals, what runs and what failed; then rows by seeds, a mark a stage.
+
+        In that order: the lower part of what is higher than the terminal is not seen meanwhile.
+        """
+        table = Table(box=None, pad_edge=False)
         table.add_column("")
         seeds = sorted({seed for of_row in self.plan.rows.values() for seed in of_row})
         for seed in seeds:
@@ -89,10 +91,11 @@ class Board:
             table.add_row(escape(row), *cells)
         count = Counter(state.status for state in states.values())
         totals = ", ".join(f"{count[status]} {status}" for status in jobs.STATES if count[status])
+        totals = f"suite {self.plan.suite}: {totals}"
         if self.slots and (whole := estimate.totals(self.plan, states)):
             remaining = estimate.left(self.plan, states, whole)
             totals += f"; ends in {duration(estimate.makespan(self.plan, remaining, self.slots))}"
-        return Group(table, *self._details(states), Text(totals))
+        return Group(Text(totals, style="bold"), *self._details(states), table)
 
     def _details(self, states: Mapping[str, State]) -> list[RenderableType]:
         lines: list[RenderableType] = []

@@ -1,4 +1,4 @@
-"""A leaderboard as text: on a terminal, as Markdown, CSV and JSON."""
+"""A leaderboard as Markdown, CSV and JSON, and the cells that all forms share."""
 
 import csv
 import dataclasses
@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Column
-from rich.table import Table as RichTable
 
 from ltbench.bench.claims import NUMBERS, Judged
 from ltbench.bench.leaderboard import Leaderboard, Line, Table
@@ -53,10 +49,10 @@ def costs(line: Line) -> dict[str, str]:
     """Write what a seed of a row costs."""
     cost = line.cost
     whole = cost["wall_seconds_with_stages"]
-    staged = f" ({duration(whole)} with stages)" if whole > cost["wall_seconds"] else ""
     memory = cost["peak_memory_bytes"]
     return {
-        "wall time": duration(cost["wall_seconds"]) + staged,
+        "wall time": duration(cost["wall_seconds"]),
+        "with stages": duration(whole) if whole > cost["wall_seconds"] else "",
         "images seen": f"{cost['images_seen']:,.0f}",
         "images/s": f"{cost['images_per_second']:,.0f}" if cost["images_per_second"] else "-",
         "memory": f"{memory / 2**30:.1f} GiB" if memory else "-",
@@ -76,6 +72,15 @@ def cells(table: Table, line: Line) -> list[str]:
     differs = "; ".join(line.differs)
     seeds = str(len(line.row.runs))
     return [str(line.rank), line.name, seeds, *values, *costs(line).values(), differs]
+
+
+def differing(table: Table) -> list[tuple[list[str], list[str]]]:
+    """Return rows that differ from most in the same way, and in what."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for line in table.lines:
+        if line.differs:
+            found.setdefault(tuple(line.differs), []).append(line.name)
+    return [(names, list(differs)) for differs, names in found.items()]
 
 
 def remarks(table: Table) -> list[str]:
@@ -109,42 +114,6 @@ def claim_cells(judged: Judged) -> list[str]:
 
 
 CLAIM_HEADINGS = ("row", "metric", "claimed", "ours", "gap", "status", "source")
-
-
-def for_terminal(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> RenderableType:
-    """Lay a leaderboard out for a terminal: costs and claims in tables of their own.
-
-    Args:
-        board: The tables.
-        judged: The claims; those about what was not run are only counted.
-        width: Columns of the terminal; the last metrics are left out where they do not fit.
-    """
-    parts: list[RenderableType] = []
-    for table in board.tables:
-        longest = max(len(line.name) for line in table.lines)
-        names = columns(table)[: max(3, (width - longest - 16) // 14)]
-        title = escape(f"{board.title}: {table.title}")
-        shown = RichTable("rank", Column("row", no_wrap=True), "seeds", title=title, box=None)
-        for name in names:
-            shown.add_column(metric(name).title, justify="right")
-        cost = RichTable(Column("row", no_wrap=True), *costs(table.lines[0]), box=None)
-        for line in table.lines:
-            values = [cell(name, line.estimates.get(name)) for name in names]
-            shown.add_row(str(line.rank), escape(line.name), str(len(line.row.runs)), *values)
-            cost.add_row(*map(escape, [line.name, *costs(line).values()]))
-        differing = [
-            f"{x.name} differs in {'; '.join(x.differs)}" for x in table.lines if x.differs
-        ]
-        parts += [shown, "", cost, "", *map(escape, [*differing, *remarks(table)]), ""]
-    measured = [each for each in judged if each.line]
-    if measured:
-        claims = RichTable(*CLAIM_HEADINGS[:-1], title="claimed and measured", box=None)
-        for each in measured:
-            claims.add_row(*map(escape, claim_cells(each)[:-1]))
-        parts += [claims, ""]
-    if len(judged) > len(measured):
-        parts.append(f"{len(judged) - len(measured)} published numbers about this data: not run.")
-    return Group(*parts, LEGEND, *(f"[yellow]{escape(problem)}[/]" for problem in board.problems))
 
 
 def markdown(board: Leaderboard, judged: Sequence[Judged]) -> str:
@@ -182,13 +151,13 @@ def as_csv(board: Leaderboard) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = ("seeds_low", "seeds_high", "images_low", "images_high")
-    writer.writerow(["table", "row", "rank", "seeds", "metric", "mean", *ends])
+    writer.writerow(["table", "row", "rank", "seeds", "metric", "mean", *ends, "differs"])
     for table in board.tables:
         for line in table.lines:
             for name, found in line.estimates.items():
                 bounds = [*(found.seeds or ("", "")), *(found.images or ("", ""))]
                 place = [table.title, line.name, line.rank, len(found.values)]
-                writer.writerow([*place, name, found.mean, *bounds])
+                writer.writerow([*place, name, found.mean, *bounds, "; ".join(line.differs)])
     return out.getvalue()
 
 
