@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
-from scipy.stats import hmean
+from scipy.stats import gmean, hmean
 
 from ltbench.bench import posthoc, results
 from ltbench.metrics import LongTailMetrics
@@ -45,20 +45,31 @@ def test_the_calibration_error_is_that_of_the_metrics():
     assert posthoc.expected_calibration_error(logits, labels) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "hmean_recall", "min_recall"])
+REDUCTIONS = {
+    "accuracy": np.mean,
+    "hmean_recall": hmean,
+    "gmean_recall": gmean,
+    "min_recall": np.min,
+}
+
+
+@pytest.mark.parametrize("name", [*REDUCTIONS, "min_coverage"])
 def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(name, make_run):
     run = results.read(make_run("ce", 0, logits=True))
     found = posthoc.baselines([run])
-    assert found.keys() == posthoc.CORRECTIONS.keys()
+    assert found.keys() == posthoc.CORRECTIONS.keys() - {"min_ht_recall"}  # below ten classes
     assert found[name].keys() == {"logit adjustment"}  # no checkpoint, no norms
     val, test = run.predictions("val", logits=True), run.predictions(logits=True)
-    reduce = {"accuracy": np.mean, "hmean_recall": hmean, "min_recall": np.min}[name]
 
     def score(found, tau):
-        right = posthoc.logit_adjusted(found.logits, COUNTS, tau).argmax(1) == found.label
-        return reduce([right[found.label == c].mean() for c in range(3)])
+        predicted = posthoc.logit_adjusted(found.logits, COUNTS, tau).argmax(1)
+        if name == "min_coverage":
+            return min((predicted == c).mean() for c in range(3))
+        right = predicted == found.label
+        return REDUCTIONS[name]([right[found.label == c].mean() for c in range(3)])
 
-    best = posthoc.TAUS[int(np.argmax([score(val, tau) for tau in posthoc.TAUS]))]
+    taus = posthoc.TAUS["logit adjustment"]
+    best = taus[int(np.argmax([score(val, tau) for tau in taus]))]
     adjusted = found[name]["logit adjustment"]
     assert adjusted["constant"] == pytest.approx(best)
     assert adjusted["value"] == pytest.approx(score(test, best))
@@ -105,9 +116,18 @@ def test_without_validation_there_is_nothing_to_choose_by(make_run):
 def test_what_was_computed_is_kept_in_the_run_folder(make_run):
     folder = make_run("ce", 0, logits=True)
     run = results.read(folder)
+    path = folder / "corrected_last.json"
     first = posthoc.baselines([run])
-    assert json.loads((folder / "corrected_last.json").read_text()).keys() == first.keys()
-    (folder / "val_predictions_last.npz").unlink()
+    assert json.loads(path.read_text()).keys() == posthoc.CORRECTIONS.keys()
+    val = (folder / "val_predictions_last.npz").rename(folder / "elsewhere.npz")
+    assert posthoc.baselines([run]) == first
+    # What an earlier ltbench kept, of fewer metrics and a checkpoint that is gone, is completed.
+    old = {"tau-normalisation": {"value": 0.5, "constant": 1.0}}
+    path.write_text(json.dumps({"min_recall": old}))
+    assert posthoc.baselines([run]) == {"min_recall": old}
+    val.rename(folder / "val_predictions_last.npz")
+    assert posthoc.baselines([run]) == first | {"min_recall": old | first["min_recall"]}
+    path.write_text("[1]")
     assert posthoc.baselines([run]) == first
 
 

@@ -24,12 +24,15 @@ from ltbench.counts import metrics_from_counts
 from ltbench.errors import UserError
 
 Floats = NDArray[np.floating]
-TAUS = np.linspace(0, 2, 21)
-TEMPERATURES = np.geomspace(0.25, 4, 33)
+TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
+TEMPERATURES = np.geomspace(0.25, 8, 41)
 CORRECTIONS = {
     "accuracy": ("logit adjustment", "tau-normalisation"),
     "hmean_recall": ("logit adjustment", "tau-normalisation"),
+    "gmean_recall": ("logit adjustment",),
     "min_recall": ("logit adjustment", "tau-normalisation"),
+    "min_ht_recall": ("logit adjustment",),
+    "min_coverage": ("logit adjustment",),
     "ece": ("temperature",),
 }
 """Metric -> the corrections that are meant to better it."""
@@ -111,13 +114,16 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
 def _kept(run: Run) -> Found:
     path = run.folder / f"corrected_{run.selection}.json"
     try:
-        found: Found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        if not (found := _compute(run)):
-            return found
-        text = json.dumps(found, indent=1).encode()
-        with contextlib.suppress(OSError):  # somebody else's folder: computed again next time
-            records.write_whole(path, lambda file: file.write(text))
+        kept: Found = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        kept = {}
+    if kept.keys() == CORRECTIONS.keys() or not (found := _compute(run)):
+        return kept
+    # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
+    found = {name: kept.get(name, {}) | rules for name, rules in found.items()}
+    text = json.dumps(found, indent=1).encode()
+    with contextlib.suppress(OSError):  # somebody else's folder: computed again next time
+        records.write_whole(path, lambda file: file.write(text))
     return found
 
 
@@ -138,15 +144,17 @@ def _compute(run: Run) -> Found:
         rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
     scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
     error = expected_calibration_error(test.logits / scale, test.label)
-    found: Found = {"ece": {"temperature": {"value": error, "constant": scale}}}
+    found: Found = {name: {} for name in CORRECTIONS}
+    found["ece"]["temperature"] = {"value": error, "constant": scale}
     for rule, correct in rules.items():
-        tried = [_metrics(val, correct(val.logits, tau), counts) for tau in TAUS]
+        tried = [_metrics(val, correct(val.logits, tau), counts) for tau in TAUS[rule]]
         for name in (name for name, fitting in CORRECTIONS.items() if rule in fitting):
             # Test images count alike in accuracy, and their classes may not in validation.
             aim = "mean_recall" if name == "accuracy" else name
-            tau = tune([metrics[aim] for metrics in tried], TAUS)
+            tau = tune([metrics[aim] for metrics in tried], TAUS[rule])
             value = _metrics(test, correct(test.logits, tau), counts)[name]
-            found.setdefault(name, {})[rule] = {"value": value, "constant": tau}
+            if np.isfinite(value):  # head and tail need ten classes
+                found[name][rule] = {"value": value, "constant": tau}
     return found
 
 
