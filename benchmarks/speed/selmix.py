@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> None:
         args,
         [
             rounds.row(step, lambda s: s["project"] / s["mixup"], "<= 1.1"),
-            rounds.row(look, lambda s: s["look"] / s["forward"]),
+            rounds.row(look, lambda s: s["look"] / s["forward"], "<= 1.1"),
         ],
         rounds,
         unit="images/s or passes/s",

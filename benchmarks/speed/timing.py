@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -83,7 +84,7 @@ class Rounds:
     ) -> None:
         self.title, self.device, self.clocks = title, torch.device(device), tuple(clocks)
         self.repeats: list[dict[str, NDArray[np.float64]]] = []
-        self._open: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(3))
+        self._open: dict[str, NDArray[np.float64]] = defaultdict(partial(np.zeros, 3))
         self._names: list[str] = []
 
     def now(self) -> NDArray[np.float64]:
