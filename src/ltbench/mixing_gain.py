@@ -144,7 +144,7 @@ def without_empty(shares: Tensor, available: Tensor) -> Tensor:
     if not left.any():
         raise UserError(
             "no pair of classes is left to mix: no image has a pseudo-label of a class that would "
-            "gain. Set smoothing to true, or start from a better checkpoint."
+            "gain. Set pair_smoothing to true, or start from a better checkpoint."
         )
     return left / left.sum()
 
@@ -158,24 +158,48 @@ class GainHistory:
             by the classifier alone, so that its order counts and not its size.
         actual: Change that the next look at the validation images found; at most one cycle behind.
         largest: Largest gain of each look.
+        rates: Learning rate of the classifier in each cycle.
     """
 
     predicted: list[float] = field(default_factory=list)
     actual: list[float] = field(default_factory=list)
     largest: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def begin(self, gain: float, rate: float, steps: int) -> None:
+        """Note the expected gain of a step of a cycle, at the rate that it has, and its steps."""
+        self.rates.append(rate)
+        self.predicted.append(rate * steps * gain)
+
+    def last_change(self) -> tuple[float, float] | None:
+        """Return what was predicted for the last cycle that was looked at, and its change."""
+        done = len(self.actual)
+        return (self.predicted[done - 1], self.actual[-1]) if done else None
 
     def summary(self) -> dict[str, float]:
-        """Return the last changes and the rank correlation of all, as far as they are defined."""
+        """Return the last changes and the rank correlations of all, as far as they are defined.
+
+        ``change_correlation`` is that of predicted and actual changes. Both fall with the learning
+        rate, which alone makes them agree; ``gain_correlation`` is that of both over the rate.
+        """
         found = {"predicted_change": self.predicted[-1]}
         if self.actual:
             found["actual_change"] = self.actual[-1]
-        predicted = self.predicted[: len(self.actual)]
-        if len(set(predicted)) > 1 and len(set(self.actual)) > 1:
-            found["change_correlation"] = float(stats.spearmanr(predicted, self.actual).statistic)
+        changes = list(zip(self.predicted, self.actual, self.rates, strict=False))
+        pairs = {
+            "change_correlation": [(predicted, actual) for predicted, actual, _ in changes],
+            "gain_correlation": [(p / rate, a / rate) for p, a, rate in changes if rate],
+        }
+        for name, values in pairs.items():
+            if values and all(len(set(column)) > 1 for column in zip(*values, strict=True)):
+                found[name] = float(stats.spearmanr(values).statistic)
         return found
 
     def settled(self) -> bool:
-        """Whether the last of ten largest gains is within 5 % of their mean, as SelMix's code."""
-        last = self.largest[-10:]
+        """Whether the last of ten largest gains is within 5 % of their mean, as SelMix's code.
+
+        It looks twice before the first step, so the first counts twice.
+        """
+        last = [*self.largest[:1], *self.largest][-10:]
         mean = sum(last) / 10
         return len(last) == 10 and abs(mean - last[-1]) < 0.05 * abs(mean)

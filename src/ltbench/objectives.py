@@ -206,7 +206,7 @@ class Objective:
         if not by_recall.isfinite().all():
             raise UserError(
                 "the objective has no gradient where the recall of a class is 0. Smooth the "
-                "counts: set smoothing above 0."
+                "counts: set count_smoothing above 0."
             )
         return by_recall, by_coverage
 

@@ -194,6 +194,7 @@ def test_a_look_gives_the_gains_of_the_validation_images(start):
         expected = smooth(selective(gains, 10.0))
         assert_close(traces["pair_shares"], expected.float(), atol=1e-5, rtol=1e-4)
         assert_close(traces["first_shares"], expected.sum(1))
+        assert "lambda" not in traces  # of a mean there are none
         values.append(float(model.objective.value(joint_confusion(counts))))
         assert float(found["train/objective"]) == pytest.approx(values[-1])
         assert float(found["train/positive_gains"]) == pytest.approx(
@@ -317,9 +318,14 @@ def test_controls_draw_their_pairs(start, policy):
             assert_close(shares, shape / shape.sum())
 
 
+def test_a_sharpness_that_leaves_one_pair_is_told(start):
+    with pytest.warns(UserWarning, match="one pair of classes 100.0% of the share"):
+        train(start, epochs=1, sharpness=1e6)
+
+
 def test_it_stops_when_the_largest_gain_has_settled(start):
     _, trainer = train(start, epochs=30, early_stop=True, optimizer=sgd(1e-6))
-    assert trainer.current_epoch == 10
+    assert trainer.global_step == 8 * 5  # before the ninth cycle, as the code: step 400 of 50 each
     _, trainer = train(start, epochs=12, optimizer=sgd(1e-6))
     assert trainer.current_epoch == 12
 
@@ -474,6 +480,8 @@ def test_a_run_leaves_its_start_as_it_was_and_says_what_it_did(start, config, lt
     assert record["steps"] == 12
     with np.load(folder / "traces.npz") as traces:
         assert traces["pair_shares"].shape == (3, 10, 10)
+        assert traces["positive_gains"].shape == traces["objective"].shape == (3,)
+        assert traces["actual_vs_predicted_change"].shape == (2, 2)
         assert traces["lambda"].shape == (3, 10)
     table = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True)
     assert {"trainobjective", "trainpredicted_change", "trainactual_change"} <= set(

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -34,6 +35,7 @@ from ltbench.sam import batch_norm_frozen
 from ltbench.schedules import Cosine, LRSchedule
 from ltbench.stages import Trained
 
+ONE_PAIR = 0.95  # share above which softmax(s G) picks a pair rather than spreads over some
 MOST_TRACED = 100  # classes up to which the record keeps the share of every pair
 
 
@@ -231,13 +233,9 @@ class SelMix(OptimisedModule):
         split = {"labelled": "train", "unlabelled": "unlabelled"}[self.partners]
         first, second = data.training_images("train"), data.training_images(split)
         numbered = isinstance(first, CroppedImages)
-        self.sampler = PairSampler(
-            data.splits["train"].labels,
-            self.num_classes,
-            self.cycle * data.batch_size,
-            seeding.run_seed(),
-            numbered,
-        )
+        labels, length = data.splits["train"].labels, self.cycle * data.batch_size
+        seed = seeding.run_seed()
+        self.sampler = PairSampler(labels, self.num_classes, length, seed, numbered)
         data.pairs = Pairs(first, second, numbered), self.sampler
 
     def forward(self, images: Tensor) -> Tensor:
@@ -268,9 +266,12 @@ class SelMix(OptimisedModule):
             self._look()
         self.looked = False
         rate = self._optimizer.param_groups[0]["lr"]
-        self.history.predicted.append(rate * self.cycle * self.found["expected_gain"])
+        self.history.begin(self.found["expected_gain"], rate, self.cycle)
         found = self.found | self.history.summary()
         self.log_dict({f"train/{name}": value for name, value in found.items()})
+        self.traces |= {name: torch.tensor(found[name]) for name in ("objective", "positive_gains")}
+        if change := self.history.last_change():
+            self.traces["actual_vs_predicted_change"] = torch.tensor(change)
         if self.early_stop and self.history.settled():
             self.trainer.should_stop = True
         self.net.train(self.official_compat)
@@ -310,7 +311,8 @@ class SelMix(OptimisedModule):
             "pair_entropy": float(torch.special.entr(shares).sum()),
             "classes_without_partners": float((~available).sum()),
         }
-        self.traces["lambda"] = self.multipliers.clone()
+        if len(self.multipliers):
+            self.traces["lambda"] = self.multipliers.clone()
         self.traces["first_shares"], self.traces["second_shares"] = shares.sum(1), shares.sum(0)
         if self.num_classes <= MOST_TRACED:
             self.traces["pair_shares"] = shares.float()
@@ -339,6 +341,11 @@ class SelMix(OptimisedModule):
                 "start is at its optimum already. Choose another objective, or validate on more."
             )
         shares = selective(gains, self.sharpness, self.positive_only)
+        if not self.history.predicted and (most := float(shares.max())) > ONE_PAIR:
+            rank_zero_warn(
+                f"sharpness {self.sharpness:g} gives one pair of classes {most:.1%} of the share, "
+                "much like policy: greedy; a lower one spreads it over more pairs."
+            )
         return smooth(shares) if self.pair_smoothing else shares
 
     def _partner_labels(self) -> Tensor:
