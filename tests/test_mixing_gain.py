@@ -231,7 +231,7 @@ def test_a_history_of_one_cycle_or_of_equal_ones_has_no_rank_correlation():
 @pytest.mark.paper
 @pytest.mark.parametrize(("factor", "cycles"), [(0.99, 9), (0.98, None)])
 def test_stop_rule(factor, cycles):
-    """A largest gain that falls by 1 % a cycle stops as soon as may be, at step 400; by 2 % never."""
+    """A largest gain that falls by 1 % a cycle stops when it may, at step 400; by 2 % never."""
     history = GainHistory()
     stops = []
     for cycle in range(1, 60):

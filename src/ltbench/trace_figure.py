@@ -70,7 +70,7 @@ def _snapshots(
 
 
 def _points(axes: Axes, points: Array, epochs: Array, titles: Sequence[str]) -> None:
-    drawn = axes.scatter(*points.T, c=epochs, s=16)
+    drawn = axes.scatter(points[:, 0], points[:, 1], c=epochs, s=16)
     _of(axes).colorbar(drawn, ax=axes, label="epoch", ticks=MaxNLocator(integer=True))
     axes.axhline(0, color="0.8", zorder=0)
     axes.set(xlabel=titles[1], ylabel=titles[0])
