@@ -16,11 +16,12 @@ from ltbench.methods.base import Method
 _log = logging.getLogger(__name__)
 
 EXPLODED = 100.0  # times the usual norm of the gradient
+ONE_PAIR = 0.95  # share of a pair of classes above which the others hardly count
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
 class Anomalies(Callback):
-    """Warn, each once: empty groups, dead classes, rejected pseudo-labels, exploding gradients."""
+    """Warn, each once, of empty groups, dead classes, exploding gradients and the like."""
 
     def __init__(self) -> None:
         """Nothing was told yet."""
@@ -50,7 +51,7 @@ class Anomalies(Callback):
             self._norms.append(get_total_norm(gradients))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the gradients and the pseudo-labels of the epoch."""
+        """Look at the gradients, the pseudo-labels and the shares of the epoch."""
         epoch, logged = trainer.current_epoch, trainer.callback_metrics
         if self._norms:
             norms = torch.stack(self._norms)
@@ -68,6 +69,14 @@ class Anomalies(Callback):
                 "pseudo-labels",
                 f"epoch {epoch}: every pseudo-label was rejected, so the unlabelled images teach "
                 "nothing. Lower the threshold, or train for longer.",
+            )
+
+        share = float(logged.get("train/largest_share", 0))
+        if share > ONE_PAIR:
+            self._warn(
+                "pairs",
+                f"epoch {epoch}: one pair of classes has {share:.1%} of the share, much like "
+                "policy: greedy. A lower model.sharpness spreads it over more pairs.",
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -96,7 +96,10 @@ def checkpoint_of(trained: Trained) -> Path | None:
             raise UserError(f"the run {path} is not finished (status: {status}): finish it first.")
         path = path / "checkpoints" / f"{trained.selection}.ckpt"
     if not path.is_file():
-        raise UserError(f"there is no trained network {path}.")
+        raise UserError(
+            f"there is no trained network {path}: train it first, then name its run folder, a "
+            "checkpoint, or a file with a state dict."
+        )
     return path
 
 

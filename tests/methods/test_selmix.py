@@ -19,6 +19,7 @@ from support import run_command
 from torch import nn
 from torch.testing import assert_close
 
+from ltbench.anomalies import Anomalies
 from ltbench.data import LongTailDataModule
 from ltbench.data.augment import RandomCrop
 from ltbench.data.protocols import ReleasedProtocol
@@ -195,6 +196,9 @@ def test_a_look_gives_the_gains_of_the_validation_images(start):
         assert_close(traces["pair_shares"], expected.float(), atol=1e-5, rtol=1e-4)
         assert_close(traces["first_shares"], expected.sum(1))
         assert "lambda" not in traces  # of a mean there are none
+        assert float(found["train/largest_share"]) == pytest.approx(
+            float(selective(gains, 10.0).max()), rel=1e-3
+        )
         values.append(float(model.objective.value(joint_confusion(counts))))
         assert float(found["train/objective"]) == pytest.approx(values[-1])
         assert float(found["train/positive_gains"]) == pytest.approx(
@@ -318,9 +322,10 @@ def test_controls_draw_their_pairs(start, policy):
             assert_close(shares, shape / shape.sum())
 
 
-def test_a_sharpness_that_leaves_one_pair_is_told(start):
-    with pytest.warns(UserWarning, match="one pair of classes 100.0% of the share"):
-        train(start, epochs=1, sharpness=1e6)
+@pytest.mark.parametrize(("options", "told"), [({"sharpness": 1e6}, 1), ({"policy": "greedy"}, 0)])
+def test_a_sharpness_that_leaves_one_pair_is_told_once(start, options, told, caplog):
+    train(start, epochs=2, callbacks=[Anomalies()], **options)
+    assert caplog.text.count("one pair of classes has 100.0% of the share") == told
 
 
 def test_it_stops_when_the_largest_gain_has_settled(start):

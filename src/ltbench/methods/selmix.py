@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,7 +34,7 @@ from ltbench.sam import batch_norm_frozen
 from ltbench.schedules import Cosine, LRSchedule
 from ltbench.stages import Trained
 
-ONE_PAIR = 0.95  # share above which softmax(s G) picks a pair rather than spreads over some
+TRACED = ("objective", "positive_gains", "pseudo_label_accuracy")
 MOST_TRACED = 100  # classes up to which the record keeps the share of every pair
 
 
@@ -269,7 +268,7 @@ class SelMix(OptimisedModule):
         self.history.begin(self.found["expected_gain"], rate, self.cycle)
         found = self.found | self.history.summary()
         self.log_dict({f"train/{name}": value for name, value in found.items()})
-        self.traces |= {name: torch.tensor(found[name]) for name in ("objective", "positive_gains")}
+        self.traces |= {name: torch.tensor(found[name]) for name in TRACED if name in found}
         if change := self.history.last_change():
             self.traces["actual_vs_predicted_change"] = torch.tensor(change)
         if self.early_stop and self.history.settled():
@@ -341,11 +340,7 @@ class SelMix(OptimisedModule):
                 "start is at its optimum already. Choose another objective, or validate on more."
             )
         shares = selective(gains, self.sharpness, self.positive_only)
-        if not self.history.predicted and (most := float(shares.max())) > ONE_PAIR:
-            rank_zero_warn(
-                f"sharpness {self.sharpness:g} gives one pair of classes {most:.1%} of the share, "
-                "much like policy: greedy; a lower one spreads it over more pairs."
-            )
+        self.found["largest_share"] = float(shares.max())
         return smooth(shares) if self.pair_smoothing else shares
 
     def _partner_labels(self) -> Tensor:
