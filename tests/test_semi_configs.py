@@ -98,7 +98,8 @@ def test_the_constants_of_the_papers_code(name):
     assert [t["class_path"] for t in data["augment"]] == ["HorizontalFlip", "RandomCrop"]
     if name.startswith("csst"):
         steps = update_steps([tuple(pair) for pair in model["update_interval"]], 2**20)
-        assert len(steps) * model["omega"] == pytest.approx(PUBLISHED_BUDGET)
+        assert model["omega"] is None  # so that a shorter run keeps the budget
+        assert PUBLISHED_BUDGET / len(steps) == pytest.approx(0.1)
         assert (model["threshold"], model["kl_tau"]) == ("kl", 0.05)
     else:
         assert model["p_cutoff"] == 0.95
