@@ -102,6 +102,15 @@ def test_what_a_table_lacks_is_named(tmp_path):
     test.drop(columns="label").to_csv(folder / "test.csv", index=False)
     with pytest.raises(UserError, match="no column 'label'; it has text, augmented"):
         Text(folder)
+    rows = pd.DataFrame({"text": ["a", "b"], "label": ["x", None], "augmented": ["a", None]})
+    (folder / "test.csv").unlink()
+    rows.to_json(folder / "test.jsonl", orient="records", lines=True)
+    with pytest.raises(UserError, match=r"test\.jsonl, row 2: the augmented is nan: give a text"):
+        Text(folder)
+    rows.drop(columns="augmented").to_csv(folder / "test.csv", index=False)
+    (folder / "test.jsonl").unlink()
+    with pytest.raises(UserError, match=r"test\.csv, row 2: there is no label"):
+        Text(folder)
 
 
 def test_a_vocabulary_knows_the_most_frequent_words():

@@ -261,7 +261,7 @@ TEXTS = {
     ),
     "jsonl of null texts": Case(
         "{text}",
-        ("text/train.jsonl", "the text is nan"),
+        ("text/train.jsonl", "the text is nan: give a text"),
         {
             TABLE: None,
             "text/train.jsonl": '{"text": null, "label": "a"}\n{"text": "x", "label": "b"}\n',

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -67,7 +68,6 @@ class Text(Source):
         self.splits = frozenset(self._tables)
         self._class_names = sorted(map(str, self._tables["train"]["label"].unique()))
         self.num_classes = len(self._class_names)
-        self.encoder: Encoder = Vocabulary(self._tables["train"]["text"].tolist())
         for split in self.splits:
             self.labels(split)
 
@@ -85,6 +85,11 @@ class Text(Source):
                 "text and label."
             )
         return found
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What turns texts into token ids; a vocabulary unless it is set to another."""
+        return Vocabulary(self._tables["train"]["text"].tolist())
 
     @property
     def class_names(self) -> list[str]:
@@ -279,7 +284,17 @@ def _table(reader: Callable[[Path], pd.DataFrame], path: Path, labelled: bool) -
             raise UserError(f"{path} has no column '{column}'; it has {there}.")
     if not len(table):
         raise UserError(f"{path} has no text: each row is one.")
-    for row, text in enumerate(table["text"]):
-        if not isinstance(text, str):
-            raise UserError(f"{path}, row {row + 1}: the text is {text!r:.40}, which is none.")
+    for column in ("text", "augmented"):
+        for row, text in enumerate(table.get(column, ())):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{path}, row {row + 1}: the {column} is {text!r:.40}: give a text."
+                )
+    if labelled:
+        nothing = table["label"].isna() | (table["label"].astype(str) == "")
+        if nothing.any():
+            raise UserError(
+                f"{path}, row {nothing.argmax() + 1}: there is no label. Texts without one belong "
+                "into the table unlabelled."
+            )
     return table
