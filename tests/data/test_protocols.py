@@ -211,3 +211,14 @@ def test_a_class_without_labelled_or_unlabelled_images_is_refused(protocol, sour
 def test_shares_out_of_range(shares):
     with pytest.raises(UserError, match="share"):
         NaturalProtocol(**shares)
+
+
+@pytest.mark.parametrize("mu", [0, -1, -3])
+def test_a_division_without_unlabelled_images(mu):
+    with pytest.raises(UserError, match=rf"protocol\.mu is {mu}"):
+        PaperProtocol(mu=mu)
+
+
+def test_a_seed_of_no_generator():
+    with pytest.raises(UserError, match=r"data\.subset_seed is -1"):
+        ReleasedProtocol().split(CIFAR10, -1)

@@ -55,8 +55,11 @@ class Protocol:
         """Divide a source, as a function of the source and ``seed`` alone.
 
         Raises:
-            UserError: The source has too few images of a class, or no images of a kind.
+            UserError: The source has too few images of a class, or no images of a kind; or ``seed``
+                is negative.
         """
+        if seed < 0:
+            raise UserError(f"data.subset_seed is {seed}; give a whole number of at least 0.")
         sizes = self.sizes(source)
         drawn = _draw(source, "train", sizes, seed)
         splits = {"train": _part(source, "train", drawn["labelled"])}
@@ -127,12 +130,20 @@ class PaperProtocol(Protocol):
     Args:
         largest: Images of class 0, labelled and unlabelled together.
         rho: ``largest`` over the images of the last class.
-        mu: Unlabelled images for each labelled one; labelled counts are rounded down.
+        mu: Unlabelled images for each labelled one, at least 1; labelled counts are rounded down.
+
+    Raises:
+        UserError: ``mu`` is out of its range.
     """
 
     largest: int = 5000
     rho: float = 100
     mu: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the division."""
+        if self.mu < 1:
+            raise UserError(f"protocol.mu is {self.mu}; give at least 1 unlabelled image a label.")
 
     def sizes(self, source: Source) -> Sizes:
         """See :meth:`Protocol.sizes`."""
