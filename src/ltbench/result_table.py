@@ -19,6 +19,8 @@ FRACTIONS = {
     "hmean_recall": "H-mean recall",
     "gmean_recall": "G-mean recall",
     "min_recall": "min recall",
+    "min_ht_recall": "min head/tail recall (90 / 10 % of classes)",
+    "min_coverage": "min coverage (share of predictions)",
     "min_class_share": "share of the rarest generated class",
 }
 NUMBERS = {"kl_to_uniform": "KL to uniform, nats (not %)"}
