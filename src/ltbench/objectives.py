@@ -22,7 +22,7 @@ Sources: CSST, arXiv 2304.14738; SelMix, arXiv 2403.18301; Narasimhan and Menon 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +34,16 @@ FLOOR = 1e-12
 """Least multiplier on the simplex, so that its logarithm stays finite."""
 
 
-def joint_confusion(counts: Tensor, smoothing: float = 0.0) -> Tensor:
+def joint_confusion(
+    counts: Tensor, smoothing: float = 0.0, class_names: Sequence[str] | None = None
+) -> Tensor:
     """Turn counts n into the joint confusion matrix C with prior n_k / n.
 
     Args:
         counts: (K, K) images of class k that were predicted as l.
         smoothing: a >= 0 in Q_kl = (n_kl + a) / (n_k + a K), which keeps recalls off 0, where
             gradients vanish or are infinite. Leave it 0 for values and multipliers.
+        class_names: K names for the message of an error; default: the classes' numbers.
 
     Returns:
         (K, K) float64, sum 1.
@@ -53,9 +56,10 @@ def joint_confusion(counts: Tensor, smoothing: float = 0.0) -> Tensor:
     counts = counts.double()
     images = counts.sum(1)
     if missing := (images == 0).nonzero().flatten().tolist():
+        named = ", ".join(class_names[c] if class_names else str(c) for c in missing[:5])
         raise UserError(
             f"the held-out set has no image of {len(missing)} of {len(counts)} classes (class "
-            f"{', '.join(map(str, missing[:5]))}), so their recall is unknown.\n"
+            f"{named}{', ...' if len(missing) > 5 else ''}), so their recall is unknown.\n"
             "Hold out more images, or draw them so that each class has one."
         )
     rows = (counts + smoothing) / (images + smoothing * len(counts))[:, None]

@@ -1,5 +1,7 @@
 """CSST: losses against the paper's numbers, multipliers that follow the held-out set, resume."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -343,8 +345,8 @@ def test_a_run_too_short_for_an_update_says_so():
 def test_deviations_are_those_of_the_objective(objective, words):
     model, _ = build(CSST, objective=objective)
     model.due = frozenset([1])
-    assert len(model.deviations) == 3 + len(words)
-    for deviation, word in zip(model.deviations[3:], words, strict=True):
+    assert len(model.deviations) == 4 + len(words)
+    for deviation, word in zip(model.deviations[4:], words, strict=True):
         assert word in deviation
 
 
@@ -485,7 +487,7 @@ def test_a_class_missing_from_the_held_out_set(ltbench, config, tmp_path, make_i
     config.write_text(yaml.safe_dump(settings))
     done = ltbench("fit", "--config", config)
     assert done.code == 2
-    assert "held-out set has no image of 1 of 3 classes (class 1)" in done.err
+    assert "held-out set has no image of 1 of 3 classes (class bee)" in done.err
 
 
 @pytest.mark.parametrize(
@@ -498,6 +500,10 @@ def test_a_class_missing_from_the_held_out_set(ltbench, config, tmp_path, make_i
         ({"omega": 0.0}, "omega"),
         ({"budget": -1.0}, "budget"),
         ({"kl_tau": -0.1}, "kl_tau"),
+        ({"kl_tau": math.nan}, "kl_tau"),
+        ({"omega": math.nan}, "omega"),
+        ({"omega": math.inf}, "omega"),
+        ({"objective": "mean_recall_coverage", "lambda_init": math.nan}, "at least 0"),
     ],
 )
 def test_arguments_out_of_range(options, message):

@@ -1,6 +1,7 @@
 """FixMatch: its loss against a slow one, hidden labels, averaged evaluation, statistics."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -208,6 +209,14 @@ def test_without_unlabelled_images_there_is_nothing_to_tell():
     assert traces.seen == [{}]
 
 
+def test_deviations_are_those_of_the_run():
+    model, _ = train(epochs=1)
+    assert "Strong views" in model.deviations[0]
+    assert "UDA" not in " ".join(model.deviations)
+    model.temperature = 0.4
+    assert "UDA's annealing" in model.deviations[-1]
+
+
 # --- what is refused ---
 
 
@@ -218,7 +227,13 @@ def test_data_without_unlabelled_images():
 
 
 @pytest.mark.parametrize(
-    "options", [{"lambda_u": -1}, {"p_cutoff": 1.1}, {"temperature": 0}, {"loss": "cross"}]
+    "options",
+    [
+        *({"lambda_u": value} for value in (-1, math.nan, math.inf)),
+        *({"p_cutoff": value} for value in (1.1, math.nan)),
+        *({"temperature": value} for value in (0, math.nan)),
+        {"loss": "cross"},
+    ],
 )
 def test_arguments_out_of_range(options):
     with pytest.raises(UserError):

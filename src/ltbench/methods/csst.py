@@ -1,5 +1,6 @@
 """CSST: self-training for a metric of the confusion matrix, such as min recall, not accuracy."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ltbench.objectives import (
     Covered,
     LeastRecall,
     build_objective,
+    decompose,
     joint_confusion,
     rates,
     zero_recall_classes,
@@ -41,8 +43,8 @@ def hybrid_loss(logits: Tensor, targets: Tensor, gain: Tensor) -> Tensor:
         (B,) losses, float32 or better.
     """
     logits = _wide(logits)
-    diagonal = gain.diagonal()
-    weights = (_gains(targets, gain) / diagonal).to(logits)
+    mixing, diagonal = decompose(gain)
+    weights = _transposed(mixing, targets).to(logits)
     return -(weights * (logits - diagonal.log().to(logits)).log_softmax(1)).sum(1)
 
 
@@ -53,7 +55,7 @@ def weighted_target(targets: Tensor, gain: Tensor) -> Tensor:
         targets: Pseudo-labels (B,), or probabilities t (B, C).
         gain: G, (C, C).
     """
-    gains = _gains(targets, gain)
+    gains = _transposed(gain, targets)
     return gains / gains.sum(1, keepdim=True)
 
 
@@ -77,12 +79,12 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _gains(targets: Tensor, gain: Tensor) -> Tensor:
-    """Return G^T t of each sample, (B, C), in the precision of the gains."""
+def _transposed(matrix: Tensor, targets: Tensor) -> Tensor:
+    """Return A^T t of each sample, (B, C), in the precision of the matrix A (C, C)."""
     if not targets.is_floating_point():
-        return gain[targets]
+        return matrix[targets]
     with torch.autocast(targets.device.type, enabled=False):
-        return targets.to(gain) @ gain
+        return targets.to(matrix) @ matrix
 
 
 class CSST(FixMatch):
@@ -134,6 +136,7 @@ class CSST(FixMatch):
             "The held-out set is evaluated without augmentation; the released code augments it.",
             "No multiplier is updated before the first step.",
             "Biases, not only batch norm, are free of weight decay.",
+            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.",
             "Multipliers of coverage constraints are kept between updates; the last released code "
             "starts each update from 1/C, which leaves the constraints without effect.",
             "Gains of head and tail are divided by the size of the group, as in the paper; the "
@@ -163,8 +166,11 @@ class CSST(FixMatch):
         """Build the network, the objective and its first multipliers."""
         # The labelled loss is the hybrid one, so that FixMatch's choice of a loss is none here.
         super().__init__(num_classes, in_chans, loss="cross_entropy_loss", loss_args=None, **kwargs)
-        if (omega is not None and omega <= 0) or budget <= 0 or kl_tau < 0:
-            raise UserError("omega and budget must be above 0, and kl_tau at least 0.")
+        steps = [budget] if omega is None else [budget, omega]
+        if not (all(0 < step < math.inf for step in steps) and kl_tau >= 0):
+            raise UserError(
+                "omega and budget must be numbers above 0, and kl_tau one of at least 0."
+            )
         self.monitor = f"val/{objective.removesuffix('_coverage').removesuffix('_ht')}"
         self.objective_name = objective
         self.coverage_target = coverage_target
@@ -178,7 +184,7 @@ class CSST(FixMatch):
         self.objective = build_objective(objective, torch.ones(num_classes), coverage_target)
         first = self.objective.initial.clone()
         if lambda_init is not None:
-            if isinstance(self.objective, LeastRecall) or lambda_init < 0:
+            if isinstance(self.objective, LeastRecall) or not 0 <= lambda_init < math.inf:
                 raise UserError(
                     "lambda_init is a number of at least 0, for coverage constraints only: the "
                     f"multipliers of {objective} sum to 1."
@@ -201,7 +207,8 @@ class CSST(FixMatch):
         images = torch.from_numpy(self.data.splits["val"].labels).bincount(
             minlength=self.num_classes
         )
-        joint_confusion(images.diag())  # refuses a set in which a class is missing
+        # It refuses a set in which a class is missing.
+        joint_confusion(images.diag(), class_names=self.data.source.class_names)
         self.objective = build_objective(
             self.objective_name, self.class_counts, self.coverage_target
         )

@@ -1,5 +1,7 @@
 """FixMatch: confident predictions on a weak view are the labels of a strong view."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,6 +80,8 @@ class FixMatch(OptimisedModule):
             "Strong views are those of the long-tail code bases (2304.14738, 2403.18301): three "
             "operations, always applied, then cutout; labelled images are no unlabelled ones.",
             "Biases, not only batch norm, are free of weight decay.",
+            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.",
+            "UDA's annealing of the training signal is left out.",
         ),
     )
     average_buffers = False
@@ -111,9 +115,9 @@ class FixMatch(OptimisedModule):
             ema_decay=ema_decay,
             **kwargs,
         )
-        if lambda_u < 0 or not 0 <= p_cutoff <= 1:
-            raise UserError("lambda_u must be at least 0, and p_cutoff lie in [0, 1].")
-        if temperature is not None and temperature <= 0:
+        if not (0 <= lambda_u < math.inf and 0 <= p_cutoff <= 1):
+            raise UserError("lambda_u must be a number of at least 0, and p_cutoff lie in [0, 1].")
+        if temperature is not None and not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0, or null.")
         self.loss = bind_loss(loss, loss_args or {})
         self.lambda_u = lambda_u
@@ -139,6 +143,13 @@ class FixMatch(OptimisedModule):
                 "SemiSupervisedDataModule."
             )
         return data
+
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Those of the paper's card that hold for this data and these pseudo-labels."""
+        views, biases, constants, annealing = self.paper.deviations
+        ours = [biases] if self.data.texts else [views, biases, constants]
+        return ours if self.temperature is None else [*ours, annealing]
 
     def on_train_start(self) -> None:
         """Take the true labels for the statistics, where the data opens them."""

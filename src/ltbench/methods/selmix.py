@@ -196,7 +196,8 @@ class SelMix(OptimisedModule):
             )
         labels = torch.from_numpy(self.data.splits["val"].labels)
         held_out = torch.bincount(labels, minlength=self.num_classes)
-        joint_confusion(held_out.diag())  # refuses a set in which a class is missing
+        # It refuses a set in which a class is missing.
+        joint_confusion(held_out.diag(), class_names=self.data.source.class_names)
         if self.official_compat and held_out.min() < held_out.max():
             raise UserError(
                 "official_compat: the published code takes as many validation images of each class "
