@@ -19,11 +19,15 @@ def read(path):
     return yaml.safe_load(path.read_text())
 
 
+IMAGENET = ("fixmatch_la_imagenet100", "csst_imagenet100")  # a folder, and constants of its own
+
+
 def belongs(path):
     config = read(path)
     semi = config["data"]["class_path"] == "SemiSupervisedDataModule"
     method = config["model"]["class_path"]
-    return (semi and method in METHODS) or path.stem.endswith("_labelled_cifar10")
+    semi = semi and method in METHODS and path.stem not in IMAGENET
+    return semi or path.stem.endswith("_labelled_cifar10")
 
 
 CONFIGS = {path.stem: read(path) for path in sorted(FOLDER.glob("*.yaml")) if belongs(path)}
@@ -75,6 +79,42 @@ def test_config_runs_to_its_record(name, ltbench, small_images, tmp_path):
     assert record["images_seen"] == 2 * data["batch_size"] * (1 + data["mu"])
     assert record["data"]["profile"].startswith("ReleasedProtocol(")
     assert np.isfinite(record["metrics"]["last"]["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_config_of_a_folder_runs_to_its_record(name, ltbench, make_images, tmp_path):
+    for split, size in (("train", 6), ("val", 1), ("test", 1)):
+        make_images(tmp_path / f"images/{split}", {f"n{c:02}": size for c in range(10)})
+    words = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    words += ["--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 1]
+    words += ["--model.backbone", "tiny_net", "--data.root", tmp_path / "images"]
+    words += ["--data.steps_per_epoch", 1, "--data.batch_size", 4, "--data.num_workers", 0]
+    words += ["--data.image_size", 16, "--data.decoding.resize", 20]
+    words += ["--data.protocol.n1", 3, "--data.protocol.rho_l", 3]
+    words += ["--data.protocol.m1", 6, "--data.protocol.rho_u", 3]
+    done = ltbench("fit", "--config", FOLDER / f"{name}.yaml", *words)
+    assert done.code == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    data = read_record(folder / "record.json")["data"]
+    assert data["images"]["val"] == data["images"]["test"] == 10
+    assert (data["class_counts"][0], data["unlabelled_counts"][0]) == (3, 6)
+
+
+@pytest.mark.paper
+def test_the_constants_of_imagenet100():
+    rows = [read(FOLDER / f"{name}.yaml") for name in IMAGENET]
+    assert rows[0]["data"] == rows[1]["data"]
+    protocol = rows[0]["data"]["init_args"]["protocol"]["init_args"]
+    assert (protocol["n1"], protocol["m1"], protocol["include_labelled"]) == (433, 866, True)
+    for row in rows:
+        model, data = row["model"]["init_args"], row["data"]["init_args"]
+        assert row["trainer"]["max_epochs"] * data["steps_per_epoch"] == 2**20
+        assert (data["batch_size"], data["mu"], data["image_size"]) == (256, 2, 224)
+        assert model["optimizer"]["init_args"] == {
+            **{"lr": 0.4, "momentum": 0.9, "weight_decay": 3e-4, "nesterov": True}
+        }
+        assert (model["backbone"], model["lambda_u"]) == ("resnet50", 10)
+    assert rows[0]["model"]["init_args"]["p_cutoff"] == 0.7
 
 
 @pytest.mark.paper

@@ -97,11 +97,16 @@ def test_the_counts_of_stl10_with_validation_held_out_first(rho, total, expected
 
 @pytest.mark.paper
 def test_the_released_counts_of_imagenet100():
-    source = Labels(100, train=1300, val=25, test=25)
-    found = counts(source, ReleasedProtocol(433, 10, 866, 10))
+    source = Labels(100, train=900, val=25, test=25)
+    protocol = ReleasedProtocol(433, 10, 866, 10, include_labelled=True)
+    found = counts(source, protocol)
     assert (found.train[:3], found.train[-3:]) == ([433, 423, 413], [45, 44, 43])
     assert (sum(found.train), sum(found.unlabelled)) == (16945, 33939)
     assert found.val == [25] * 100  # the source's own
+    splits = protocol.split(source, 0)
+    assert set(splits["train"].indices) < set(splits["unlabelled"].indices)
+    with pytest.raises(UserError, match=r"433 labelled \+ 866 unlabelled"):
+        counts(source, ReleasedProtocol(433, 10, 866, 10))
 
 
 @pytest.mark.paper
@@ -217,6 +222,11 @@ def test_shares_out_of_range(shares):
 def test_a_division_without_unlabelled_images(mu):
     with pytest.raises(UserError, match=rf"protocol\.mu is {mu}"):
         PaperProtocol(mu=mu)
+
+
+def test_labelled_images_among_none_that_are_drawn():
+    with pytest.raises(UserError, match="include_labelled needs m1"):
+        ReleasedProtocol(m1=None, include_labelled=True)
 
 
 def test_a_seed_of_no_generator():

@@ -32,12 +32,15 @@ class Sizes:
         unlabelled: Training images that lose them; None: the source's own ``unlabelled`` images.
         val: Images held out.
         val_from: Split of the source that these are taken from.
+        shared: Whether labelled images are unlabelled ones too, as far as there are enough of
+            either; else the two are disjoint.
     """
 
     labelled: Counts
     unlabelled: Counts | None
     val: Counts
     val_from: Literal["train", "test"] = "train"
+    shared: bool = False
 
 
 class Protocol:
@@ -103,6 +106,11 @@ class ReleasedProtocol(Protocol):
             the uniform one; below 1 the counts grow, 1 / ``rho_l`` is the inverted prior.
         val_per_class: Validation images of each class, from the training images that are left;
             0 holds none out. A validation split of the source's own is used instead.
+        include_labelled: Take the labelled images as unlabelled ones too, among the m1, as their
+            code does on ImageNet-100, where a class has too few images for both.
+
+    Raises:
+        UserError: ``include_labelled`` where the source's own unlabelled images are taken.
     """
 
     n1: int = 1500
@@ -110,6 +118,12 @@ class ReleasedProtocol(Protocol):
     m1: int | None = 3000
     rho_u: float = 100
     val_per_class: int = 500
+    include_labelled: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that what is to be included in is drawn."""
+        if self.include_labelled and self.m1 is None:
+            raise UserError("protocol.include_labelled needs m1, the unlabelled images to draw.")
 
     def sizes(self, source: Source) -> Sizes:
         """See :meth:`Protocol.sizes`."""
@@ -118,6 +132,7 @@ class ReleasedProtocol(Protocol):
             _exponential(self.n1, classes, self.rho_l),
             None if self.m1 is None else _exponential(self.m1, classes, self.rho_u),
             np.full(classes, 0 if source.has("val") else self.val_per_class),
+            shared=self.include_labelled,
         )
 
 
@@ -241,23 +256,27 @@ def _draw(source: Source, split: str, sizes: Sizes, seed: int) -> dict[str, Indi
         "unlabelled": sizes.unlabelled if training and sizes.unlabelled is not None else none,
         "val": sizes.val if held_out else none,
     }
-    _check(source, split, counts, asked)
+    _check(source, split, counts, asked, sizes.shared)
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     drawn: dict[str, list[Indices]] = {kind: [] for kind in asked}
     for c, of_class in enumerate(members):
         order = np.random.default_rng([seed, c]).permutation(of_class)
         first, second, last = (int(asked[kind][c]) for kind in asked)
         drawn["labelled"].append(order[:first])
-        drawn["unlabelled"].append(order[first : first + second])
+        start = 0 if sizes.shared else first
+        drawn["unlabelled"].append(order[start : start + second])
         drawn["val"].append(order[len(order) - last :])
     return {kind: np.concatenate(parts) for kind, parts in drawn.items()}
 
 
-def _check(source: Source, split: str, counts: Counts, asked: dict[str, Counts]) -> None:
+def _check(
+    source: Source, split: str, counts: Counts, asked: dict[str, Counts], shared: bool
+) -> None:
     for kind, sizes in asked.items():
         if sizes.min() < 0:
             raise UserError(f"a protocol cannot draw {sizes.min()} {kind} images of a class.")
-    lacking = np.sum(list(asked.values()), axis=0) - counts
+    together = np.maximum if shared else np.add
+    lacking = together(asked["labelled"], asked["unlabelled"]) + asked["val"] - counts
     if lacking.max() > 0:
         c = int(lacking.argmax())
         wanted = " + ".join(f"{asked[kind][c]} {kind}" for kind in asked if asked[kind][c])
