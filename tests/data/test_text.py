@@ -236,6 +236,9 @@ def test_configs_of_the_hubs_sets_run_on_tables(name, ltbench, tmp_path):
     record = read_record(folder / "record.json")
     assert record["method"] == {"uda": "fixmatch", "csst": "csst"}[name.split("_")[0]]
     assert record["images_seen"] == 2 * 8 * 5
+    if record["method"] == "fixmatch":
+        assert record["deviations"][-1].startswith("UDA's annealing")
+        assert "Strong views" not in record["deviations"][0]
 
 
 @pytest.mark.parametrize("name", ["uda_phrases", "csst_phrases"])

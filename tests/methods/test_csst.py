@@ -266,6 +266,23 @@ def test_multipliers_follow_the_averaged_network_on_the_held_out_set():
     assert_close(model.gain, (model.multipliers / prior).diag())
 
 
+def test_a_step_that_is_left_out_updates_no_multiplier_twice(monkeypatch):
+    model, data = build(CSST, update_interval=3, on_bad_loss="skip")
+    batches, looks = [], []
+    loss_of, confusion = model.loss_of, model.confusion
+
+    def fails_once(prepared, part):
+        batches.append(model.trainer.global_step)
+        loss = loss_of(prepared, part)
+        return loss * (torch.nan if batches == [0, 1, 2, 3] else 1)
+
+    monkeypatch.setattr(model, "loss_of", fails_once)
+    monkeypatch.setattr(model, "confusion", lambda net: looks.append(0) or confusion(net))
+    fit(model, data, epochs=1)
+    assert batches == [0, 1, 2, 3, 3, 4]
+    assert len(looks) == 1
+
+
 def test_a_shorter_run_keeps_the_budget():
     model, data = build(CSST, update_interval=2, budget=30.0)
     fit(model, data, epochs=2)  # 12 steps, with updates before 2, 4, 6, 8, 10

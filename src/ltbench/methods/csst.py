@@ -176,6 +176,7 @@ class CSST(FixMatch):
         self.coverage_target = coverage_target
         self.update_interval = update_interval
         self.due: frozenset[int] = frozenset()
+        self.updated_at = -1
         self.omega = omega
         self.budget = budget
         self.threshold = threshold
@@ -242,7 +243,9 @@ class CSST(FixMatch):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Update the multipliers where it is time."""
         super().on_train_batch_start(batch, batch_idx)
-        if self.trainer.global_step in self.due:
+        step = self.trainer.global_step
+        if step in self.due and step != self.updated_at:  # one that was left out is tried again
+            self.updated_at = step
             self.update_multipliers()
 
     def update_multipliers(self) -> None:
