@@ -199,11 +199,15 @@ def test_a_class_that_is_too_small_is_named_with_what_was_asked():
 @pytest.mark.parametrize(
     ("protocol", "source", "message"),
     [
-        (ReleasedProtocol(rho_u=5000), CIFAR10, "with no image"),
-        (ReleasedProtocol(rho_l=-1), CIFAR10, "above 0"),
+        (
+            ReleasedProtocol(rho_u=5000),
+            CIFAR10,
+            r"m1 3000 and protocol\.rho_u 5000.* with no image",
+        ),
+        (ReleasedProtocol(rho_l=-1), CIFAR10, r"protocol\.rho_l -1: .* above 0"),
         (ReleasedProtocol(m1=None), CIFAR10, "no unlabelled images of its own"),
         (NaturalProtocol(None), CIFAR10, "no unlabelled images of its own"),
-        (PaperProtocol(rho=2000), CIFAR10, "no labelled image"),
+        (PaperProtocol(rho=2000), CIFAR10, "class class9 would have no labelled image"),
         (NaturalProtocol(0.9, 0), Labels(2, train=2), "no unlabelled image"),
     ],
 )

@@ -295,7 +295,7 @@ SEMI = {
     "no image of a class": Case(
         "{semi} --data.protocol.rho_l 5000", ("5000", "Use an imbalance factor of at")
     ),
-    "ratio of 0": Case("{semi} --data.protocol.rho_u 0", ("an imbalance ratio of",)),
+    "ratio of 0": Case("{semi} --data.protocol.rho_u 0", ("an imbalance ratio is",)),
     "no held-out images": Case(
         "{semi} --data.protocol.val_per_class -1", ("-1", "a protocol cannot draw")
     ),

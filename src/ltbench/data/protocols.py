@@ -129,8 +129,8 @@ class ReleasedProtocol(Protocol):
         """See :meth:`Protocol.sizes`."""
         classes = source.num_classes
         return Sizes(
-            _exponential(self.n1, classes, self.rho_l),
-            None if self.m1 is None else _exponential(self.m1, classes, self.rho_u),
+            _exponential(classes, n1=self.n1, rho_l=self.rho_l),
+            None if self.m1 is None else _exponential(classes, m1=self.m1, rho_u=self.rho_u),
             np.full(classes, 0 if source.has("val") else self.val_per_class),
             shared=self.include_labelled,
         )
@@ -162,10 +162,10 @@ class PaperProtocol(Protocol):
 
     def sizes(self, source: Source) -> Sizes:
         """See :meth:`Protocol.sizes`."""
-        counts = _exponential(self.largest, source.num_classes, self.rho)
+        counts = _exponential(source.num_classes, largest=self.largest, rho=self.rho)
         labelled = counts // (1 + self.mu)
         half = _counts(source, "test") // 2
-        return Sizes(_present(labelled, "labelled"), counts - labelled, half, "test")
+        return Sizes(_present(source, labelled, "labelled"), counts - labelled, half, "test")
 
 
 @dataclass
@@ -199,19 +199,29 @@ class NaturalProtocol(Protocol):
         held_out = bool(self.val) and not source.has("val")
         val = _share(counts, self.val) if held_out else np.zeros_like(counts)
         if self.labelled is None:
-            return Sizes(_present(counts - val, "labelled"), None, val)
+            return Sizes(_present(source, counts - val, "labelled"), None, val)
         labelled = _share(counts - val, self.labelled)
-        rest = _present(counts - val - labelled, "unlabelled")
+        rest = _present(source, counts - val - labelled, "unlabelled")
         return Sizes(labelled, rest, val)
 
 
-def _exponential(first: int, classes: int, ratio: float) -> Counts:
-    """Counts from ``first`` on, with first over last = ``ratio``, which may be below 1."""
+def _exponential(classes: int, **settings: float) -> Counts:
+    """Counts of each class by the size of the first, and its ratio to the last, perhaps below 1.
+
+    Args:
+        classes: How many.
+        **settings: These two, by the names that a config gives them.
+    """
+    first, ratio = settings.values()
+    given = " and ".join(f"protocol.{name} {value}" for name, value in settings.items())
     if not ratio > 0:
-        raise UserError(f"an imbalance ratio of {ratio} has no meaning: give a number above 0.")
-    if ratio >= 1:
-        return np.array(profiles.class_counts(first, classes, ratio))
-    return np.array(profiles.class_counts(round(first / ratio), classes, 1 / ratio))[::-1]
+        raise UserError(f"{given}: an imbalance ratio is a number above 0.")
+    try:
+        if ratio >= 1:
+            return np.array(profiles.class_counts(int(first), classes, ratio))
+        return np.array(profiles.class_counts(round(first / ratio), classes, 1 / ratio))[::-1]
+    except UserError as error:
+        raise UserError(f"{given}: {error}") from error
 
 
 def _counts(source: Source, split: str) -> Counts:
@@ -224,11 +234,11 @@ def _share(counts: Counts, share: float) -> Counts:
     return shares
 
 
-def _present(counts: Counts, kind: str) -> Counts:
+def _present(source: Source, counts: Counts, kind: str) -> Counts:
     if counts.min() < 1:
         raise UserError(
-            f"class {counts.argmin()} would have no {kind} image. Choose a smaller imbalance, "
-            "another share, or add images."
+            f"class {source.class_names[counts.argmin()]} would have no {kind} image. Choose a "
+            "smaller imbalance, another share, or add images."
         )
     return counts
 
