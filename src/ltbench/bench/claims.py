@@ -176,6 +176,7 @@ def _unmet(needs: Mapping[str, Any], row: Row) -> Iterator[str]:
     record = row.runs[0].record
     flat = flatten({key: record[key] for key in ("data", "config")})
     flat["training_images"] = sum(record["data"]["class_counts"])
+    flat["start"] = ", ".join(run.record["name"] for run in row.earlier) or None
     flat["config.model.backbone"] = comparable.backbone(record, row.earlier)[0]
     for name, wanted in needs.items():
         if flat.get(name) != wanted:
