@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 
 from ltbench.trace_figure import trace_figure
 
@@ -34,6 +34,10 @@ def test_values_of_classes_are_heat_maps_by_epoch():
     assert found["kept share"].get_ylim() == (2.5, -0.5)  # the first class on top
     assert found["kept share"].get_xlim() == (0.5, 5.5)
     assert isinstance(found["gain"].collections[0].norm, LogNorm)
+    penalties = np.array([[0, 1e-12, 90], [np.nan] * 3, [0, 40, 80]])
+    found = panels({"penalty": penalties, "penalty.epoch": epochs})
+    norm = found["penalty"].collections[0].norm
+    assert (type(norm), norm.vmin, norm.vmax) == (Normalize, 0, 90)
 
 
 def test_a_matrix_is_shown_at_some_epochs_on_one_scale():

@@ -103,12 +103,12 @@ def _matrix(axes: Axes, values: Array, most: float, class_names: Sequence[str]) 
 
 
 def _colours(values: Array) -> Normalize:
-    """Return a scale from 0; gains of head and tail are orders of magnitude apart."""
+    """Return a scale from 0; gains of head and tail, never 0, are orders of magnitude apart."""
     found = values[np.isfinite(values)]
-    positive = found[found > 0]
-    if len(positive) and positive.max() > max(1, 100 * positive.min()):
-        return LogNorm(positive.min(), positive.max())
-    return Normalize(min(0, *found), max(found, default=1))
+    low, high = (found.min(), found.max()) if len(found) else (0, 1)
+    if low > 0 and high > max(1, 100 * low):
+        return LogNorm(low, high)
+    return Normalize(min(0, low), high)
 
 
 def _name(axes: Axes, rows: int, class_names: Sequence[str]) -> None:
