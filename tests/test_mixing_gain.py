@@ -161,6 +161,11 @@ def test_sharp_predictions_do_not_underflow():
     assert_close(gains.diagonal(), torch.zeros(4, dtype=torch.float64))  # predicted right already
 
 
+def test_logits_that_overflow_are_named():
+    with pytest.raises(UserError, match="logits of the network are thousands apart"):
+        pair_gains(1000 * torch.eye(4), torch.eye(4) * 10, torch.zeros(4), torch.eye(4) - 0.25)
+
+
 def test_features_that_are_not_finite_are_named():
     with pytest.raises(UserError, match="features of the network are not finite"):
         pair_gains(CENTROIDS * torch.inf, WEIGHT, BIAS, SLOPES)

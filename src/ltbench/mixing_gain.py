@@ -49,7 +49,7 @@ def pair_gains(
         G (K, K) float64; row the labelled class i, column its partner j.
 
     Raises:
-        UserError: Features or weights are not finite.
+        UserError: Features or weights are not finite, or logits overflow.
     """
     z, w, d = centroids.double(), weight.double(), slopes.double()
     for name, tensor in {"features": z, "classifier weights": w}.items():
@@ -74,6 +74,11 @@ def pair_gains(
             gains[rows] = label[rows, None] - expected
         else:
             gains[rows] = share * label[rows, None] + (1 - share) * pull.T[rows] - expected
+    if not gains.isfinite().all():
+        raise UserError(
+            "the logits of the network are thousands apart, so no gain can be computed: start from "
+            "another checkpoint, or lower the learning rate."
+        )
     return gains
 
 

@@ -28,7 +28,7 @@ from ltbench.errors import UserError
 from ltbench.methods.selmix import SelMix
 from ltbench.mixing_gain import pair_gains, selective, smooth
 from ltbench.models import penultimate
-from ltbench.objectives import Ascent, joint_confusion
+from ltbench.objectives import OBJECTIVES, Ascent, joint_confusion
 from ltbench.records import read_record
 from ltbench.stages import Trained
 
@@ -307,6 +307,16 @@ def test_official_compat_is_the_published_code(start):
     )
     assert_close(model.loss_of(prepared, slice(None)), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_of_the_shared_module_can_be_fine_tuned_towards(start, objective):
+    looks = Looks()
+    model, trainer = train(start, epochs=1, cycle=1, callbacks=[looks], objective=objective)
+    trainer.validate(model, trainer.datamodule, verbose=False)
+    assert model.monitor in trainer.callback_metrics
+    assert 0 <= float(looks.found[0]["train/objective"]) < 1
+    assert float(looks.traces[0]["pair_shares"].sum()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("policy", ["uniform", "class_balanced", "greedy"])
