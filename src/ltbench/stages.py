@@ -131,24 +131,33 @@ def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) ->
         UserError: The file is missing, unsafe or no network, or has other classes or channels.
     """
     file = checkpoint_of(trained)
+    weights: dict[str, Tensor] | None = None
+    data: Any = {}
     if file is None:
-        spec, weights, data = _named(trained, num_classes, in_chans, pretrained=True), None, {}
+        spec = _named(trained, num_classes, in_chans, pretrained=True)
     else:
         found = read(file)
         if "ltbench_network" in found and not found["ltbench_network"]:
             raise UserError(f"{role} {file} holds no classifier: it is a run of another kind.")
+        state = found.get("state_dict", found)
+        if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
+            raise UserError(f"{role} {file} holds no weights by name.")
         if "ltbench_network" in found:
-            spec, data = found["ltbench_network"], found["ltbench_data"]
-            weights = _below("net.", found["state_dict"])
+            spec, data = found["ltbench_network"], found.get("ltbench_data")
+            if not (_is_network(spec) and isinstance(data, dict)):
+                raise UserError(f"{role} {file} does not say which network it is of, or what data.")
+            weights = _below("net.", state)
         else:
-            spec, data = _named(trained, num_classes, in_chans), {}
-            weights = _below("module.", found.get("state_dict", found))
+            spec = _named(trained, num_classes, in_chans)
+            weights = _below("module.", state)
     theirs = (spec["num_classes"], spec["in_chans"])
     if theirs != (num_classes, in_chans):
         raise UserError(
             f"{role} {file} has {theirs[0]} classes and {theirs[1]} image channels; "
             f"this data has {num_classes} and {in_chans}."
         )
+    if weights is not None:
+        spec = {**spec, "pretrained": False}
     network = build_backbone(**spec)
     if weights is not None:
         _fill(network, weights, f"{role} {file}")
@@ -198,6 +207,15 @@ def _named(trained: Trained, num_classes: int, in_chans: int, **more: bool) -> d
         **(trained.backbone_args or {}),
         **more,
     }
+
+
+def _is_network(spec: Any) -> bool:  # noqa: ANN401 - whatever a checkpoint holds
+    kinds = {"name": str, "num_classes": int, "in_chans": int}
+    return (
+        isinstance(spec, dict)
+        and all(isinstance(key, str) for key in spec)
+        and all(isinstance(spec.get(key), kind) for key, kind in kinds.items())
+    )
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

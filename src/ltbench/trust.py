@@ -12,6 +12,8 @@ TRUSTED = frozenset({"ltbench", "torch", "torchvision", "lightning", "timm", "to
 VARIABLE = "LTBENCH_TRUST"
 """Environment variable: further packages, separated by commas."""
 
+MOST_VALUES = 100_000  # of a config
+
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -27,14 +29,10 @@ def require_trusted(settings: object, where: str) -> None:
 
     Raises:
         UserError: The package is not in :data:`TRUSTED`, nor in the variable LTBENCH_TRUST; or
-            the settings hold themselves.
+            the settings hold themselves, or have more values than any config.
     """
     trusted = TRUSTED | set(os.environ.get(VARIABLE, "").replace(" ", "").split(","))
-    try:
-        texts = list(_texts(settings))
-    except RecursionError:
-        raise UserError(f"{where} is nested without an end.") from None
-    for text, named in texts:
+    for text, named in _texts(settings, where):
         package = text.partition(".")[0]
         if package not in trusted and (named or not Path(text).exists()) and _is_package(package):
             raise UserError(
@@ -43,16 +41,20 @@ def require_trusted(settings: object, where: str) -> None:
             )
 
 
-def _texts(value: object, named: bool = False) -> Iterator[tuple[str, bool]]:
+def _texts(settings: object, where: str) -> Iterator[tuple[str, bool]]:
     """Yield each text that looks like an import path, and whether it is a ``class_path``."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts(item, key == "class_path")
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, str) and _IMPORT_PATH.fullmatch(value):
-        yield value, named
+    seen, left = 0, [(settings, False)]
+    while left:
+        value, named = left.pop()
+        seen += 1
+        if seen > MOST_VALUES:  # a few aliases of aliases stand for more than memory holds
+            raise UserError(f"{where} is nested without an end, or has over {MOST_VALUES} values.")
+        if isinstance(value, Mapping):
+            left += [(item, key == "class_path") for key, item in value.items()]
+        elif isinstance(value, list):
+            left += [(item, False) for item in value]
+        elif isinstance(value, str) and _IMPORT_PATH.fullmatch(value):
+            yield value, named
 
 
 def _is_package(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ltbench import catalog
+from ltbench import catalog, yaml_files
 from ltbench.bench import comparable
 from ltbench.bench.leaderboard import Leaderboard, Line
 from ltbench.bench.results import Record, Row
@@ -99,7 +99,7 @@ def read(path: Path | None = None) -> list[Claim]:
             raise UserError(f"there are no claims {path}: name a file, or leave --claims out.")
         return []
     try:
-        return [claim for entry in yaml.safe_load(path.read_text()) for claim in _claims(entry)]
+        return [claim for entry in yaml_files.load(path.read_text()) for claim in _claims(entry)]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"one has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"{path} is no readable list of claims: {why}") from error

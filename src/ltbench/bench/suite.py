@@ -31,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from ltbench import catalog
+from ltbench import catalog, yaml_files
 from ltbench.errors import UserError, unknown_name
 
 _NAME = re.compile(r"[\w.+-]+")
@@ -143,7 +143,7 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         UserError: It is not YAML, or something in it is unknown or missing.
     """
     try:
-        found = yaml.load(path.read_text(), _Loader)
+        found = yaml_files.load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no readable suite: {reason}") from error
@@ -172,18 +172,6 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         }
         rows[name] = Row(name, str(row.get("family", "")), built)
     return Suite(path.stem, seeds, rows)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no name is there twice: the later row would silently replace the first."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as yaml's
-        node = super().compose_mapping_node(anchor)  # before merges (<<) are resolved
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [name for name in names if names.count(name) > 1]:
-            problem = f"'{twice[0]}' is there twice"
-            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
-        return node
 
 
 def _named(given: object, where: str) -> str:
@@ -359,7 +347,7 @@ def settings(config: Path, overrides: Overrides) -> dict[str, Any]:
 
 @lru_cache
 def _parsed(text: str) -> Any:  # noqa: ANN401 - YAML is recursive; a suite reads a config often
-    return yaml.safe_load(text)
+    return yaml_files.load(text)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -37,6 +37,8 @@ class TextDataModule(SemiSupervisedDataModule):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Find the source, and choose how its texts become token ids."""
+        if max_length < 1:
+            raise UserError(f"data.max_length is {max_length}; a text has at least 1 token.")
         super().__init__(
             source, root, image_size=max_length, decoding=None, predict_folder=None, **kwargs
         )
@@ -67,7 +69,7 @@ def pretrained_encoder(name: str) -> Encoder:
     except ImportError as error:
         raise UserError("a Hugging Face tokenizer needs: pip install ltbench[text].") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the tokenizer '{name}': {error}") from error
     if tokenizer.pad_token_id != 0:

@@ -18,6 +18,9 @@ from ltbench.models.heads import NormedLinear
 __all__ = ["NormedLinear", "build_backbone"]
 
 
+_OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+
 def build_backbone(
     name: str,
     num_classes: int,
@@ -49,18 +52,24 @@ def build_backbone(
             f"unknown backbone '{name}'.{hint}\n"
             "Any timm name will do; 'timm.list_models(\"*resnet*\")' searches them."
         )
+    if unsafe := _OTHER_FILES & kwargs.keys():
+        raise UserError(
+            f"backbone '{name}': {min(unsafe)} is not taken, as it may load a file that runs code."
+        )
     if pretrained and not timm.is_model_pretrained(name):
         raise UserError(f"backbone '{name}' has no pretrained weights: set pretrained to false.")
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, in_chans=in_chans, **kwargs
         )
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise UserError(f"backbone '{name}' does not take that option: {error}") from error
     except OSError as error:
         raise UserError(f"cannot load the pretrained weights of '{name}': {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
+        if not kwargs:
+            raise
+        given = ", ".join(f"{key}: {value!r}" for key, value in kwargs.items())
+        told = f"{type(error).__name__} {error}".splitlines()[0]
+        raise UserError(f"backbone '{name}' does not take {given:.200} ({told:.200}).") from error
     if head == "cosine" and num_classes:
         _make_cosine(model, name)
     return model
