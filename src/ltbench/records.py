@@ -15,6 +15,8 @@ import math
 import os
 import platform
 import subprocess
+import zipfile
+import zlib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +25,12 @@ from typing import IO, Any
 from ltbench.errors import UserError
 
 SCHEMA = 1
+
+NPZ_DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading a damaged or a malicious ``npz`` file raises."""
 
 # What a user may change without making it another experiment.
 _INCIDENTAL = {
@@ -137,7 +145,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         schema = int(record["schema"])
-    except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no readable run record: {error}") from error
     if schema > SCHEMA:
         raise UserError(

@@ -157,3 +157,5 @@ def test_stored_sums_are_the_same(tmp_path):
     write_sums(tmp_path / "a/b.npz", found)
     for ours, theirs in zip(read_sums(tmp_path / "a/b.npz"), found, strict=True):
         assert np.array_equal(ours, theirs)
+    (tmp_path / "a/b.npz").write_bytes(b"PK\x03\x04 cut off")
+    assert read_sums(tmp_path / "a/b.npz") is None

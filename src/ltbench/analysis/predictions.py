@@ -1,6 +1,5 @@
 """Predictions on a split: those that a run recorded, or those of a network now."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +68,19 @@ def recorded(folder: Path, selection: str, split: str) -> Predictions | None:
                 found["prediction"],
                 found["confidence"].astype(np.float64),
                 np.array(data["class_counts"]),
-                data["class_names"],
+                list(data["class_names"]),
                 split,
             )
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except records.NPZ_DAMAGE as error:
         raise UserError(f"{path} is damaged, or {record} is: {error}") from error
     classes, size = range(len(stored.class_counts)), len(stored.labels)
     for found in (stored.labels, stored.predicted):
-        if len(found) != size or not {*np.unique(found).tolist()} <= {*classes}:
+        if (
+            len(stored.class_names) != len(classes)
+            or len(found) != size
+            or not {*np.unique(found).tolist()} <= {*classes}
+        ):
             raise UserError(f"{path} does not fit the {len(classes)} classes of {record}.")
+    if not ((stored.confidences >= 0) & (stored.confidences <= 1)).all():
+        raise UserError(f"{path} is damaged: a confidence is not in [0, 1].")
     return stored

@@ -88,7 +88,7 @@ class Store:
                 for name, seeds in found["rows"].items()
             }
             return Plan(found["suite"], jobs, rows, found["families"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} writes it anew; what is done stays."
             ) from error
@@ -167,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file; an empty one where it is missing or damaged."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

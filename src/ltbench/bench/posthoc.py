@@ -115,7 +115,7 @@ def _kept(run: Run) -> Found:
     path = run.folder / f"corrected_{run.selection}.json"
     try:
         kept: Found = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         kept = {}
     if kept.keys() == CORRECTIONS.keys() or not (found := _compute(run)):
         return kept

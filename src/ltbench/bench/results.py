@@ -6,8 +6,6 @@ their record, are named as problems; the rest is read all the same.
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +93,7 @@ class Run:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 found = Predictions(**{name: stored[name] for name in names if name in stored})
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except records.NPZ_DAMAGE as error:
             raise UserError(f"{path} is damaged: {error}") from error
         self._check(found, split, path)
         return found

@@ -6,6 +6,7 @@ list of one shape, of each item.
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ from ltbench.bench.measures import is_shown
 
 
 def text(value: Any) -> bool:  # noqa: ANN401 - whatever JSON can hold
-    """Say whether a value is a string."""
-    return isinstance(value, str)
+    """Say whether a value is a string without what a terminal would obey."""
+    return isinstance(value, str) and not any(unicodedata.category(c) == "Cc" for c in value)
 
 
 def number(value: Any) -> bool:  # noqa: ANN401

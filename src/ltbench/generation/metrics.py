@@ -222,7 +222,10 @@ def write_sums(path: Path, sums: FeatureSums) -> None:
     records.write_whole(path, lambda file: np.savez_compressed(file, **sums._asdict()))
 
 
-def read_sums(path: Path) -> FeatureSums:
-    """Read what :func:`write_sums` stored."""
-    with np.load(path, allow_pickle=False) as stored:
-        return FeatureSums(stored["number"], stored["total"], stored["outer"])
+def read_sums(path: Path) -> FeatureSums | None:
+    """Read what :func:`write_sums` stored; None where it is damaged and has to be made again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return FeatureSums(stored["number"], stored["total"], stored["outer"])
+    except records.NPZ_DAMAGE:
+        return None
