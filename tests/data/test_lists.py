@@ -46,10 +46,16 @@ def add(root, line, to="train.txt"):
 # --- reading ---
 
 
+def test_test_images_that_are_trained_on_are_told(root):
+    add(root, "a/0.jpg 1", to="test.txt")
+    with pytest.warns(UserWarning, match=r"1 images of .*test.txt are trained on too, such as a/0"):
+        build_source("lists", root, image_size=16)
+
+
 def test_labels_are_kept_and_files_come_in_the_order_of_the_list(root):
     source = build_source("lists", root, image_size=16)
     assert (source.num_classes, source.splits) == (2, {"train", "test"})
-    assert source.class_names == ["a", "a"]  # the folder of the first image of each
+    assert source.class_names == ["a 0", "a 1"]  # the folder of the first image of each
     assert source.labels("train").tolist() == [1, 0, 1, 1]
     assert source.labels("test").tolist() == [0, 1]
     assert source.labels("test").dtype == np.int64

@@ -33,6 +33,8 @@ from ltbench.data.sources.files import FileSource
 from ltbench.data.workers import Reading
 from ltbench.errors import UserError
 
+MOST_WORKERS = 256  # of a loader: each is a process
+
 
 class LongTailDataModule(L.LightningDataModule):
     """A long tail cut from a source, with validation carved from training data, never from test.
@@ -96,10 +98,10 @@ class LongTailDataModule(L.LightningDataModule):
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise UserError(f"data.val_fraction is {val_fraction}; it must lie in [0, 1).")
-        if batch_size < 1 or eval_batch_size < 1 or num_workers < 0:
+        if batch_size < 1 or eval_batch_size < 1 or not 0 <= num_workers <= MOST_WORKERS:
             raise UserError(
                 "data.batch_size and data.eval_batch_size must be at least 1, data.num_workers "
-                "at least 0."
+                f"0 to {MOST_WORKERS}."
             )
         if taken := {"image", "label", "index"} & set(views or ()):
             raise UserError(
@@ -165,6 +167,7 @@ class LongTailDataModule(L.LightningDataModule):
         """Draw the long tail and name the splits; the same on every rank and at every call."""
         if self.splits:
             return
+        self.source.check_names()
         labels = self.source.labels("train")
         train = self._long_tail(labels)
         if self.source.has("val"):

@@ -175,6 +175,7 @@ class SemiSupervisedDataModule(LongTailDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Name the splits; the same on every rank and at every call."""
         if not self.splits:
+            self.source.check_names()
             self.splits = self.protocol.split(self.source, self.subset_seed)
 
     def dataset(self, name: str) -> Images:

@@ -1,5 +1,6 @@
 """What every source of images offers: uint8 images and integer labels, split by split."""
 
+import unicodedata
 from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
@@ -85,6 +86,16 @@ class Source(ABC):
     @abstractmethod
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
         """(len(indices), channels, H, W) uint8 images, in the order of `indices`."""
+
+    def check_names(self) -> None:
+        """Refuse a class whose name a terminal would obey instead of showing it.
+
+        Raises:
+            UserError: Naming the first with a control character.
+        """
+        for name in self.class_names:
+            if any(unicodedata.category(letter) == "Cc" for letter in name):
+                raise UserError(f"class {name!a} has a control character in its name: rename it.")
 
     def has(self, split: str) -> bool:
         """Whether the source comes with `split`."""

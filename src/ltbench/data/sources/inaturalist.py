@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ltbench.data.sources.base import OnBadImage
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import Files
-from ltbench.data.sources.lists import Lists, listed, read_list
+from ltbench.data.sources.lists import Lists, distinct, listed, read_list
 from ltbench.errors import UserError
 
 # The constants of the long-tail literature for iNaturalist.
@@ -67,7 +67,7 @@ class INaturalist2018(Lists):
     @property
     def class_names(self) -> list[str]:
         """The names of the categories; from a list, the folder of the first image of each."""
-        return self._categories or super().class_names
+        return distinct(self._categories) if self._categories else super().class_names
 
 
 class INaturalist2019(INaturalist2018):
@@ -101,12 +101,15 @@ def read_annotations(path: Path) -> tuple[Files, list[str]]:
         pairs = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
         names = [os.fsencode(file_names[image]) for image, _ in pairs]
         labels = [int(category) for _, category in pairs]
-        counted = sorted(categories) == list(range(len(categories)))
+        counted = sorted(categories) == list(range(len(content["categories"])))
+        single = len(file_names) == len(content["images"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not an annotation file of iNaturalist: {type(error).__name__} {error}. "
             "It needs images (id, file_name), annotations (image_id, category_id) and categories."
         ) from error
+    if not single:
+        raise UserError(f"{path}: two images have the same id.")
     if not counted:
         raise UserError(f"{path}: the category ids are not 0 to {len(categories) - 1}.")
     return listed(names, labels, path), [categories[c] for c in range(len(categories))]

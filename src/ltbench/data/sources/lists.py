@@ -1,6 +1,8 @@
 """Sets that list files name, one ``path label`` a line: ImageNet-LT, Places-LT, and one's own."""
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -45,13 +47,22 @@ class Lists(FileSource):
     ) -> None:
         super().__init__(root, image_size, on_bad_image, decoding)
         self.display_name = self.display_name or root.resolve().name
-        files = {}
+        files: dict[str, Files] = {}
+        seen: dict[str, set[bytes]] = {}
         for split, path in self._annotations().items():
             listed = self._read(path)
             if split == "train" and not self.num_classes:
                 self.num_classes = int(listed.labels.max()) + 1
                 check_classes(listed, self.num_classes, path)
             check_labels(listed, self.num_classes, path)
+            seen[split] = check_once(listed, path)
+            if both := seen[split] & seen["train"] if split != "train" else None:
+                first = os.fsdecode(min(both))
+                warnings.warn(
+                    f"{len(both)} images of {path} are trained on too, such as {first}: what is "
+                    "measured on them says little.",
+                    stacklevel=2,
+                )
             files[split] = usable(root, listed, on_bad_image, path)
         self._take(image_size or DEFAULT_SIZE, files)
 
@@ -71,12 +82,12 @@ class Lists(FileSource):
 
     @property
     def class_names(self) -> list[str]:
-        """Folder of the first training image of each class, or its number where it has none."""
+        """Folder of the first training image of each class, with its number where shared."""
         names = [str(c) for c in range(self.num_classes)]
         train = self._files["train"]
         for c, row in zip(*np.unique(train.labels, return_index=True), strict=True):
             names[c] = os.fsdecode(train.names[row].rpartition(b"/")[0]) or names[c]
-        return names
+        return distinct(names)
 
 
 class ImageNetLT(Lists):
@@ -157,6 +168,28 @@ def check_labels(files: Files, num_classes: int, path: Path) -> None:
             f"{path}: {len(bad)} of {len(files.labels)} labels are not in 0 to {num_classes - 1}: "
             f"{first}.\nLabels count from 0, and every class needs a training image."
         )
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Add its number to the name of each class that shares it with another."""
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{name} {c}" if name in shared else name for c, name in enumerate(names)]
+
+
+def check_once(files: Files, path: Path) -> set[bytes]:
+    """Return the names of a list, and refuse an image that is in it with two labels.
+
+    Raises:
+        UserError: Naming the first such image.
+    """
+    label_of: dict[bytes, int] = {}
+    for name, label in zip(files.names.tolist(), files.labels.tolist(), strict=True):
+        if label_of.setdefault(name, label) != label:
+            raise UserError(
+                f"{path}: {os.fsdecode(name)} is listed with the labels {label_of[name]} and "
+                f"{label}: an image has one."
+            )
+    return set(label_of)
 
 
 def check_classes(files: Files, num_classes: int, path: Path) -> None:

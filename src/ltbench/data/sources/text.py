@@ -297,4 +297,7 @@ def _table(reader: Callable[[Path], pd.DataFrame], path: Path, labelled: bool) -
                 f"{path}, row {nothing.argmax() + 1}: there is no label. Texts without one belong "
                 "into the table unlabelled."
             )
+        for row, label in enumerate(table["label"]):
+            if isinstance(label, dict | list):
+                raise UserError(f"{path}, row {row + 1}: the label is {label!r:.40}: give a name.")
     return table
