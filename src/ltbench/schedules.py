@@ -22,7 +22,7 @@ def epoch_of(point: int | float, epochs: int) -> int:
     Raises:
         UserError: A negative point, or a fraction above 1.
     """
-    if point < 0 or (isinstance(point, float) and point > 1):
+    if not point >= 0 or (isinstance(point, float) and point > 1):
         raise UserError(
             f"{point} is no point in training: give epochs as a whole number (160) "
             "or a fraction of training in [0, 1] (0.8)."
@@ -85,6 +85,7 @@ class MultiStep(LRSchedule):
 
     def __post_init__(self) -> None:
         """Check the order."""
+        epoch_of(self.warmup, 1)
         require_rising([point for point, _ in self.milestones], "MultiStep milestones")
 
     def factor(self, epoch: int, epochs: int) -> float:
@@ -105,6 +106,10 @@ class Cosine(LRSchedule):
     """
 
     warmup: int | float = 0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        epoch_of(self.warmup, 1)
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Return the factor for a 0-based ``epoch`` of ``epochs``."""
@@ -140,6 +145,10 @@ class DeiTCosine(LRSchedule):
     warmup: float = 5 / 1200
     start: float = 0.004
     floor: float = 0.04
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        epoch_of(float(self.warmup), 1)
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""

@@ -150,9 +150,11 @@ class Method(L.LightningModule):
         return True
 
     def last_good(self) -> str:
-        """Say that the last good checkpoint is kept, and where it is, if there is one."""
+        """Say where the last good checkpoint is, if there is one."""
         path = self.folder and self.folder / "checkpoints" / "last.ckpt"
-        return f"The last good checkpoint is kept{f' ({path})' if path and path.exists() else ''}"
+        if path and path.exists():
+            return f"The last good checkpoint is kept ({path})"
+        return "There is no good checkpoint yet"
 
     def no_sync(self) -> AbstractContextManager[object]:
         """Open a context in which backward passes do not average gradients over ranks."""

@@ -138,7 +138,7 @@ class DeiTLT(OptimisedModule):
                 f"backbone '{self.network['name']}' has no DIST token: take a distilled ViT, such "
                 "as deit_base_distilled_patch16_224 or deit_tiny_distilled_patch4_32."
             )
-        if not 0 <= alpha <= 1 or temperature <= 0 or micro_batch == 0:
+        if not 0 <= alpha <= 1 or temperature <= 0 or (micro_batch is not None and micro_batch < 1):
             raise UserError(
                 f"alpha {alpha}, temperature {temperature}, micro_batch {micro_batch}: alpha lies "
                 "in [0, 1], the others are above 0."

@@ -75,6 +75,8 @@ class OptimisedModule(ClassificationModule):
             raise UserError(f"clip_norm is {clip_norm}; a largest norm is above 0.")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
+        if taken := {"name", "num_classes", "in_chans", "head"} & set(backbone_args or ()):
+            raise UserError(f"backbone_args: '{min(taken)}' is no option of a backbone here.")
         self.automatic_optimization = False
         self.build(
             {
@@ -192,6 +194,11 @@ class OptimisedModule(ClassificationModule):
             optimizer = self.optimizer(self.parameter_groups())
         except ValueError as error:
             raise UserError(f"optimizer: {error}") from error
+        if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+            raise UserError(
+                f"optimizer: {type(optimizer).__name__} is not for a gradient that is dense and "
+                "taken once a step; use torch.optim.SGD or torch.optim.AdamW."
+            )
         schedule = LambdaLR(optimizer, lambda now: self.lr_schedule.factor(now, length))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

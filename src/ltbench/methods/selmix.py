@@ -72,6 +72,7 @@ class SelMix(OptimisedModule):
         backbone_lr: Learning rate of the backbone over that of the classifier. The scale and shift
             of batch norm are not trained.
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
+        on_bad_loss: What a loss that is not finite does: see ``OptimisedModule``.
         early_stop: Stop when the largest gain has settled.
         official_compat: Follow the published code where it differs from the paper.
 
@@ -124,6 +125,7 @@ class SelMix(OptimisedModule):
         lr_schedule: LRSchedule | None = None,
         backbone_lr: float = 0.1,
         clip_norm: float | None = None,
+        on_bad_loss: Literal["error", "skip"] = "error",
         early_stop: bool = False,
         official_compat: bool = False,
     ) -> None:
@@ -134,6 +136,7 @@ class SelMix(OptimisedModule):
             optimizer=optimizer,
             lr_schedule=lr_schedule or Cosine(),
             clip_norm=clip_norm,
+            on_bad_loss=on_bad_loss,
         )
         if init_from is None:
             raise UserError(
