@@ -154,6 +154,15 @@ def test_lists_of_a_later_config_replace_and_plus_appends(ltbench, tiny, tmp_pat
     assert len(composed["trainer"]["callbacks"]) == 2
 
 
+def test_a_checkpoint_callback_of_the_user_stays_in_the_run_folder(ltbench, tiny, tmp_path):
+    words = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true"]
+    done = ltbench("fit", "--config", tiny, "--trainer.max_epochs", 1, *words)
+    assert done.code == 0, done.err
+    folder = only_run(tmp_path)  # nothing else lies beside it
+    assert (folder / "extra_checkpoints/last.ckpt").is_file()
+    assert {path.stem for path in (folder / "checkpoints").iterdir()} == {"best", "last"}
+
+
 # --- what a parser refuses ---
 
 ERM_ARGS = "--model.init_args"

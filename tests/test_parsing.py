@@ -1,7 +1,9 @@
 """What a parser's complaint becomes: the place, the mistake, the nearest valid name."""
 
 import pytest
+from jsonargparse import lazy_instance
 
+from ltbench.data import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.parsing import Parser, cause, explain
 from ltbench.sam import GradientRule
@@ -81,3 +83,15 @@ def test_arguments_that_another_class_does_not_take_are_told(caplog):
     (told,) = caplog.messages
     assert told.startswith("warning: LPFSGD takes the place of SAM, whose 'rho': 0.3")
     assert told.endswith("is dropped.")
+
+
+def test_defaults_that_another_class_does_not_take_are_not_told(caplog):
+    parser = Parser()
+    parser.add_argument(
+        "--data", type=LongTailDataModule, default=lazy_instance(LongTailDataModule)
+    )
+    parser.parse_args(["--data", "SemiSupervisedDataModule"])
+    assert caplog.messages == []
+    parser.parse_args(["--data.val_fraction", "0.2", "--data", "SemiSupervisedDataModule"])
+    (told,) = caplog.messages
+    assert told.endswith("of LongTailDataModule, whose 'val_fraction': 0.2 is dropped.")

@@ -1,6 +1,7 @@
 """Warnings of what a training survives, though its result may not."""
 
 import logging
+from typing import Any
 
 import lightning as L
 import torch
@@ -17,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 EXPLODED = 100.0  # times the usual norm of the gradient
 ONE_PAIR = 0.95  # share of a pair of classes above which the others hardly count
+EVERY = 10  # steps between two measurements of it
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
@@ -28,6 +30,15 @@ class Anomalies(Callback):
         self._told: set[str] = set()
         self._norms: list[Tensor] = []  # of this epoch, on the device
         self._usual: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must remember, to tell what an uninterrupted one would."""
+        return {"told": sorted(self._told), "usual": self._usual}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from it."""
+        self._told = set(state_dict["told"])
+        self._usual = state_dict["usual"]
 
     @rank_zero_only
     def _warn(self, kind: str, text: str) -> None:
@@ -46,7 +57,7 @@ class Anomalies(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Measure the gradient now and then; nothing waits for the device."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if trainer.global_step % EVERY == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self._norms.append(get_total_norm(gradients))
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from ltbench import records, seeding
 from ltbench.data import workers
 from ltbench.data.datasets import Batch
+from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.trace_figure import trace_figure
 
@@ -39,6 +40,9 @@ class RunRecord(Callback):
         folder: The run folder.
         identity: What is known before the run: name, method, job id, resolved config.
         monitor: The validation metric that "best" goes by.
+
+    Attributes:
+        begun: Whether there has been a step or an evaluation: bad input leaves nothing behind.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], monitor: str | None) -> None:
@@ -56,6 +60,7 @@ class RunRecord(Callback):
         self.selection: str | None = None
         self.metrics: dict[str, dict[str, Any]] = {}
         self._since = 0.0
+        self.begun = False
         self._validated: tuple[str, ...] = ()
         self.traces: dict[str, list[tuple[int, Tensor]]] = {}
 
@@ -66,12 +71,22 @@ class RunRecord(Callback):
             "images_seen": self.images_seen,
             "seconds": self._clock(),
             "traces": self.traces,
+            "job_id": self.identity["job_id"],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what a checkpoint remembers; not when it is loaded only to be tested."""
+        """Go on from what a checkpoint remembers; not when it is loaded only to be tested.
+
+        Raises:
+            UserError: It is of another run, whose length, schedule or seed was another one.
+        """
         if self.selection is not None:
             return
+        if state_dict.get("job_id", self.identity["job_id"]) != self.identity["job_id"]:
+            raise UserError(
+                f"the checkpoint belongs to run {state_dict['job_id']}, and this config makes "
+                f"another one, {self.identity['job_id']}: use the config.yaml in its run folder."
+            )
         self.history = state_dict["history"]
         self.images_seen = state_dict["images_seen"]
         self.seconds = state_dict["seconds"]
@@ -83,7 +98,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that the run has begun: nothing can refuse it any more, so curves may be drawn."""
         trainer.loggers = self.loggers
-        self._since = time.monotonic()
+        self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
         config = yaml.safe_dump(self.identity["config"], sort_keys=False).encode()
         if trainer.is_global_zero:
@@ -146,8 +161,8 @@ class RunRecord(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say why the run stopped, if it had begun: bad input leaves nothing behind."""
-        if not (self._since or self.history):
+        """Say why the run stopped, if it had begun."""
+        if not self.begun:
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
         cause = workers.death(exception) or f"{type(exception).__name__}: {exception}"
@@ -161,6 +176,7 @@ class RunRecord(Callback):
                 ``given``, a checkpoint that the user named.
         """
         self.selection = selection
+        self.begun |= selection != "given"
         self.metrics[selection] = {}
         if selection == "best":
             rows = [row for row in self.history if self.monitor in row]

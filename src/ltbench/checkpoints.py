@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole, and still known after their run folder was moved."""
+"""Checkpoints: written whole, known after their run folder was moved, checked before use."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ltbench import records
+from ltbench import records, stages
+from ltbench.errors import UserError
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -46,3 +47,55 @@ class WholeCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         records.write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours, without executing anything in it.
+
+    Raises:
+        UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
+    """
+    found = stages.read(path)
+    if "ltbench_model" not in found:
+        raise UserError(f"{path} is no ltbench checkpoint: a run keeps its own in checkpoints/.")
+    for name, kind in _PARTS.items():
+        if not isinstance(found.get(name), kind):
+            raise UserError(f"{path} is no whole ltbench checkpoint: it has no '{name}'.")
+    classes = found["ltbench_data"].get("class_names", [])
+    names = [*found["state_dict"], *(classes if isinstance(classes, list) else [classes])]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is no whole ltbench checkpoint: weights or classes lack a name.")
+    return found
+
+
+def require_resumable(path: Path) -> None:
+    """Refuse a checkpoint that a training cannot go on from to the same result.
+
+    Raises:
+        UserError: It is no checkpoint of ours, lacks what a training keeps, or was saved in the
+            middle of an epoch.
+    """
+    found = check_checkpoint(path)
+    try:
+        progress = found["loops"]["fit_loop"]["epoch_progress"]["current"]
+        begun, done = int(progress["ready"]), int(progress["processed"])
+        whole = found["optimizer_states"] and "history" in found["callbacks"]["RunRecord"]
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path} lacks a part of what a training keeps, so that none can go on from it: "
+            "--fresh true starts over."
+        )
+    if done < begun:
+        raise UserError(
+            f"{path} was saved in the middle of an epoch: go on from last.ckpt, which the same "
+            "command does without --ckpt_path."
+        )
+
+
+_PARTS = {
+    **dict.fromkeys(("ltbench_model", "ltbench_data", "state_dict", "loops", "callbacks"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    "pytorch-lightning_version": str,
+}

@@ -169,6 +169,8 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 class CostCLI(TrainingCLI):
     """Parse like ``fit``, take a few steps, and leave nothing behind."""
 
+    writes = ("fit",)
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
         """Train without record, checkpoints, curves and evaluation."""
         self.datamodule.setup()

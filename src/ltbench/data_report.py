@@ -27,6 +27,8 @@ PICTURES = FigureCanvasBase.filetypes  # endings that matplotlib can write
 class DataCLI(TrainingCLI):
     """Parse like ``fit``, then look at the data alone."""
 
+    writes = ("fit",)
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
         """Need no trainer."""
 

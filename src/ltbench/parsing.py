@@ -1,9 +1,9 @@
 """A parser whose complaints are for people: the key, what is wrong, the nearest valid name."""
 
-import contextlib
 import difflib
 import inspect
 import logging
+import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ltbench import yaml_files
 from ltbench.data.augment import BatchTransform
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.protocols import Protocol
@@ -66,15 +67,23 @@ class _Dropped(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         found = _DROPPED.search(record.getMessage())
-        if found and found[0] not in self._told:
-            self._told.add(found[0])
+        if found is None or found[0] in self._told:
+            return
+        self._told.add(found[0])
+        parameters = inspect.signature(pkgutil.resolve_name(found["old"])).parameters
+        defaults = {
+            f"{name!r}: {default!r}"
+            for name, parameter in parameters.items()
+            for default in (parameter.default, _as_float(parameter.default))
+        }
+        each = re.split(r", (?=')", found["arguments"])
+        if given := ", ".join(argument for argument in each if argument not in defaults):
             old, new = (name.rpartition(".")[2] for name in found.group("old", "new"))
-            _log.warning(
-                "warning: %s takes the place of %s, whose %s is dropped.",
-                new,
-                old,
-                found["arguments"],
-            )
+            _log.warning("warning: %s takes the place of %s, whose %s is dropped.", new, old, given)
+
+
+def _as_float(value: object) -> object:
+    return float(value) if isinstance(value, int) else value  # as a parameter of that type has it
 
 
 class Parser(LightningArgumentParser):
@@ -126,8 +135,8 @@ def explain(message: str) -> str:
     return f"unknown {kind} '{name}'{where}.{hint}"
 
 
-def check_config(path: Path) -> None:
-    """Refuse a file that is no config, with its name, which jsonargparse does not tell.
+def check_config(path: Path) -> dict[str, Any]:
+    """Read a config, and refuse a file that is none by its name, which jsonargparse does not tell.
 
     Raises:
         UserError: It is missing, no text, no YAML, one of its parts is no mapping, or it names a
@@ -136,8 +145,8 @@ def check_config(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
     try:
-        found = yaml.safe_load(path.read_text())
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        found = yaml_files.load(path.read_text())
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is no config: it needs the keys trainer, model and data.")
@@ -147,16 +156,100 @@ def check_config(path: Path) -> None:
             raise UserError(f"{path}: '{key}' holds no settings but {value!r:.40}: indent them.")
         if key in ("trainer", "model", "data"):
             require_trusted(value, str(path))
+    return found
 
 
-def check_argument(option: str, value: str) -> None:
-    """Refuse an argument that names a class of a package that nobody vouched for.
+def check_argument(option: str, value: str) -> dict[str, Any]:
+    """Read an argument as a config would hold it, nested by the dots in its option.
 
     Raises:
-        UserError: It does.
+        UserError: It names a class of a package that nobody vouched for.
     """
-    with contextlib.suppress(yaml.YAMLError):  # which is told when it is parsed in earnest
-        require_trusted({option.rpartition(".")[2]: yaml.safe_load(value)}, option)
+    try:
+        given = yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError):  # which is told when it is parsed in earnest
+        return {}
+    *above, last = option.removeprefix("--").split(".")
+    found = {last: given}
+    require_trusted(found, option)
+    for key in reversed(above):
+        found = {key: found}
+    return found
+
+
+def arguments_of(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Return the arguments that a config gives the class of a part (``model``, ``data``)."""
+    found = settings.get(part)
+    found = found.get("init_args", found) if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse what Lightning finds out late or not at all, or what would make a result another one.
+
+    Args:
+        settings: Those of the trainer, resolved.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    epochs, every = settings["max_epochs"], settings["check_val_every_n_epoch"]
+    parts = [settings["limit_val_batches"], settings["limit_test_batches"]]
+    callbacks = settings["callbacks"] or []
+    named = [str(c.get("class_path")) for c in (callbacks if isinstance(callbacks, list) else [])]
+    for wrong, told in (
+        (
+            settings["fast_dev_run"] or settings["limit_train_batches"] == 0,
+            "fast_dev_run and limit_train_batches: 0 leave no checkpoint to test; for a quick look "
+            "use --trainer.max_epochs 1 --trainer.limit_train_batches 2",
+        ),
+        (every is not None and every < 1, "check_val_every_n_epoch must be at least 1"),
+        (
+            settings["val_check_interval"] is not None and settings["val_check_interval"] <= 0,
+            "val_check_interval must be above 0",
+        ),
+        (
+            0 < (epochs or 0) < (settings["min_epochs"] or 0),
+            f"min_epochs is above max_epochs {epochs}, where the schedules end",
+        ),
+        (
+            settings["max_time"] is not None,
+            "max_time would report an unfinished training as a result. To end a run at a time use "
+            "`timeout 2h ltbench fit ...`: the same command goes on from its last checkpoint",
+        ),
+        (
+            settings["overfit_batches"],
+            "overfit_batches replaces the order of the images; use limit_train_batches",
+        ),
+        (
+            any(isinstance(part, float) and part != 1 for part in parts),
+            "limit_val_batches and limit_test_batches take a whole number of batches",
+        ),
+        (
+            settings["precision"] not in _PRECISIONS,
+            f"precision {settings['precision']}: methods train at 32-true, bf16-mixed or 16-mixed",
+        ),
+        (
+            "://" in str(settings["default_root_dir"]) or not settings["default_root_dir"],
+            "default_root_dir must be a folder of this machine, such as runs",
+        ),
+        (
+            any(name.endswith("StochasticWeightAveraging") for name in named),
+            "StochasticWeightAveraging replaces the schedule of the method; use model.ema_decay",
+        ),
+    ):
+        if wrong:
+            raise UserError(f"trainer.{told}.")
+    if any(isinstance(part, int) for part in parts):
+        _log.warning("warning: trainer.limit_..._batches is set: not all images are evaluated.")
+
+
+_PRECISIONS = (
+    None,
+    *(32, "32", "32-true"),
+    *("bf16", "bf16-mixed"),
+    *(16, "16", "16-mixed"),
+)
 
 
 def null_of(class_: type, arguments: Mapping[str, object]) -> str | None:

@@ -6,10 +6,10 @@ import shutil
 import warnings
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
@@ -24,11 +24,25 @@ import ltbench.methods  # noqa: F401  (a config may name any class of these with
 from ltbench import records, stages
 from ltbench.anomalies import Anomalies
 from ltbench.callbacks import Progress, RunRecord
-from ltbench.checkpoints import RunCheckpoint, WholeCheckpoints
+from ltbench.checkpoints import (
+    RunCheckpoint,
+    WholeCheckpoints,
+    check_checkpoint,
+    require_resumable,
+)
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.parsing import Parser, cause, check_argument, check_config, explain, null_of
+from ltbench.parsing import (
+    Parser,
+    arguments_of,
+    cause,
+    check_argument,
+    check_config,
+    check_trainer,
+    explain,
+    null_of,
+)
 from ltbench.predictions import KeepPredictions
 from ltbench.result_table import result_table
 
@@ -46,6 +60,7 @@ class TrainingCLI(LightningCLI):
     """
 
     config_dump: dict[str, Any]
+    writes: ClassVar[tuple[str, ...]] = ("predict",)  # commands that take --output
 
     def __init__(self, args: list[str]) -> None:
         """Parse ``args``, build everything and run the sub-command."""
@@ -88,13 +103,16 @@ class TrainingCLI(LightningCLI):
         Raises:
             UserError: An argument that is wrong, or no seed.
         """
+        self.given: dict[str, Any] = {}
         for word, following in pairwise([*map(str, args), ""]):
             option, equals, value = word.partition("=")
-            value = value if equals else following
+            value, found = value if equals else following, {}
             if option in ("--config", "-c") and value:
-                check_config(Path(value))
+                found = check_config(Path(value))
             elif option.startswith(("--model", "--data", "--trainer")):
-                check_argument(option, value)
+                found = check_argument(option, value)
+            arguments = arguments_of(found, "model")
+            self.given |= {name: arguments[name] for name in LINKS.values() if name in arguments}
         self.config = parser.parse_args(args)
         seed = self.config[self.config.subcommand].seed_everything
         if isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -115,23 +133,26 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise cause(error) or UserError(explain(str(error))) from error
+        for ours, theirs in LINKS.items():
+            found = getattr(self.datamodule, ours)
+            if self.given.get(theirs, found) != found:
+                raise UserError(
+                    f"model.{theirs} is {self.given[theirs]}, but this data has {found}: leave it "
+                    "out, and it is taken from the data."
+                )
 
     def before_instantiate_classes(self) -> None:
         """Keep the resolved config, which names the run."""
         self._dump_config()
-        trainer, name = self.config_dump["trainer"], self.config_dump["name"]
-        if trainer["fast_dev_run"] or trainer["limit_train_batches"] == 0:
-            raise UserError(
-                "trainer.fast_dev_run and limit_train_batches: 0 leave no checkpoint to test; for "
-                "a quick look use --trainer.max_epochs 1 --trainer.limit_train_batches 2."
-            )
-        if trainer["check_val_every_n_epoch"] == 0:
-            raise UserError("trainer.check_val_every_n_epoch must be at least 1.")
+        check_trainer(self.config_dump["trainer"])
+        name = self.config_dump["name"]
         if name is not None and (Path(name).name != name or len(name) > MOST_LETTERS):
             raise UserError(
                 f"--name '{name:.40}' is no name of a run folder: at most {MOST_LETTERS} letters, "
                 "and no slash."
             )
+        if self.config_dump["output"] and self.subcommand not in self.writes:
+            raise UserError(f"--output is for predict and data: {self.subcommand} writes no file.")
         for part in ("model", "data"):
             found = self.config_dump[part]
             class_ = pkgutil.resolve_name(found["class_path"])
@@ -195,8 +216,11 @@ class TrainingCLI(LightningCLI):
             callbacks += [self.record] if self.subcommand == "test" else []
         try:
             trainer = self._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, TypeError, ValueError, ModuleNotFoundError) as error:
-            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as e:
+            raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # a user's own
+                callback.dirpath = str(self.folder / "extra_checkpoints")
         # A run that is refused before its first step leaves nothing behind: see the record.
         self.record.loggers, trainer.loggers = trainer.loggers, []
         trainer.strategy.checkpoint_io = WholeCheckpoints()
@@ -250,7 +274,7 @@ class TrainingCLI(LightningCLI):
                 console.print(f"Going on from {last}.")
                 ckpt_path = str(last)
             if ckpt_path is not None:
-                check_checkpoint(Path(ckpt_path))
+                require_resumable(Path(ckpt_path))
             records.require_place(record)
             if self.trainer.is_global_zero:
                 records.clear_parts(self.folder)
@@ -258,7 +282,20 @@ class TrainingCLI(LightningCLI):
             for split in {"val", "test"} & self.datamodule.splits.keys():
                 if self.datamodule.source.in_memory:
                     self.datamodule.dataset(split)
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            try:
+                self.trainer.fit(
+                    model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True
+                )
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                if ckpt_path is None or self.record.begun:
+                    raise
+                raise UserError(
+                    f"cannot go on from {ckpt_path} ({error!r:.200}): --fresh true starts over."
+                ) from error
+            if not self.record.begun and Path(ckpt_path or last) != last:
+                raise UserError(
+                    f"{ckpt_path} has been trained to the end: `ltbench test` measures it."
+                )
             self._evaluate_selections()
         if self.trainer.is_global_zero:
             console.print(result_table(records.read_record(record)))
@@ -329,26 +366,6 @@ def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
         named = pkgutil.resolve_name(found["class_path"])
         found["class_path"] = f"{named.__module__}.{named.__qualname__}"
     return found
-
-
-def check_checkpoint(path: Path) -> None:
-    """Refuse a file that is no checkpoint of ours, without executing anything in it.
-
-    Raises:
-        UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
-    """
-    found = stages.read(path)
-    if "ltbench_model" not in found:
-        raise UserError(f"{path} is no ltbench checkpoint: a run keeps its own in checkpoints/.")
-    for name, kind in _CHECKPOINT.items():
-        if not isinstance(found.get(name), kind):
-            raise UserError(f"{path} is no whole ltbench checkpoint: it has no '{name}'.")
-
-
-_CHECKPOINT = {
-    **dict.fromkeys(("ltbench_model", "ltbench_data", "state_dict", "loops", "callbacks"), dict),
-    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
-}
 
 
 def quiet() -> None:

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 from ltbench import seeding, stages
 from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import Output, Place
+from ltbench.checkpoints import check_checkpoint
 from ltbench.counts import Indices, index_groups
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.base import Method
 from ltbench.methods.classification import ClassificationModule
-from ltbench.training import TrainingCLI, check_checkpoint
+from ltbench.training import TrainingCLI
 
 Rows = NDArray[np.int64]
 
