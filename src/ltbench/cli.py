@@ -2,6 +2,9 @@
 
 import contextlib
 import errno
+import io
+import os
+import re
 import signal
 import sys
 import threading
@@ -48,21 +51,24 @@ def main(args: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that it cannot write
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _stoppable():
             _run(argv)
+        if sys.stdout is not None:  # what cannot be written is found here, not after the end
+            sys.stdout.flush()
     except UserError as error:
         _stop(f"error: {error}", 2, debug)
     except KeyboardInterrupt as stop:
         number = signal.Signals[stop.args[0] if stop.args else "SIGINT"]
         told = "interrupted; the same command goes on from the last checkpoint."
         _stop(told, 128 + number, debug)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        from ltbench.data import workers
-
-        _stop(f"error: {workers.death(error)}", 1, debug)
+    except (RuntimeError, MemoryError) as error:
+        _stop(f"error: {_failure(error)}", 1, debug)
+    except BrokenPipeError:  # by `| head`; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
@@ -98,10 +104,28 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _failure(error: RuntimeError | MemoryError) -> str:
+    """Say what happened to a run where that is known; else raise the error again."""
+    told = str(error)
+    if "DataLoader worker" in told:
+        from ltbench.data import workers
+
+        return workers.death(error) or told
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", told):
+        asked = re.search("tried to allocate [^.(]*", told, re.IGNORECASE)
+        return (
+            f"memory ran out{f' ({asked[0].strip()})' if asked else ''}: set a smaller "
+            "data.batch_size, data.eval_batch_size or data.image_size."
+        )
+    raise error
+
+
 def _stop(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(message + "\n")
+    # A file name may hold what a terminal would obey.
+    plain = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+    sys.stderr.write("".join(plain) + "\n")
     raise SystemExit(code)
 
 
@@ -134,10 +158,10 @@ def _run(argv: list[str]) -> None:
         except MisconfigurationException as error:
             hint = " Clip with --model.clip_norm." if "clip" in str(error) else ""
             raise UserError(f"{str(error).splitlines()[0]}{hint}") from error
-        except ValueError as error:  # the one that Lightning finds when it knows the data
-            if "val_check_interval" not in str(error):
+        except (ValueError, RuntimeError) as error:  # what Lightning finds when it knows the data
+            if not re.search("val_check_interval|conditioned on metric", str(error)):
                 raise
-            raise UserError(f"trainer:{str(error).split('. If')[0]}.") from error
+            raise UserError(f"trainer: {str(error).split('. If')[0].strip()}.") from error
     elif command == "data":
         from ltbench.data_report import data_command
 
