@@ -2,12 +2,17 @@
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
 import yaml
+from PIL import Image
 from support import TINY, write_images
 
 Content = str | bytes | None | Callable[[Path], object]
@@ -126,11 +131,16 @@ def folder(path: Path) -> None:
 
 
 def changed(**values: object) -> Callable[[Path], object]:
-    """Change entries of a JSON file; None removes one."""
+    """Change entries of a JSON file, ``a__b`` being entry b of a; None removes one."""
 
     def change(path: Path) -> None:
-        found = {**json.loads(path.read_text()), **values}
-        path.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+        found = json.loads(path.read_text())
+        for name, value in values.items():
+            *above, last = name.split("__")
+            entry = reduce(getitem, above, found)
+            entry.pop(last, None)
+            entry |= {} if value is None else {last: value}
+        path.write_text(json.dumps(found))
 
     return change
 
@@ -144,3 +154,34 @@ def arrays(**values: object) -> Callable[[Path], object]:
         np.savez(path, **{k: v for k, v in found.items() if v is not None})
 
     return change
+
+
+def link(target):
+    return lambda path: (path.unlink(missing_ok=True), path.symlink_to(target))
+
+
+def deep(path):
+    """Write 16-bit pixels, which 8 bits cannot hold."""
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
+
+
+def picture(path):
+    """Write an image that nothing is wrong with."""
+    Image.new("RGB", (8, 8)).save(path)
+
+
+def floats(path):
+    """Write pixels that are floats."""
+    Image.new("F", (8, 8)).save(path)
+
+
+def bomb(path):
+    """Write a PNG whose header claims 3.6 billion pixels."""
+
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)

@@ -14,10 +14,6 @@ def fit(words, *says, **more):
     return Case(f"{{fit}} {words}", says, **more)
 
 
-def part(settings, *says):
-    return config(f"model: {{init_args: {settings}}}", *says)
-
-
 def digits(words, *says):
     return Case(f"{{fit}} --data.{words}", says)
 
@@ -59,6 +55,21 @@ FILES = {
     "a recursive alias": config(
         "trainer: &a {max_epochs: *a}\n", "bad.yaml", "nested without an end"
     ),
+    "aliases of aliases": config(
+        "trainer:\n  a: &a0 [x]\n"
+        + "".join(f"  a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)),
+        "bad.yaml",
+        "has over 100000 values",
+    ),
+    "brackets without an end": config("trainer: " + "[" * 3000, "bad.yaml", "nested too deeply"),
+    "a key twice": config(
+        "trainer: {max_epochs: 1, max_epochs: 7}\n", "bad.yaml", "found the key 'max_epochs' twice"
+    ),
+    "two documents": config(
+        "trainer: {}\n---\nmodel: 3\n", "bad.yaml", "expected a single document"
+    ),
+    "utf-16": config("trainer: {}\n".encode("utf-16"), "bad.yaml", "is no readable config"),
+    "a tab": config("trainer:\n\tmax_epochs: 1\n", "bad.yaml", "cannot start any token"),
 }
 TYPES = {
     "trainer is a number": config("trainer: 3\n", "bad.yaml", "holds no settings but"),
@@ -78,7 +89,9 @@ TYPES = {
     "batch is a word": digits("batch_size many", "batch_size", "Expected a"),
     "batch is null": digits("batch_size null", "data.batch_size", "it needs a value"),
     "batch is 0": digits("batch_size 0", "data.batch_size", "size must be at least"),
-    "negative workers": digits("num_workers -1", "data.num_workers", "size must be at least"),
+    "negative workers": digits("num_workers -1", "data.num_workers", "0 to 256"),
+    "too many workers": digits("num_workers 100000", "data.num_workers", "0 to 256"),
+    "subset seed": digits("subset_seed -1", "subset seed -1", "it must be 0 to"),
     "share is nan": digits("val_fraction nan", "val_fraction", "Expected a"),
     "share is 1": digits("val_fraction 1", "data.val_fraction", "it must lie in"),
     "imbalance below 1": digits("imbalance_factor 0.5", "0.5", "it is the largest class count"),
@@ -130,6 +143,23 @@ MODEL = {
         "resnet32_cifar",
         "has no pretrained weights",
     ),
+    "classes of another data set": fit("--model.num_classes 7", "num_classes", "this data has 10"),
+    "channels of another data set": config(
+        "model: {init_args: {in_chans: 3}}\n", "model.in_chans is 3", "leave it out"
+    ),
+    "classes of the backbone": config(
+        "model: {init_args: {backbone_args: {num_classes: 3}}}\n", "backbone_args", "num_classes"
+    ),
+    "a file of the backbone": config(
+        "model: {init_args: {backbone_args: {checkpoint_path: evil.pth}}}\n",
+        "checkpoint_path",
+        "runs code",
+    ),
+    "backbone argument of another kind": config(
+        "model: {init_args: {backbone: resnet18, backbone_args: {block_args: 3}}}\n",
+        "resnet18",
+        "does not take block_args: 3",
+    ),
     "backbone too small": config(
         "model: {init_args: {backbone: deit_tiny_patch16_224}}\n",
         "deit_tiny_patch16_224",
@@ -159,6 +189,23 @@ MODEL = {
         "optimizer",
         "Invalid learning rate",
     ),
+    "an optimizer that asks for the loss": fit(
+        "--model.optimizer torch.optim.LBFGS", "LBFGS", "use torch.optim.SGD"
+    ),
+    "a scheduler of torch": fit(
+        "--model.lr_schedule torch.optim.lr_scheduler.StepLR", "lr_schedule", "StepLR"
+    ),
+    "warm-up": config(
+        "model: {init_args: {lr_schedule: {class_path: Cosine, init_args: {warmup: 1.5}}}}\n",
+        "1.5",
+        "is no point in training",
+    ),
+    "warm-up is nan": config(
+        "model: {init_args: {lr_schedule: {class_path: DeiTCosine, init_args: {warmup: .nan}}}}\n",
+        "nan",
+        "is no point in training",
+    ),
+    "a function that is no loss": fit("--model.loss check_counts", "unknown loss", "vs_loss"),
     "learning rate is a word": fit(
         "--model.optimizer torch.optim.SGD --model.optimizer.lr fast", "fast", "unknown class"
     ),
@@ -207,6 +254,40 @@ TRAINER = {
     "validation every 0": fit(
         "--trainer.check_val_every_n_epoch 0", "trainer.check_val_every_n_epoch", "must be at least"
     ),
+    "validation every -1": fit(
+        "--trainer.check_val_every_n_epoch -1",
+        "trainer.check_val_every_n_epoch",
+        "must be at least",
+    ),
+    "validation after 0 steps": fit(
+        "--trainer.val_check_interval 0", "trainer.val_check_interval", "must be above 0"
+    ),
+    "a part of the test images": fit(
+        "--trainer.limit_test_batches 0.5", "limit_test_batches", "a whole number of batches"
+    ),
+    "one batch for all": fit(
+        "--trainer.overfit_batches 1", "trainer.overfit_batches", "use limit_train_batches"
+    ),
+    "a time limit": fit("--trainer.max_time 00:01:00:00", "trainer.max_time", "timeout 2h"),
+    "more epochs at least than at most": fit(
+        "--trainer.min_epochs 9", "trainer.min_epochs", "max_epochs 4"
+    ),
+    "doubles": fit("--trainer.precision 64-true", "64-true", "bf16-mixed"),
+    "half of all": fit("--trainer.precision bf16-true", "bf16-true", "bf16-mixed"),
+    "weights averaged by a callback": fit(
+        "--trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.1",
+        "StochasticWeightAveraging",
+        "model.ema_decay",
+    ),
+    "accumulation": fit("--trainer.accumulate_grad_batches 2", "accumulate_grad_batches"),
+    "bare bones": fit("--trainer.barebones true", "barebones"),
+    "profiler": fit("--trainer.profiler what", "profiler", "simple"),
+    "tasks of Slurm": fit(
+        "--trainer.max_epochs 1",
+        "--ntasks=2",
+        "--ntasks-per-node=2",
+        environment={"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "x"},
+    ),
     "validation too rare": fit("--trainer.val_check_interval 1000", "val_check_interval", "(1000)"),
     "clipping": fit(
         "--trainer.gradient_clip_val 1",
@@ -238,6 +319,24 @@ PLACES = {
     ),
     "name is too long": fit("--name " + "x" * 300, "--name", "is no name of a run"),
     "name has a slash": fit("--name a/b", "--name", "is no name of a run"),
+    "no folder for runs": fit(
+        "--trainer.default_root_dir null", "default_root_dir", "such as runs"
+    ),
+    "a bucket for runs": fit(
+        "--trainer.default_root_dir s3://bucket/runs",
+        "default_root_dir",
+        "a folder of this machine",
+    ),
+    "a file that fit does not write": fit("--output x.csv", "--output", "fit writes no file"),
+    "a file that test does not write": Case(
+        "test --config tiny.yaml --ckpt_path {last} --output x.csv", ("--output", "test writes no")
+    ),
+    "a package that is no list": fit(
+        "--model os.system", "importing package 'os'", environment={"LTBENCH_TRUST": "*"}
+    ),
+    "a trusted package without such a class": fit(
+        "--model os.system", "os.system", "subclass of Method", environment={"LTBENCH_TRUST": "os"}
+    ),
     "checkpoint missing": fit("--ckpt_path nowhere.ckpt", "nowhere.ckpt", "there is no checkpoint"),
 }
 CASES = {

@@ -2,27 +2,7 @@
 
 import json
 
-from bad_case import Case, annotations, cut, folder
-
-
-def images(says=(), words="", **files):
-    return Case("{folder} " + words, says, {k: v for k, v in files.items()})
-
-
-def of(command, says=(), **files):
-    return Case(command, says, files)
-
-
-def link(target):
-    return lambda path: (path.unlink(missing_ok=True), path.symlink_to(target))
-
-
-def deep(path):
-    """Write 16-bit pixels, which 8 bits cannot hold."""
-    import numpy as np
-    from PIL import Image
-
-    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
+from bad_case import Case, annotations, bomb, cut, deep, floats, folder, link, picture
 
 
 def json_of(**changes):
@@ -85,6 +65,22 @@ FOLDERS = {
         ("images/unlabelled", "there are no images below"),
         {"images/unlabelled": lambda p: p.mkdir()},
     ),
+    "an empty validation set": Case(
+        "{folder}", ("images/val", "add some below"), {"images/val": lambda p: p.mkdir()}
+    ),
+    "a test set without classes": Case(
+        "{folder}",
+        ("images/test", "has no image that can be used"),
+        {"images/test": None, "images/test/notes.txt": "none"},
+    ),
+    "a class name that a terminal obeys": Case(
+        "{folder}",
+        ("class '\\x1b[31mred'", "rename it"),
+        {"images/train/\x1b[31mred/0.png": picture},
+    ),
+    "a class name of two lines": Case(
+        "{folder}", ("class 'a\\nb'", "rename it"), {"images/train/a\nb/0.png": picture}
+    ),
     "an exponential tail too long": Case(
         "{folder} --data.profile exp --data.imbalance_factor 100",
         ("profile", "Use an imbalance factor of at"),
@@ -112,6 +108,22 @@ IMAGES = {
         ("images/train/cat/001.png", "No such file or directory"),
         {OTHER: link("gone.png")},
     ),
+    "links in a circle": Case(
+        "{folder}",
+        ("images/train/cat/001.png", "symbolic links"),
+        {OTHER: lambda path: link(path.name)(path)},
+    ),
+    "of more pixels than memory holds": Case(
+        "{folder}", ("images/train/cat/001.png", "decompression bomb"), {OTHER: bomb}
+    ),
+    "an image name that a terminal obeys": Case(
+        "{folder}",
+        ("\\x1b[2J.png", "cannot read the image"),
+        {"images/train/ant/\x1b[2J.png": "none"},
+    ),
+    "floats": Case(
+        "{folder}", ("009.tiff", "not 8 bits a channel"), {"images/train/ant/009.tiff": floats}
+    ),
     "no png bytes": Case(
         "{folder}",
         ("images/train/cat/001.png", "or leave such images out with"),
@@ -134,6 +146,16 @@ TRAIN = "lists/train.txt"
 LISTS = {
     "no list": Case("{lists}", ("train.txt", "the path from lists"), {TRAIN: None}),
     "a folder": Case("{lists}", ("train.txt", "the path from lists"), {TRAIN: folder}),
+    "an image with two labels": Case(
+        "{lists}",
+        ("lists/train.txt: all/000.png", "with the labels 0 and 1"),
+        {TRAIN: "all/000.png 0\nall/001.png 0\nall/000.png 1\n"},
+    ),
+    "a null byte": Case(
+        "{lists}",
+        ("lists/train.txt", "are missing below lists", "a\\x00b.png"),
+        {TRAIN: b"all/000.png 0\na\0b.png 1\n"},
+    ),
     "binary": Case("{lists}", ("lists/train.txt", "path label"), {TRAIN: bytes(range(256))}),
     "no label": Case("{lists}", ("lists/train.txt", "path label"), {TRAIN: "all/000.png\n"}),
     "commas": Case("{lists}", ("lists/train.txt", "path label"), {TRAIN: "all/000.png,0\n"}),
@@ -227,6 +249,16 @@ ANNOTATIONS = {
         ("inat/train2018.json", "not supported between instances of"),
         {NAME: json_of(categories=[{"id": 0, "name": "a"}, {"id": "1", "name": "b"}])},
     ),
+    "an image id twice": Case(
+        "{inat}",
+        ("inat/train2018.json", "two images have the same id"),
+        {NAME: json_of(images=[*annotations()["images"], {"id": 0, "file_name": "other.png"}])},
+    ),
+    "a category id twice": Case(
+        "{inat}",
+        ("inat/train2018.json", "the category ids are not"),
+        {NAME: json_of(categories=[*annotations()["categories"], {"id": 0, "name": "ant"}])},
+    ),
     "deep nesting": Case(
         "{inat}",
         ("inat/train2018.json", "maximum recursion depth exceeded while decoding"),
@@ -265,6 +297,29 @@ TEXTS = {
         {
             TABLE: None,
             "text/train.jsonl": '{"text": null, "label": "a"}\n{"text": "x", "label": "b"}\n',
+        },
+    ),
+    "jsonl without a label": Case(
+        "{text}",
+        ("text/train.jsonl, row 1", "the label is"),
+        {
+            TABLE: None,
+            "text/train.jsonl": '{"text": "x", "label": null}\n{"text": "y", "label": "b"}\n',
+        },
+    ),
+    "jsonl with a label of two parts": Case(
+        "{text}",
+        ("text/train.jsonl, row 1", "the label is {'a': 1}"),
+        {TABLE: None, "text/train.jsonl": '{"text": "x", "label": {"a": 1}}\n'},
+    ),
+    "no tokens": Case("{text} --data.max_length 0", ("data.max_length is 0", "at least 1 token")),
+    "a label that a terminal obeys": Case(
+        "{text} --config few.yaml",
+        ("class '\\x1b[2Jb'", "rename it"),
+        {
+            TABLE: "text,label\n" + "a,\x1b[2Jb\nc,d\n" * 9,
+            "few.yaml": "data: {init_args: {protocol: {class_path: ReleasedProtocol, init_args: "
+            "{n1: 2, m1: 2, rho_l: 1, rho_u: 1, val_per_class: 1}}}}\n",
         },
     ),
     "broken parquet": Case(

@@ -1,4 +1,4 @@
-"""Bad checkpoints, starts, records, predictions, suites, claims and names of things."""
+"""Bad checkpoints, starts, predictions, and runs to analyse."""
 
 import os
 import pickle
@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import torch
 from bad_case import Case, arrays, changed, cut
+from bad_suites import vast
 
 BAD = "bad.ckpt"
 
@@ -30,6 +31,19 @@ def edited(change):
         torch.save(found, path)
 
     return edit
+
+
+def progress(checkpoint):
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+
+
+def half_done(checkpoint):
+    """Let a checkpoint be that of an earlier epoch."""
+    progress(checkpoint).update(ready=2, started=2, processed=2, completed=1)
+
+
+def groups(checkpoint):
+    return checkpoint["optimizer_states"][0]["param_groups"]
 
 
 CHECKPOINTS = {
@@ -94,6 +108,60 @@ CHECKPOINTS = {
         "test --config tiny.yaml --ckpt_path bad.ckpt",
         ("bad.ckpt", "is no whole ltbench checkpoint"),
         {BAD: edited(lambda c: c.update(ltbench_data=[1]))},
+    ),
+    "weights without names": Case(
+        "test --config tiny.yaml --ckpt_path bad.ckpt",
+        ("bad.ckpt", "weights or classes lack a name"),
+        {BAD: edited(lambda c: c.update(state_dict={1: torch.zeros(2)}))},
+    ),
+    "classes that are a number": Case(
+        "test --config tiny.yaml --ckpt_path bad.ckpt",
+        ("bad.ckpt", "weights or classes lack a name"),
+        {BAD: edited(lambda c: c["ltbench_data"].update(class_names=3))},
+    ),
+    "a version that is none": Case(
+        "test --config tiny.yaml --ckpt_path bad.ckpt",
+        ("bad.ckpt", "it has no 'pytorch-lightning_version'"),
+        {BAD: edited(lambda c: c.update({"pytorch-lightning_version": 3}))},
+    ),
+    "trained to the end": Case(
+        "{fit} --ckpt_path {last}", ("has been trained to the end", "ltbench test")
+    ),
+    "of a shorter training": Case(
+        "{fit} --ckpt_path {last} --trainer.max_epochs 6", ("belongs to run", "makes another one")
+    ),
+    "of a longer training": Case(
+        "{fit} --ckpt_path {last} --trainer.max_epochs 2", ("belongs to run",)
+    ),
+    "from the middle of an epoch": Case(
+        "{fit} --ckpt_path bad.ckpt",
+        ("bad.ckpt", "in the middle of an epoch"),
+        {BAD: edited(lambda c: progress(c).update(processed=2))},
+    ),
+    "no progress": Case(
+        "{fit} --ckpt_path bad.ckpt",
+        ("bad.ckpt", "lacks a part", "--fresh true"),
+        {BAD: edited(lambda c: c.update(loops={"fit_loop": 3}))},
+    ),
+    "no state of an optimizer": Case(
+        "{fit} --ckpt_path bad.ckpt",
+        ("bad.ckpt", "lacks a part"),
+        {BAD: edited(lambda c: c.update(optimizer_states=[]))},
+    ),
+    "no curves": Case(
+        "{fit} --ckpt_path bad.ckpt",
+        ("bad.ckpt", "lacks a part"),
+        {BAD: edited(lambda c: c["callbacks"]["RunRecord"].pop("history"))},
+    ),
+    "an optimizer that is a number": Case(
+        "{fit} --ckpt_path bad.ckpt",
+        ("cannot go on from bad.ckpt", "--fresh true"),
+        {BAD: edited(lambda c: [half_done(c), c.update(optimizer_states=[3])])},
+    ),
+    "an optimizer with other groups": Case(
+        "{fit} --ckpt_path bad.ckpt",
+        ("cannot go on from bad.ckpt", "parameter groups"),
+        {BAD: edited(lambda c: [half_done(c), groups(c).append({})])},
     ),
     "another loss": Case(
         "test --config tiny.yaml --ckpt_path {last} --model.loss focal_loss",
@@ -174,6 +242,26 @@ STARTS = {
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
         ("bad.ckpt", "say which timm backbone it is"),
         {BAD: saved({"w": torch.zeros(2)})},
+    ),
+    "a network that is not named": Case(
+        "{semi} --model SelMix --model.init_from.path bad.ckpt",
+        ("bad.ckpt", "does not say which network"),
+        {BAD: edited(lambda c: c["ltbench_network"].pop("name"))},
+    ),
+    "a network that is a number": Case(
+        "{semi} --model SelMix --model.init_from.path bad.ckpt",
+        ("bad.ckpt", "does not say which network"),
+        {BAD: edited(lambda c: c.update(ltbench_network=3))},
+    ),
+    "a network that loads a file": Case(
+        "{semi} --model SelMix --model.init_from.path bad.ckpt",
+        ("checkpoint_path is not taken",),
+        {BAD: edited(lambda c: c["ltbench_network"].update(checkpoint_path="evil.pth"))},
+    ),
+    "weights that are a list": Case(
+        "{semi} --model SelMix --model.init_from.path bad.ckpt",
+        ("bad.ckpt", "holds no weights by name"),
+        {BAD: edited(lambda c: c.update(state_dict=[1]))},
     ),
     "numbers for weights": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt --model.init_from.backbone tiny_net",
@@ -268,6 +356,17 @@ ANALYSES = {
         ("run/predictions_last.npz", "Object arrays cannot be loaded when"),
         {STORED: arrays(label=np.array([Evil()], dtype=object))},
     ),
+    "predictions of more than memory holds": Case(RUN, (STORED, "is damaged"), {STORED: vast}),
+    "confidences above 1": Case(
+        "analyze calibration --run run",
+        (STORED, "a confidence is not in [0, 1]"),
+        {STORED: arrays(confidence=np.full(400, 9.0))},
+    ),
+    "confidences that are nan": Case(
+        "analyze calibration --run run",
+        (STORED, "a confidence is not in [0, 1]"),
+        {STORED: arrays(confidence=np.full(400, np.nan))},
+    ),
     "predictions of other lengths": Case(
         RUN,
         ("run/predictions_last.npz", "does not fit the"),
@@ -283,260 +382,6 @@ ANALYSES = {
         },
     ),
 }
-BOARDS = {
-    "never run": Case("leaderboard suite", ("suite", "was not run in runs")),
-    "a folder without runs": Case("leaderboard images", ("images", "there is no record")),
-    "a damaged plan": Case(
-        "leaderboard suite",
-        ("runs/bench/suite.json", "ltbench bench run suite"),
-        {"runs/bench/suite.json": "{"},
-    ),
-    "a plan of a list": Case(
-        "leaderboard suite",
-        ("runs/bench/suite.json", "ltbench bench run suite"),
-        {"runs/bench/suite.json": "[]"},
-    ),
-    "metric": Case(
-        "leaderboard run --by acuracy",
-        ("acuracy", "Did you mean 'accuracy'?"),
-        {"run/val_predictions_last.npz": None},
-    ),
-    "format": Case("leaderboard run --format pdf", ("--format", "ltbench leaderboard")),
-    "ending": Case(
-        "leaderboard run --output table.pdf", ("table.pdf", "its ending is none of txt")
-    ),
-    "output is a folder": Case(
-        "leaderboard run --format html --output images", ("images", "name a file to write")
-    ),
-    "output below a file": Case(
-        "leaderboard run --output tiny.yaml/table.html",
-        ("tiny.yaml/table.html", "Name another place"),
-    ),
-    "no claims": Case(
-        "leaderboard run --claims nowhere.yaml", ("nowhere.yaml", "there are no claims")
-    ),
-    "broken claims": Case(
-        "leaderboard run --claims claims.yaml",
-        ("claims.yaml", "while parsing a flow sequence in"),
-        {"claims.yaml": "- {a: [1"},
-    ),
-    "empty claims": Case(
-        "leaderboard run --claims claims.yaml",
-        ("claims.yaml", "is no readable list of claims"),
-        {"claims.yaml": ""},
-    ),
-    "claims of a mapping": Case(
-        "leaderboard run --claims claims.yaml",
-        ("claims.yaml", "string indices must be integers"),
-        {"claims.yaml": "paper: x\n"},
-    ),
-    "claims of words": Case(
-        "leaderboard run --claims claims.yaml",
-        ("claims.yaml", "string indices must be integers"),
-        {"claims.yaml": "- paper\n"},
-    ),
-    "a claim without a value": Case(
-        "leaderboard run --claims claims.yaml",
-        ("claims.yaml", "is no readable list of claims"),
-        {"claims.yaml": "- {rows: {ce: {accuracy: high}}}\n"},
-    ),
-    "claims that are no text": Case(
-        "leaderboard run --claims claims.yaml",
-        ("claims.yaml", "is no readable list of claims"),
-        {"claims.yaml": b"\xff\xfe"},
-    ),
-    "claims are a folder": Case(
-        "leaderboard run --claims images", ("--claims", "there are no claims images")
-    ),
-    "nothing but damaged records": Case(
-        "leaderboard run",
-        ("run/record.json", "records below run can be used"),
-        {"run/record.json": cut},
-    ),
-    "a record without metrics": Case(
-        "leaderboard run",
-        ("run/record.json", "records below run can be used"),
-        {"run/record.json": changed(metrics=None)},
-    ),
-    "a newer record": Case(
-        "leaderboard run --format json",
-        ("run/record.json", "records below run can be used"),
-        {"run/record.json": changed(schema=9)},
-    ),
-    "a schema in words": Case(
-        "leaderboard run",
-        ("run/record.json", "records below run can be used"),
-        {"run/record.json": changed(schema="new")},
-    ),
-    "a record that is no text": Case(
-        "leaderboard run",
-        ("run/record.json", "records below run can be used"),
-        {"run/record.json": b"\xff\xfe\x00"},
-    ),
-}
-BENCH = "bench run suite.yaml"
-
-
-def suite(text, *says, words=""):
-    return Case(f"{BENCH} {words}", says, {"suite.yaml": text})
-
-
-ROW = "rows: {ce: {config: tiny.yaml}}"
-SUITES = {
-    "no suite": Case("bench run", ("run", "the following arguments are required")),
-    "missing": Case("bench run nowhere.yaml", ("nowhere.yaml", "there is no suite")),
-    "unknown": Case("bench run cifar10_tl", ("cifar10_tl", "Did you mean 'cifar10_lt'?")),
-    "an action": Case("bench runn smoke", ("runn", "Did you mean 'run'?")),
-    "broken": suite("rows: {a: [1", "suite.yaml", "while parsing a flow sequence in"),
-    "empty": suite("", "suite.yaml", "must be a mapping of names"),
-    "no text": suite(b"\xff\xfe\x00", "suite.yaml", "codec can't decode byte"),
-    "no rows": suite("seeds: [0]\n", "suite.yaml", "has no rows"),
-    "rows of a list": suite("rows: [a]\n", "suite.yaml", "rows must be a mapping of"),
-    "a row of nothing": suite("rows: {a: }\n", "suite.yaml", "must be a mapping of names"),
-    "an unknown key": suite(f"seed: [0]\n{ROW}\n", "suite.yaml", "Did you mean 'seeds'?"),
-    "an unknown key of a row": suite(
-        "rows: {a: {conifg: tiny.yaml}}\n", "suite.yaml", "Did you mean 'config'?"
-    ),
-    "config and stages": suite(
-        "rows: {a: {config: tiny.yaml, stages: {}}}\n",
-        "suite.yaml",
-        "needs either a config or stages",
-    ),
-    "no stages": suite(
-        "rows: {a: {stages: {}}}\n", "suite.yaml", "needs either a config or stages"
-    ),
-    "a missing config": suite("rows: {a: {config: nowhere}}\n", "suite.yaml", "unknown config"),
-    "a broken config": Case(
-        BENCH, ("tiny.yaml", "while parsing a flow sequence in"), {"tiny.yaml": "a: [1"}
-    ),
-    "a config of a list": Case(
-        BENCH, ("tiny.yaml", "must be a mapping of names"), {"tiny.yaml": "- a\n"}
-    ),
-    "a config that is a number": suite("rows: {a: {config: 3}}\n", "suite.yaml", "unknown config"),
-    "seeds in words": suite(f"seeds: [a]\n{ROW}\n", "suite.yaml", "it must be a list of"),
-    "no seeds": suite(f"seeds: []\n{ROW}\n", "suite.yaml", "it must be a list of"),
-    "a negative seed": suite(f"seeds: [-1]\n{ROW}\n", "suite.yaml", "it must be a list of"),
-    "a seed of a stage": suite(
-        "rows: {a: {config: tiny.yaml, seed: x}}\n", "suite.yaml", "it must be a whole number"
-    ),
-    "overrides of a list": suite(
-        f"overrides: [1]\n{ROW}\n", "suite.yaml", "overrides must be a mapping of"
-    ),
-    "overrides of a row": suite(
-        "rows: {a: {config: tiny.yaml, overrides: 3}}\n",
-        "suite.yaml",
-        "overrides must be a mapping of",
-    ),
-    "a cycle": suite(
-        "rows: {a: {stages: {x: {config: tiny.yaml, overrides: {model.p: '{y}'}}, "
-        "y: {config: tiny.yaml, overrides: {model.p: '{x}'}}}}}\n",
-        "stages",
-        "need each other",
-    ),
-    "an unknown stage": suite(
-        "rows: {a: {config: tiny.yaml, overrides: {model.p: '{b}'}}}\n", "unknown stage"
-    ),
-    "an unknown row": suite(f"{ROW}\n", "ce", "suite suite", words="--rows vs"),
-    "seeds on the command line": suite(
-        f"{ROW}\n", "--seeds", "is no list of seeds such", words="--seeds a,b"
-    ),
-    "no job at a time": suite(f"{ROW}\n", "--jobs", "is no whole number from", words="--jobs 0"),
-    "an override without a value": suite(
-        f"{ROW}\n", "--trainer.max_epochs", "as to ltbench fit", words="--trainer.max_epochs"
-    ),
-    "an override that is no yaml": suite(
-        f"{ROW}\n", "cannot read the value", words="--trainer.max_epochs=["
-    ),
-    "a word": suite(f"{ROW}\n", "max_epochs", "as to ltbench fit", words="max_epochs 3"),
-    "a row with a slash": suite(
-        "rows: {a/b: {config: tiny.yaml}}\n", "suite.yaml", "its name is that of a"
-    ),
-    "a folder that is a file": suite(
-        f"{ROW}\n", "tiny.yaml", "Is it the right place", words="--folder tiny.yaml"
-    ),
-    "a launcher": suite(f"{ROW}\n", "--launcher", "says what there is", words="--launcher cloud"),
-    "status of what was not run": Case("bench status suite", ("suite", "was not run in runs")),
-    "status of a damaged plan": Case(
-        "bench status suite",
-        ("runs/bench/suite.json", "writes it anew"),
-        {"runs/bench/suite.json": '{"jobs": 3}'},
-    ),
-    "status of no text": Case(
-        "bench status suite",
-        ("runs/bench/suite.json", "ltbench bench run suite"),
-        {"runs/bench/suite.json": b"\xff\xfe"},
-    ),
-    "nothing to reproduce": Case("bench reproduce abc", ("abc", "results with an id that starts")),
-    "reproduce a folder without a record": Case(
-        "bench reproduce images", ("images", "json is no readable run record")
-    ),
-    "reproduce a damaged record": Case(
-        "bench reproduce run",
-        ("run/record.json", "is no readable run record"),
-        {"run/record.json": cut},
-    ),
-    "reproduce what is not done": Case(
-        "bench reproduce run",
-        ("run/record.json", "there is nothing to agree with"),
-        {"run/record.json": changed(status="failed")},
-    ),
-    "reproduce a record without a config": Case(
-        "bench reproduce run",
-        ("run/record.json", "is no record of a run"),
-        {"run/record.json": changed(config=None)},
-    ),
-    "reproduce a record without an id": Case(
-        "bench reproduce run",
-        ("run/record.json", "is no record of a run"),
-        {"run/record.json": changed(job_id=None)},
-    ),
-    "reproduce a record without metrics": Case(
-        "bench reproduce run",
-        ("run/record.json", "is no record of a run"),
-        {"run/record.json": changed(metrics=None)},
-    ),
-    "reproduce what starts from nothing": Case(
-        "bench reproduce run",
-        ("run/record.json", "then say where it lies with"),
-        {"run/record.json": changed(lineage=[{"path": "gone.ckpt", "job_id": "1"}])},
-    ),
-    "tolerance": Case(
-        "bench reproduce run --tolerance much", ("--tolerance", "ltbench bench reproduce")
-    ),
-}
-NAMES = {
-    "a command": Case("fti --config tiny.yaml", ("Did you mean 'fit'?",)),
-    "a kind": Case("list method", ("method", "Did you mean 'methods'?")),
-    "two kinds": Case("list methods configs", ("configs", "unrecognized arguments")),
-    "an option of list": Case("list --jsn", ("--jsn", "unrecognized arguments")),
-    "nothing to show": Case("show", ("the following arguments are required",)),
-    "a name": Case("show emr", ("emr", "Did you mean 'erm'?")),
-    "a file that is not there": Case("show nowhere.yaml", ("nowhere.yaml", "Did you mean 'erm'?")),
-    "a folder": Case(
-        "show dir.yaml", ("dir.yaml", "Did you mean 'deit_lt'?"), {"dir.yaml": lambda p: p.mkdir()}
-    ),
-    "a file that is no text": Case(
-        "show bad.yaml", ("bad.yaml", "codec can't decode byte"), {"bad.yaml": b"\xff\xfe"}
-    ),
-    "data without a config": Case("data", ("A config has all that is",)),
-    "data of a missing folder": Case(
-        "data --config folder.yaml --data.root nowhere",
-        ("nowhere", "there are no class folders in"),
-    ),
-    "a picture of another kind": Case(
-        "data --config tiny.yaml --output tail.txt", ("--output", "its ending is none of avif")
-    ),
-    "a picture without an ending": Case(
-        "data --config tiny.yaml --output tail", ("--output", "its ending is none of avif")
-    ),
-    "a picture that is a folder": Case(
-        "data --config tiny.yaml --output images", ("images", "name a file to write")
-    ),
-    "a cost without a config": Case("fit --dry-run", ("A config has all that is",)),
-    "a cost of a missing folder": Case(
-        "{folder} --dry-run --data.root nowhere", ("nowhere", "there are no class folders in")
-    ),
-}
 CASES = {
     f"{kind}: {name}": case
     for kind, cases in {
@@ -544,9 +389,6 @@ CASES = {
         "predict": PREDICTIONS,
         "start": STARTS,
         "analyze": ANALYSES,
-        "leaderboard": BOARDS,
-        "bench": SUITES,
-        "name": NAMES,
     }.items()
     for name, case in cases.items()
 }

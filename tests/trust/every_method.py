@@ -9,6 +9,14 @@ TRAINER = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 CROP = {"class_path": "RandomCrop", "init_args": {"padding": 1}}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
 STUDENT = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+DISTILBERT = {
+    "vocab_size": 128,
+    "dim": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "hidden_dim": 16,
+    "max_position_embeddings": 12,
+}
 PROTOCOL = {"n1": 40, "rho_l": 20, "m1": 60, "rho_u": 20, "val_per_class": 20}
 
 LONG_TAIL = {
@@ -80,6 +88,19 @@ METHODS = {
         },
         SEMI | {"strong_augment": STRONG},
     ),
+    "csst_text": (
+        "CSST",
+        {
+            "backbone": "distilbert",
+            "backbone_args": DISTILBERT,
+            "objective": "min_recall",
+            "temperature": 0.4,
+            "update_interval": 2,
+            "kl_tau": 2.0,
+            "ema_decay": 0.9,
+        },
+        SEMI | {"source": "phrases", "max_length": 12, "augment": []},
+    ),
     "selmix": (
         "SelMix",
         {"init_from": {"path": "START"}, "partners": "unlabelled", "cycle": 6},
@@ -111,13 +132,16 @@ def config(method, home, epochs=8, **data):
         net = {}
     elif method == "selmix":
         net = {"optimizer": SGD}
-    semi = "protocol" in settings
+    data_class = "LongTailDataModule"
+    if "protocol" in settings:
+        text = settings["source"] == "phrases"
+        data_class = "TextDataModule" if text else "SemiSupervisedDataModule"
     whole = {
         "seed_everything": 3,
         "trainer": TRAINER | {"max_epochs": epochs},
         "model": {"class_path": name, "init_args": net | arguments},
         "data": {
-            "class_path": "SemiSupervisedDataModule" if semi else "LongTailDataModule",
+            "class_path": data_class,
             "init_args": settings | data,
         },
     }

@@ -67,8 +67,15 @@ def run(words, cwd, moment=None, **environment):
     return end(start_command(words, cwd, moment, **environment), cwd)
 
 
-def run_ranks(words, cwd, ranks):
-    """Run a command once a rank, as ``torchrun`` would; return what became of each."""
+def run_ranks(words, cwd, ranks, moment=None):
+    """Run a command once a rank, as ``torchrun`` would; return what became of each.
+
+    Args:
+        words: The command line.
+        cwd: The working folder.
+        ranks: How many.
+        moment: See :func:`start_command`; on each rank.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -79,12 +86,12 @@ def run_ranks(words, cwd, ranks):
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         "GROUP_RANK": "0",
-        "LTBENCH_TRUST": "processes",  # whose callback `Keep` is
+        "LTBENCH_TRUST": "processes",  # whose callbacks are used
     }
     words = [*words, "--trainer.devices", ranks]
     words += ["--trainer.strategy", "ddp"] if ranks > 1 else []
     started = [
-        start_command(words, cwd, RANK=str(rank), LOCAL_RANK=str(rank), **world)
+        start_command(words, cwd, moment, RANK=str(rank), LOCAL_RANK=str(rank), **world)
         for rank in range(ranks)
     ]
     return [end(process, cwd, rank) for rank, process in enumerate(started)]
@@ -126,6 +133,15 @@ class SAMOfTwoHalves(SAM):
         for p, one, other in zip(params, *found, strict=True):
             p.grad = (one + other) / 2
         return torch.stack(losses).mean()
+
+
+class Measure(Callback):
+    """Save, as ``measured<n>of<N>.json``, what a rank found in a test."""
+
+    def on_test_end(self, trainer, pl_module):
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        path = Path(f"measured{trainer.global_rank}of{trainer.world_size}.json")
+        path.write_text(json.dumps(found | pl_module.test_details()))
 
 
 class Watch(Callback):

@@ -12,10 +12,11 @@ import sys
 import bad_configs
 import bad_data
 import bad_files
+import bad_suites
 import pytest
 from bad_case import fill
 
-CASES = bad_configs.CASES | bad_data.CASES | bad_files.CASES
+CASES = bad_configs.CASES | bad_data.CASES | bad_files.CASES | bad_suites.CASES
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +48,7 @@ def test_the_corpus_is_large_and_reaches_every_command():
 
 
 @pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.filterwarnings(r"ignore:\s*Unable to serialize instance")
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_refused(name, desk, ltbench, monkeypatch):

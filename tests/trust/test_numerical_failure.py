@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from every_method import METHODS
 
+from ltbench import methods as ltbench_methods
 from ltbench import records
 from ltbench.anomalies import Anomalies
 from ltbench.divergence import FirstBadStep
@@ -15,10 +17,9 @@ from ltbench.methods.erm import ERM
 BAD = ((1, 2), (1, 3))  # epoch, step in it
 
 
-@pytest.fixture
-def broken_steps(monkeypatch):
-    """Make the loss of some steps NaN."""
-    whole = ERM.loss_of
+def break_steps(class_, monkeypatch):
+    """Make the loss of some steps of a method NaN."""
+    whole, begin = class_.loss_of, class_.on_train_batch_start
 
     def loss_of(self, prepared, part):
         loss = whole(self, prepared, part)
@@ -28,9 +29,14 @@ def broken_steps(monkeypatch):
         self.batch = batch_idx
         return begin(self, batch, batch_idx)
 
-    begin = ERM.on_train_batch_start
-    monkeypatch.setattr(ERM, "loss_of", loss_of)
-    monkeypatch.setattr(ERM, "on_train_batch_start", on_train_batch_start)
+    monkeypatch.setattr(class_, "loss_of", loss_of)
+    monkeypatch.setattr(class_, "on_train_batch_start", on_train_batch_start)
+
+
+@pytest.fixture
+def broken_steps(monkeypatch):
+    """Make the loss of some steps NaN."""
+    break_steps(ERM, monkeypatch)
 
 
 def test_the_first_bad_step_is_remembered_with_its_images():
@@ -69,6 +75,28 @@ def test_bad_steps_are_skipped_and_counted_where_asked_for(
     assert records.read_record(folder / "record.json")["status"] == "done"
     header, *_, last = (folder / "metrics.csv").read_text().splitlines()
     assert last.split(",")[header.split(",").index("train/skipped_steps")] == "2.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "cbgan"])
+def test_every_method_names_its_bad_steps_or_skips_them(
+    method, of_method, ltbench, tmp_path, monkeypatch
+):
+    break_steps(getattr(ltbench_methods, METHODS[method][0]), monkeypatch)
+    words = ["fit", "--config", of_method(method, epochs=3), "--name"]
+    done = ltbench(*words, "stopped")
+    assert done.code == 2
+    assert "loss of epoch 1 is not finite (nan), first in step " in done.err
+    assert "training images " in done.err
+    (checkpoint,) = tmp_path.glob("runs/stopped-*/checkpoints/last.ckpt")
+    assert str(checkpoint.relative_to(tmp_path)) in done.err
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    done = ltbench(*words, "skipping", "--model.on_bad_loss", "skip")
+    assert done.code == 0, done.err
+    (checkpoint,) = tmp_path.glob("runs/skipping-*/checkpoints/last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["skipped_steps"] == len(BAD)
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
 # --- a GAN: the loss of one player or of the other ---
@@ -131,7 +159,6 @@ def trainer_of(epoch, **logged):
         max_epochs=4,
         callback_metrics={f"{k}": torch.tensor(v) for k, v in logged.items()},
         global_step=0,
-        log_every_n_steps=1,
         training=True,
     )
 

@@ -4,8 +4,11 @@ Most ranks here are forked from a process that has imported everything, with the
 ``torchrun`` sets; ``torchrun`` itself is the last test.
 """
 
+import json
 import multiprocessing
 import os
+import random
+import signal
 import subprocess
 import sys
 import uuid
@@ -18,7 +21,8 @@ import support
 import torch
 import torch.distributed as dist
 import yaml
-from every_method import config
+from compared import assert_same_run, only_run
+from every_method import DISTILBERT, STUDENT, config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -163,8 +167,37 @@ def test_a_checkpoint_is_measured_alike_on_one_to_four_devices(counts, tmp_path)
             assert {(other.code, other.out) for other in others} == {(0, "")}
 
 
+INEXACT = ("ece", "fid", "confidence")  # their last bit depends on what is computed together
+
+
+@pytest.mark.slow
+def test_every_method_is_measured_alike_on_one_to_four_devices(method, of_method, tmp_path):
+    """400 images, or 90 samples, in batches of 7."""
+    config = of_method(method, epochs=1, eval_batch_size=7)
+    done = processes.run(["fit", "--config", config], tmp_path)
+    assert done.code == 0, done.err
+    (last,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    words = ["test", "--config", config, "--ckpt_path", last]
+    words += ["--trainer.callbacks+=processes.Measure"]
+    found = []
+    for ranks in range(1, MOST + 1):
+        for rank, each in enumerate(processes.run_ranks(words, tmp_path, ranks)):
+            assert each.code == 0, each.err
+            found.append(json.loads((tmp_path / f"measured{rank}of{ranks}.json").read_text()))
+    alone, *others = found
+    for other in others:
+        assert other.keys() == alone.keys()
+        for name, value in alone.items():
+            if any(part in name for part in INEXACT):
+                both = (np.array(each[name], dtype=float) for each in (other, alone))
+                np.testing.assert_allclose(*both, rtol=1e-6)
+            else:
+                assert repr(other[name]) == repr(value), name
+
+
 # --- training ---
 
+KEEP = "--trainer.callbacks+=processes.Keep"
 OWN = ("running_mean", "running_var", "_u", "_v")  # of the images that a rank has seen itself
 
 
@@ -181,7 +214,7 @@ def shared(found):
 
 def train(words, home, ranks):
     """Train on so many ranks; return what each held at the end."""
-    done = processes.run_ranks([*words, "--trainer.callbacks+=processes.Keep"], home, ranks)
+    done = processes.run_ranks([*words, KEEP], home, ranks)
     for rank in done:
         assert rank.code == 0, rank.err
     assert "Record: " in done[0].out
@@ -191,25 +224,41 @@ def train(words, home, ranks):
 
 @pytest.mark.slow
 def test_every_method_holds_one_state_on_two_processes(method, of_method, tmp_path):
-    """29 and 28 images to validate on: one process has a batch more than the other."""
-    config = of_method(method, epochs=2, eval_batch_size=4)
-    first, second = train(["fit", "--config", config], tmp_path, 2)
+    """29 and 28 images to validate on: one process has a batch more than the other.
+
+    And a training that is killed goes on to the same end.
+    """
+    words = ["fit", "--config", of_method(method, epochs=3, eval_batch_size=4)]
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    calm.mkdir()
+    rough.mkdir()
+    first, second = train(words, calm, 2)
     support.assert_same(shared(first), shared(second))
-    (record,) = tmp_path.glob("runs/*/record.json")
-    found = read_record(record)
+    found = read_record(only_run(calm) / "record.json")
     assert (found["world_size"], found["status"]) == (2, "done")
+    moment = ("step", random.Random(method).randint(8, 15))
+    killed = processes.run_ranks([*words, KEEP], rough, 2, moment)
+    assert -signal.SIGKILL in {rank.code for rank in killed}
+    assert all(rank.code for rank in killed)
+    train(words, rough, 2)
+    assert_same_run(only_run(calm), only_run(rough))
 
 
 # Without batch norm, and where nothing is drawn by rank, a step of two processes is that of one.
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
+FLAT = {"backbone": "flat_net", "backbone_args": None, "ema_decay": None}
 DRAWN = {"reweighting": None, "mixup": 0.0, "cutmix": 0.0}
+DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0)
 EXACT = {
-    "erm": DRAWN | {"gradient_rule": None},
-    "erm, SAM": DRAWN | {"gradient_rule": "SAM"},
-    "paco": {"gradient_rule": None, "queue": 64},
-    "paco, SAM": {"gradient_rule": "SAM", "queue": 64},
-    "fixmatch": {"p_cutoff": 0.12},
-    "csst": {"kl_tau": 2.0},
+    "erm": FLAT | DRAWN | {"gradient_rule": None},
+    "erm, SAM": FLAT | DRAWN | {"gradient_rule": "SAM"},
+    "paco": FLAT | {"gradient_rule": None, "queue": 64},
+    "paco, SAM": FLAT | {"gradient_rule": "SAM", "queue": 64},
+    "deit_lt": DRAWN | {"backbone_args": STUDENT, "micro_batch": None, "ema_decay": None},
+    "fixmatch": FLAT | {"p_cutoff": 0.12},
+    "csst": FLAT | {"kl_tau": 2.0},
+    "csst_text": {"backbone_args": DISTILBERT | DROPOUT, "ema_decay": None},
+    "selmix": {"min_share": 1.0},
 }
 
 
@@ -231,7 +280,7 @@ def test_sam_may_ascend_along_the_gradient_of_each_rank(starts, tmp_path):
     }
     found = {}
     for name, rule in rules.items():
-        words = exact("erm", DRAWN | {"gradient_rule": rule}, starts, tmp_path)
+        words = exact("erm", FLAT | DRAWN | {"gradient_rule": rule}, starts, tmp_path)
         found[name] = train(words, tmp_path, 1 if name == "alone" else 2)
     (alone,), (first, second), (together, _) = found.values()
     support.assert_same(first["model"], second["model"])
@@ -243,9 +292,7 @@ def test_sam_may_ascend_along_the_gradient_of_each_rank(starts, tmp_path):
 def exact(method, settings, starts, folder):
     """Write the config of a run that is the same on any number of processes; return its words."""
     whole = yaml.safe_load(config(method, starts, epochs=2))
-    whole["model"]["init_args"] |= {"backbone": "flat_net", "optimizer": SGD, "ema_decay": None}
-    whole["model"]["init_args"] |= settings
-    whole["model"]["init_args"].pop("backbone_args", None)
+    whole["model"]["init_args"] |= {"optimizer": SGD, **settings}
     whole["trainer"]["limit_train_batches"] = 5
     data = whole["data"]["init_args"]
     data |= {name: [] for name in ("augment", "strong_augment") if name in data}
