@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ltbench import callbacks, records
 from ltbench.callbacks import Progress, RunRecord, device_name, peak_memory
+from ltbench.errors import UserError
 from ltbench.methods.erm import ERM
 from ltbench.result_table import FRACTIONS, percent, result_table
 
@@ -122,19 +123,24 @@ def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(RunRecord, "_write", lambda *args: None)
     trainer = SimpleNamespace(is_global_zero=False, world_size=2)
     batch = {"index": torch.zeros(8), "unlabelled": {"index": torch.zeros(3), "weak": None}}
-    first = RunRecord(tmp_path, {"config": {}}, None)
+    first = RunRecord(tmp_path, {"config": {}, "job_id": "1"}, None)
     first.on_train_start(trainer, None)
     first.on_train_batch_end(trainer, None, None, batch, 0)
     first.history.append({"epoch": 0})
     state = first.state_dict()
-    assert state == {"history": [{"epoch": 0}], "images_seen": 22, "seconds": 7.0, "traces": {}}
+    assert state == {
+        **{"history": [{"epoch": 0}], "images_seen": 22, "seconds": 7.0, "traces": {}},
+        "job_id": "1",
+    }
 
-    second = RunRecord(tmp_path, {"config": {}}, None)
+    second = RunRecord(tmp_path, {"config": {}, "job_id": "1"}, None)
     second.load_state_dict(state)
     second.on_train_start(trainer, None)
     second.on_train_batch_end(trainer, None, None, batch, 0)
     assert second.state_dict()["images_seen"] == 44
     assert second.history == [{"epoch": 0}]
+    with pytest.raises(UserError, match="belongs to run 1, and this config makes another one, 2"):
+        RunRecord(tmp_path, {"config": {}, "job_id": "2"}, None).load_state_dict(state)
 
 
 class Traced(ERM):

@@ -380,6 +380,7 @@ def quiet() -> None:
         "Total length of `list` across ranks is zero",  # training without a validation split
         "The number of training batches",  # fewer than log_every_n_steps
         ".*does not have many workers",  # images in memory need none
+        "It is recommended to use `self.log.* sync_dist=True",  # metrics come from summed counts
         ".* exists and is not empty",  # a run that goes on
     ):
         warnings.filterwarnings("ignore", notice, UserWarning)

@@ -236,6 +236,9 @@ def test_every_method_holds_one_state_on_two_processes(method, of_method, tmp_pa
     support.assert_same(shared(first), shared(second))
     found = read_record(only_run(calm) / "record.json")
     assert (found["world_size"], found["status"]) == (2, "done")
+    # What is validated during the training is what the checkpoint of that epoch holds.
+    for name, value in found["metrics"]["last"].get("val", {}).items():
+        assert repr(first["history"][-1][f"val/{name}"]) == repr(value).replace("None", "nan")
     moment = ("step", random.Random(method).randint(8, 15))
     killed = processes.run_ranks([*words, KEEP], rough, 2, moment)
     assert -signal.SIGKILL in {rank.code for rank in killed}

@@ -64,6 +64,17 @@ class ClassificationModule(Method):
         """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return {self.heads[0]: self(images)}
 
+    def on_validation_epoch_start(self) -> None:
+        """Let all ranks evaluate one network; its average, where there is one, is in place now.
+
+        DDP itself sends no buffers around where optimization is manual.
+        """
+        self.agree_on(self)
+
+    def on_test_epoch_start(self) -> None:
+        """Let all ranks evaluate one network."""
+        self.agree_on(self)
+
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
