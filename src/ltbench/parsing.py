@@ -226,10 +226,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "limit_val_batches and limit_test_batches take a whole number of batches",
         ),
         (
-            settings["precision"] not in _PRECISIONS,
-            f"precision {settings['precision']}: methods train at 32-true, bf16-mixed or 16-mixed",
-        ),
-        (
             "://" in str(settings["default_root_dir"]) or not settings["default_root_dir"],
             "default_root_dir must be a folder of this machine, such as runs",
         ),
@@ -242,14 +238,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{told}.")
     if any(isinstance(part, int) for part in parts):
         _log.warning("warning: trainer.limit_..._batches is set: not all images are evaluated.")
-
-
-_PRECISIONS = (
-    None,
-    *(32, "32", "32-true"),
-    *("bf16", "bf16-mixed"),
-    *(16, "16", "16-mixed"),
-)
 
 
 def null_of(class_: type, arguments: Mapping[str, object]) -> str | None:

@@ -63,7 +63,7 @@ FILES = {
     ),
     "brackets without an end": config("trainer: " + "[" * 3000, "bad.yaml", "nested too deeply"),
     "a key twice": config(
-        "trainer: {max_epochs: 1, max_epochs: 7}\n", "bad.yaml", "found the key 'max_epochs' twice"
+        "trainer: {max_epochs: 1, max_epochs: 7}\n", "bad.yaml", "'max_epochs' is there twice"
     ),
     "two documents": config(
         "trainer: {}\n---\nmodel: 3\n", "bad.yaml", "expected a single document"
@@ -335,9 +335,11 @@ PLACES = {
         "--model os.system", "importing package 'os'", environment={"LTBENCH_TRUST": "*"}
     ),
     "a trusted package without such a class": fit(
-        "--model os.system", "os.system", "subclass of Method", environment={"LTBENCH_TRUST": "os"}
+        "--model json.JSONDecoder",
+        "JSONDecoder",
+        "subclass of Method",
+        environment={"LTBENCH_TRUST": "json"},
     ),
-    "checkpoint missing": fit("--ckpt_path nowhere.ckpt", "nowhere.ckpt", "there is no checkpoint"),
 }
 CASES = {
     **{f"config file: {k}": v for k, v in FILES.items()},

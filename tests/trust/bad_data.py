@@ -301,7 +301,7 @@ TEXTS = {
     ),
     "jsonl without a label": Case(
         "{text}",
-        ("text/train.jsonl, row 1", "the label is"),
+        ("text/train.jsonl, row 1", "there is no label"),
         {
             TABLE: None,
             "text/train.jsonl": '{"text": "x", "label": null}\n{"text": "y", "label": "b"}\n',

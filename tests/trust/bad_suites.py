@@ -7,6 +7,7 @@ import numpy as np
 from bad_case import Case, changed, cut, folder
 
 RECORD, STORED = "run/record.json", "run/predictions_last.npz"
+RECALLS = "metrics__last__test__per_class_recall"
 
 
 def vast(path):
@@ -107,16 +108,16 @@ BOARDS = {
     **{
         f"a record: {name}": Case("leaderboard run", ("run/record.json", says), {RECORD: damage})
         for name, says, damage in (
-            ("metrics in words", "its metrics are not", changed(metrics__last__test__accuracy="a")),
-            ("recalls in words", "its metrics are not", changed(metrics__last__test__x=[1, "a"])),
-            ("metrics of a number", "no metrics of the last weights", changed(metrics__last=3)),
-            ("counts in words", "class counts are not", changed(data__class_counts="many")),
-            ("counts below 0", "class counts are not", changed(data__class_counts=[-1] * 10)),
-            ("counts of other classes", "class counts are not", changed(data__class_counts=[1, 2])),
-            ("classes of a number", "has no len", changed(data__class_names=3)),
-            ("a name that a terminal obeys", "its names are not", changed(name="\x1b[2J")),
-            ("stages of a number", "is not iterable", changed(lineage=3)),
-            ("stages of numbers", "its stages are not", changed(lineage=[3])),
+            ("metrics in words", "metrics.last.test", changed(metrics__last__test__accuracy="a")),
+            ("recalls in words", "per_class_recall", changed(**{RECALLS: [1, "a"]})),
+            ("metrics of a number", "metrics.last", changed(metrics__last=3)),
+            ("counts in words", "data.class_counts", changed(data__class_counts="many")),
+            ("counts below 0", "data.class_counts[0]", changed(data__class_counts=[-1] * 10)),
+            ("counts of other classes", "contradicts itself", changed(data__class_counts=[1, 2])),
+            ("classes of a number", "data.class_names", changed(data__class_names=3)),
+            ("a name that a terminal obeys", "no usable 'name'", changed(name="\x1b[2J")),
+            ("stages of a number", "lineage", changed(lineage=3)),
+            ("stages of numbers", "lineage[0]", changed(lineage=[3])),
             ("nested without an end", "maximum recursion depth", "[" * 100_000),
             ("a folder", "Is a directory", folder),
         )
@@ -191,7 +192,7 @@ SUITES = {
     ),
     "an unknown row": suite(f"{ROW}\n", "ce", "suite suite", words="--rows vs"),
     "seeds on the command line": suite(
-        f"{ROW}\n", "--seeds", "is no list of seeds such", words="--seeds a,b"
+        f"{ROW}\n", "--seeds", "is no list of seeds", words="--seeds a,b"
     ),
     "no job at a time": suite(f"{ROW}\n", "--jobs", "is no whole number from", words="--jobs 0"),
     "an override without a value": suite(
@@ -208,7 +209,9 @@ SUITES = {
         "rows: {'': {config: tiny.yaml}}\n", "suite.yaml", "its name is that of a"
     ),
     "a row twice": suite(
-        "rows: {a: {config: tiny.yaml}, a: {config: tiny.yaml}}\n", "suite.yaml", "'a' twice"
+        "rows: {a: {config: tiny.yaml}, a: {config: tiny.yaml}}\n",
+        "suite.yaml",
+        "'a' is there twice",
     ),
     "brackets without an end": suite("rows: " + "[" * 3000, "suite.yaml", "nested too deeply"),
     "a folder that is a file": suite(
