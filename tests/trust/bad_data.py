@@ -66,11 +66,11 @@ FOLDERS = {
         {"images/unlabelled": lambda p: p.mkdir()},
     ),
     "an empty validation set": Case(
-        "{folder}", ("images/val", "add some below"), {"images/val": lambda p: p.mkdir()}
+        "{folder}", ("the val images of", "are none"), {"images/val": lambda p: p.mkdir()}
     ),
     "a test set without classes": Case(
         "{folder}",
-        ("images/test", "has no image that can be used"),
+        ("the test images of", "are none"),
         {"images/test": None, "images/test/notes.txt": "none"},
     ),
     "a class name that a terminal obeys": Case(

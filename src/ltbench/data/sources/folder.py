@@ -71,12 +71,6 @@ class Folder(FileSource):
                 f"class folder {train / self._class_names[c]} has no image that can be used. "
                 f"Add images ({', '.join(IMG_EXTENSIONS)}) or remove the folder."
             )
-        for split, found in files.items():
-            if not len(found.labels):
-                raise UserError(
-                    f"{root / split} has no image that can be used: add some below a folder a "
-                    "class, or remove it."
-                )
         size = image_size or self._own_size(self._path(files["train"].names[0]))
         self.mean, self.std = (
             (CIFAR_MEAN, CIFAR_STD) if size <= 32 else (IMAGENET_MEAN, IMAGENET_STD)
