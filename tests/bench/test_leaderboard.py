@@ -172,6 +172,13 @@ def test_small_test_classes_are_warned_of(make_run, tmp_path):
     assert "1 of 3 classes have fewer than 30 test images, the smallest 3" in table.notes[0]
 
 
+def test_an_interval_without_width_is_explained(make_run, tmp_path):
+    make_run("ce", 0, (0.9, 0.5, 0.0))
+    (table,) = board_of(tmp_path).tables
+    assert table.lines[0].estimates["min_recall"].images == (0, 0)
+    assert "±0.0 over test images is too narrow" in table.notes[0]
+
+
 def test_one_seed_and_missing_predictions_are_said(make_run, tmp_path):
     make_run("whole", 0)
     (make_run("bare", 0) / "predictions_last.npz").unlink()

@@ -124,7 +124,7 @@ def _claims(entry: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def judge(claims: Sequence[Claim], board: Leaderboard) -> list[Judged]:
-    """Set every claim about the data sets of a leaderboard beside its rows.
+    """Set every claim about the data sets of a leaderboard beside its rows; those not run are last.
 
     Args:
         claims: The published numbers.
@@ -139,7 +139,7 @@ def judge(claims: Sequence[Claim], board: Leaderboard) -> list[Judged]:
         names = {claim.row, f"{claim.row}_{DATASETS.get(claim.dataset, (0, claim.dataset))[1]}"}
         mine = [line for line in about if line.name in names]
         found += [_judged(claim, line) for line in mine] or [Judged(claim, None, None, "not run")]
-    return found
+    return sorted(found, key=lambda each: each.line is None)
 
 
 def _same_data(claim: Claim, record: Record) -> bool:

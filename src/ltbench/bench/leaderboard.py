@@ -258,6 +258,11 @@ def _cost(row: Row) -> dict[str, Any]:
     }
 
 
+def _is_flat(estimate: Estimate) -> bool:
+    images = estimate.images
+    return estimate.seeds is None and images is not None and images[0] == images[1]
+
+
 def _notes(
     lines: Sequence[Line],
     resampler: Resampler | None,
@@ -279,6 +284,11 @@ def _notes(
                 f"the smallest {seen.min()}: one image moves its recall by {100 / seen.min():.0f} "
                 "points, so min recall and H-mean say little."
             )
+    if any(_is_flat(estimate) for line in lines for estimate in line.estimates.values()):
+        notes.append(
+            "An interval of ±0.0 over test images is too narrow: of each class that counts there "
+            "all images are right or none, so draws of them do not vary."
+        )
     if any(line.differs for line in lines):
         notes.append("Rows that differ in more than the method say so; compare them with care.")
     return notes

@@ -336,7 +336,8 @@ def _details(line: Line) -> list[dict[str, Any]]:
                 f"{start.get('role')}: {start.get('job_id') or start.get('path')}"
                 for start in record.get("lineage") or ()
             ),
-            "differs from the paper": "; ".join(record.get("deviations") or []),
+            "differs from the paper": " ".join(record.get("deviations") or []),
+            "run it again": f"ltbench bench reproduce {record.get('job_id')}",
         }
         found.append(
             {
