@@ -130,7 +130,8 @@ def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str | Non
             record = records.read_record(path)
             found.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
         except UserError as error:
-            damage = f"{error} Until that file is mended or removed, the job cannot go on."
+            told = str(error).removesuffix(".")
+            damage = f"{told}. Until that file is mended or removed, the job cannot go on."
         except OSError:  # it was taken away meanwhile
             continue
     if not found:
@@ -271,8 +272,8 @@ def _end_with_parent() -> None:
 _LIBC = ctypes.CDLL(None)  # opened before the fork: nothing may wait for a lock after it
 
 
-def ended(folder: Path, returncode: int) -> None:
-    """Note how a job's process ended, and what it took."""
+def ended(folder: Path, returncode: int | None) -> None:
+    """Note how a job's process ended (None: it was asked to), and what it took."""
     notes = read_json(folder / "job.json")
     seconds = float(notes.get("seconds") or 0) + time.time() - float(notes.get("began") or 0)
     note(folder, returncode=returncode, seconds=round(seconds, 2))

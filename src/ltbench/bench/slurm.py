@@ -1,7 +1,9 @@
 """Jobs on Slurm, through submitit: each is one Slurm job, queued again when it is pre-empted."""
 
 import importlib
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from ltbench.bench import jobs
 from ltbench.errors import UserError
 
+GRACE = 60.0  # seconds that a process has to end; Slurm gives 90 before it takes the node
 TIMEOUTS = 1000  # a job may run into its time limit this often; each time it goes on
 
 
@@ -30,14 +33,23 @@ class Work:
         if self.process is None:  # another one runs it, or has run it
             return 0
         code = self.process.wait()
+        if code == 128 + signal.SIGTERM:  # Slurm has told all processes that it takes the node:
+            time.sleep(GRACE)  # it will end this one, or tell it to hand the work back
         jobs.ended(self.folder, code)
         return code
 
     def checkpoint(self) -> Any:  # noqa: ANN401 - submitit has no types
-        """End the process and hand the same work to submitit: it goes on from its checkpoint."""
+        """End the process and hand the same work to submitit: it goes on from its checkpoint.
+
+        This is a signal's handler, and interrupts the waiting in :meth:`__call__`, which holds a
+        lock of ``subprocess``: to wait here in the same way would be to wait for ever.
+        """
         if self.process is not None:
             self.process.terminate()
-            self.process.wait()
+            end = time.monotonic() + GRACE
+            while jobs.is_locked(self.folder) and time.monotonic() < end:
+                time.sleep(0.1)
+            jobs.ended(self.folder, None)
         return _submitit().helpers.DelayedSubmission(Work(self.folder, self.words))
 
 
