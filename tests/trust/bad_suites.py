@@ -202,6 +202,15 @@ SUITES = {
         f"{ROW}\n", "cannot read the value", words="--trainer.max_epochs=["
     ),
     "a word": suite(f"{ROW}\n", "max_epochs", "as to ltbench fit", words="max_epochs 3"),
+    "a seed that is too large": suite(
+        f"{ROW}\n", "99999999999", "is no list of seeds", words="--seeds 99999999999"
+    ),
+    "threads in words": Case(
+        BENCH,
+        ("OMP_NUM_THREADS", "must be a number from 1 on"),
+        {"suite.yaml": f"{ROW}\n"},
+        {"OMP_NUM_THREADS": "many"},
+    ),
     "a row with a slash": suite(
         "rows: {a/b: {config: tiny.yaml}}\n", "suite.yaml", "its name is that of a"
     ),

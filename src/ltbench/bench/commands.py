@@ -161,7 +161,8 @@ def _parser(action: str, description: str) -> argparse.ArgumentParser:
 def _seeds(text: str) -> list[int]:
     seeds = [int(seed) if seed.isdecimal() else None for seed in text.split(",")]
     if not all(map(suites.is_seed, seeds)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of seeds (0 to 2^32 - 1): 0,1,2")
+        told = f"'{text}' is no list of seeds such as 0,1,2, up to 2^32 - 1"
+        raise argparse.ArgumentTypeError(told)
     return [seed for seed in seeds if seed is not None]
 
 

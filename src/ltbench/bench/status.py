@@ -92,8 +92,9 @@ class Board:
         count = Counter(state.status for state in states.values())
         totals = ", ".join(f"{count[status]} {status}" for status in jobs.STATES if count[status])
         totals = f"suite {self.plan.suite}: {totals}"
-        if self.slots and (whole := estimate.totals(self.plan, states)):
-            remaining = estimate.left(self.plan, states, whole)
+        whole = estimate.totals(self.plan, states)
+        remaining = estimate.left(self.plan, states, whole)
+        if self.slots and whole and remaining:
             totals += f"; ends in {duration(estimate.makespan(self.plan, remaining, self.slots))}"
         return Group(Text(totals, style="bold"), *self._details(states), table)
 
