@@ -163,6 +163,12 @@ def test_a_checkpoint_callback_of_the_user_stays_in_the_run_folder(ltbench, tiny
     assert {path.stem for path in (folder / "checkpoints").iterdir()} == {"best", "last"}
 
 
+def test_one_batch_is_not_all_batches(ltbench, tiny):
+    words = ["fit", "--config", tiny, "--print_config", "--trainer.limit_train_batches"]
+    read = [yaml.safe_load(ltbench(*words, n).out)["trainer"] for n in ("1", "1.0", "0.5")]
+    assert [repr(found["limit_train_batches"]) for found in read] == ["1", "1.0", "0.5"]
+
+
 # --- what a parser refuses ---
 
 ERM_ARGS = "--model.init_args"
