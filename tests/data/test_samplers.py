@@ -124,7 +124,8 @@ def test_repeated_augmentation_visits_what_deit_lt_visits(size, samples):
 @pytest.mark.parametrize("size", [100, 256, 1000])
 def test_repeated_augmentation_is_that_of_timm(size, world):
     for rank, shard in enumerate(sharded(RepeatedSampler, size, world, epoch=2, seed=5)):
-        theirs = RepeatAugSampler(range(size), world, rank)
+        # An old timm rounds fewer than 256 images down to none.
+        theirs = RepeatAugSampler(range(size), world, rank, selected_round=256 * (size >= 256))
         theirs.set_epoch(seeding.derive(5, "shuffle", 2))
         assert list(theirs) == shard
 
