@@ -94,7 +94,7 @@ def test_write_whole_makes_the_folder_and_leaves_no_part(tmp_path):
 @pytest.mark.parametrize("where", ["write", "fsync", "rename"])
 def test_a_failed_write_leaves_the_old_file(where, tmp_path, monkeypatch):
     path = tmp_path / "record.json"
-    write_record(path, {"schema": 1, "old": True})
+    write_record(path, {"schema": 1, "status": "done", "old": True})
 
     def fail(*args):
         raise OSError(errno.ENOSPC, "no space")
@@ -110,7 +110,7 @@ def test_a_failed_write_leaves_the_old_file(where, tmp_path, monkeypatch):
         monkeypatch.setattr(records.Path, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         write_whole(path, half)
-    assert read_record(path) == {"schema": 1, "old": True}
+    assert read_record(path) == {"schema": 1, "status": "done", "old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
@@ -129,8 +129,8 @@ VALUES = st.recursive(
 @given(content=VALUES)
 def test_a_record_is_read_back_as_it_was_written(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "round_trip.json"
-    write_record(path, {"schema": 1, "content": content})
-    assert read_record(path) == {"schema": 1, "content": content}
+    write_record(path, {"schema": 1, "status": "done", "content": content})
+    assert read_record(path) == {"schema": 1, "status": "done", "content": content}
 
 
 def test_what_json_lacks_becomes_null_or_text(tmp_path):

@@ -44,7 +44,7 @@ def test_a_job_that_is_pre_empted_ends_and_hands_its_work_back(tmp_path, preempt
     assert not jobs.is_locked(tmp_path)
     state = jobs.read_state(tmp_path)
     assert state.status == "stopped"
-    assert state.notes["seconds"] >= 0.4
+    assert state.notes["seconds"] > 0
 
 
 def test_a_training_that_slurm_ended_first_waits_to_be_handed_back(tmp_path, preempted):
