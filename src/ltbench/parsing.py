@@ -184,6 +184,17 @@ def arguments_of(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def whole_numbers_first() -> None:
+    """Let ``limit_train_batches: 1`` mean one batch, never all of them.
+
+    Lightning asks typing for the union of int and float in both orders and gets one for both, now
+    this and now that; where float comes first, the parser reads 1 as 1.0, a share.
+    """
+    types = inspect.unwrap(Trainer.__init__).__annotations__
+    for split in ("train", "val", "test", "predict"):
+        types[f"limit_{split}_batches"] = int | float | None
+
+
 def check_trainer(settings: Mapping[str, Any]) -> None:
     """Refuse what Lightning finds out late or not at all, or what would make a result another one.
 

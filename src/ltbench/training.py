@@ -1,6 +1,5 @@
 """The heavy half of the command line: fit, validate, test and predict through LightningCLI."""
 
-import inspect
 import logging
 import pkgutil
 import shutil
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -44,13 +42,14 @@ from ltbench.parsing import (
     check_trainer,
     explain,
     null_of,
+    whole_numbers_first,
 )
 from ltbench.predictions import KeepPredictions
 from ltbench.result_table import result_table
 
-# What the model takes from the data: an attribute of the data module -> an argument of the model.
 MOST_LETTERS = 200  # of a name: a file system takes 255
 
+# What the model takes from the data: an attribute of the data module -> an argument of the model.
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
 
 
@@ -369,17 +368,6 @@ def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
         named = pkgutil.resolve_name(found["class_path"])
         found["class_path"] = f"{named.__module__}.{named.__qualname__}"
     return found
-
-
-def whole_numbers_first() -> None:
-    """Let ``limit_train_batches: 1`` mean one batch, never all of them.
-
-    Lightning asks typing for the union of int and float in both orders and gets one for both, now
-    this and now that; where float comes first, the parser reads 1 as 1.0, a share.
-    """
-    types = inspect.unwrap(Trainer.__init__).__annotations__
-    for split in ("train", "val", "test", "predict"):
-        types[f"limit_{split}_batches"] = int | float | None
 
 
 def quiet() -> None:
