@@ -66,6 +66,28 @@ def test_an_exported_suite_has_the_same_leaderboard_and_names_no_place_of_this_m
     assert '"data.root": "My images"' in Path("published/mine.json").read_text()
 
 
+def test_an_export_of_other_rows_and_seeds_adds_to_the_earlier_one(workshop, ltbench):
+    """As sittings do that run a suite part by part."""
+    rows = {"one": {"config": 2}, "other": {"config": 3}, "start": {"config": 4}}
+    path = workshop(rows)
+    for row, seed in (("one", 0), ("other", 0), ("one", 1)):
+        ltbench("bench", "run", path, "--rows", row, "--seeds", seed)
+        ltbench("bench", "export", "mine", "--to", "published")
+    found = json.loads(Path("published/mine.json").read_text())
+    assert {name: list(seeds) for name, seeds in found["rows"].items()} == {
+        "one": ["0", "1"],
+        "other": ["0"],
+    }
+    assert len(found["jobs"]) == 3
+    workshop({**rows, "one": {"config": 5}})
+    ltbench("bench", "run", path, "--rows", "one", "--seeds", 0)
+    ltbench("bench", "export", "mine", "--to", "published")
+    again = json.loads(Path("published/mine.json").read_text())
+    assert len(again["jobs"]) == 3
+    assert again["rows"]["one"]["0"] != found["rows"]["one"]["0"]
+    assert again["rows"]["one"]["1"] == found["rows"]["one"]["1"]
+
+
 def test_arguments_that_are_not_the_runners_go_to_every_stage(workshop, ltbench):
     path = workshop({"a": {"config": 2}, "b": {"config": {"epochs": 3, "term": 2}}})
     done = ltbench("bench", "run", path, "--trainer.max_epochs", "1", "--seeds", "4,5")

@@ -28,10 +28,13 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
     Args:
         plan: The suite's jobs.
         store: Where they were run.
-        folder: Where to; files of earlier exports are written over.
+        folder: Where to. What was exported there before stays, but for rows and seeds of this plan.
 
     Returns:
         Jobs that were copied.
+
+    Raises:
+        UserError: The plan of an earlier export is damaged.
     """
     states, copies, private = store.states(plan), Store(folder), _private(plan, store)
     done = {key: state for key, state in states.items() if state.status == "done" and state.run}
@@ -41,6 +44,8 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
         for path in (run / "record.json", *(p for kept in KEPT for p in sorted(run.glob(kept)))):
             _copy(path, target / path.relative_to(run), private)
         _write(target.parent / "job.json", {"seconds": (state.notes or {}).get("seconds")}, ())
+    if (folder / f"{plan.suite}.json").is_file():
+        plan = plan.after(copies.load(plan.suite))
     _write(folder / f"{plan.suite}.json", asdict(plan), private)
     return len(done)
 

@@ -115,6 +115,19 @@ class Plan:
     rows: Mapping[str, Mapping[int, Sequence[str]]]
     families: Mapping[str, str] = field(default_factory=dict)
 
+    def after(self, earlier: "Plan") -> "Plan":
+        """Return an earlier plan with these rows and seeds beside its own, or in their place."""
+        rows = {
+            name: {**earlier.rows.get(name, {}), **self.rows.get(name, {})}
+            for name in {**earlier.rows, **self.rows}
+        }
+        jobs = {**earlier.jobs, **self.jobs}
+        used = {key for seeds in rows.values() for stages in seeds.values() for key in stages}
+        for key in reversed(jobs):  # which stand after those they need
+            used.update(jobs[key].needs if key in used else ())
+        kept = {key: job for key, job in jobs.items() if key in used}
+        return Plan(self.suite, kept, rows, {**earlier.families, **self.families})
+
 
 def find(name: str) -> Path:
     """Return the file of a suite, by its name or path.
