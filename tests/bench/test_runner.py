@@ -20,6 +20,7 @@ from ltbench.bench.jobs import Store
 from ltbench.bench.launchers import Local, visible_gpus
 from ltbench.bench.results import of_plan
 from ltbench.bench.runner import Runner
+from ltbench.errors import UserError
 
 STAGED = {
     "teacher": {"config": 3},
@@ -210,6 +211,39 @@ def test_gpus_are_packed_one_job_each(monkeypatch, tmp_path):
     while handles[1].poll() is None:
         time.sleep(0.01)
     assert "gpu 3" in (tmp_path / "2/log.txt").read_text()
+
+
+def test_jobs_share_each_gpu_where_that_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    launcher = Local(pack=2)
+    code = "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])"
+    handles = []
+    while launcher.has_room():
+        folder = tmp_path / str(len(handles))
+        handles.append(launcher.start(folder, [sys.executable, "-c", code]))
+    while any(handle.poll() is None for handle in handles):
+        time.sleep(0.01)
+    told = [(tmp_path / str(n) / "log.txt").read_text().split()[-1] for n in range(len(handles))]
+    assert sorted(told) == ["3", "3", "7", "7"]
+
+
+def test_without_a_gpu_none_can_be_shared(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="use --jobs"):
+        Local(pack=2)
+
+
+@pytest.mark.parametrize("given", [None, "glibc.malloc.check=1"])
+def test_jobs_on_cpus_ask_for_large_pages(monkeypatch, tmp_path, given):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    code = "import os; print(os.environ['GLIBC_TUNABLES'])"
+    handle = Local(1).start(tmp_path, [sys.executable, "-c", code])
+    while handle.poll() is None:
+        time.sleep(0.01)
+    assert (tmp_path / "log.txt").read_text().endswith(f"{given or 'glibc.malloc.hugetlb=1'}\n")
 
 
 @pytest.mark.parametrize(

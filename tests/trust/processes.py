@@ -62,9 +62,9 @@ def end(process, cwd, rank="", timeout=300):
     return SimpleNamespace(code=code, out=out, err=err)
 
 
-def run(words, cwd, moment=None, **environment):
+def run(words, cwd, moment=None, timeout=300, **environment):
     """Run a command to its end; see :func:`start_command`."""
-    return end(start_command(words, cwd, moment, **environment), cwd)
+    return end(start_command(words, cwd, moment, **environment), cwd, timeout=timeout)
 
 
 def run_ranks(words, cwd, ranks, moment=None):

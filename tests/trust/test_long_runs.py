@@ -22,7 +22,7 @@ GROWTH = 16  # megabytes: what allocators keep, 10 kB a step
 def watched(words, home):
     """Train, and return what the process held at the ends of epochs, after the warm-up."""
     words = [*words, "--trainer.callbacks+=processes.Watch"]
-    done = processes.run(words, home, LTBENCH_TRUST="processes")
+    done = processes.run(words, home, timeout=1800, LTBENCH_TRUST="processes")
     assert done.code == 0, done.err
     seen = json.loads((home / "watched.json").read_text())
     assert seen[-1]["step"] >= STEPS

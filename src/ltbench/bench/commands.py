@@ -41,9 +41,11 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=_seeds, help="for example 0,1,2; default: the suite's")
     parser.add_argument("--rows", type=_names, help="for example ce,vs; default: all")
     parser.add_argument("--only-failed", action="store_true", help="run again what failed, alone")
-    parser.add_argument(
+    together = parser.add_mutually_exclusive_group()
+    together.add_argument(
         "--jobs", type=whole_number, help="at a time; default: one a GPU, else one a core"
     )
+    together.add_argument("--pack", type=whole_number, help="at a time on each GPU")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     given, rest = parser.parse_known_args(args)
@@ -65,7 +67,9 @@ def run(args: Sequence[str]) -> None:
 
 def _launcher(given: argparse.Namespace, cluster: Mapping[str, Any]) -> Launcher:
     if given.launcher == "local":
-        return Local(given.jobs)
+        return Local(given.jobs, given.pack)
+    if given.pack:
+        raise UserError("--pack is for the GPUs of this machine; a job of Slurm has its own.")
     from ltbench.bench.slurm import Slurm
 
     parameters = {name.removeprefix("slurm."): value for name, value in cluster.items()}

@@ -33,19 +33,27 @@ class Launcher(Protocol):
         """Say whether one more job can start now."""
 
 
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Makes glibc ask for large memory pages: training on CPUs is some percent faster with them."""
+
+
 class Local:
     """This machine: a job a GPU; without GPUs, a job a core.
 
     Args:
-        jobs: Jobs at a time; default: as many as there are GPUs, else cores.
+        jobs: Jobs at a time; default: ``pack`` a GPU, else one a core.
+        pack: Jobs that share a GPU. Each is a process of its own and computes what it would alone.
 
     Raises:
-        UserError: ``OMP_NUM_THREADS``, which bounds the threads of a job, is no number.
+        UserError: There is no GPU to share; ``OMP_NUM_THREADS``, which bounds the threads of a
+            job, is no number.
     """
 
-    def __init__(self, jobs: int | None = None) -> None:
+    def __init__(self, jobs: int | None = None, pack: int | None = None) -> None:
         gpus, cores = visible_gpus(), len(os.sched_getaffinity(0))
-        self.slots = jobs or len(gpus) or cores
+        if pack and not gpus:
+            raise UserError("--pack is for jobs that share a GPU, and there is none: use --jobs.")
+        self.slots = jobs or len(gpus) * (pack or 1) or cores
         self.threads = max(1, cores // self.slots)
         if given := os.environ.get("OMP_NUM_THREADS", ""):
             if not given.isdecimal() or not int(given):
@@ -63,6 +71,8 @@ class Local:
         environment = {"OMP_NUM_THREADS": str(self.threads)}
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
+        elif "GLIBC_TUNABLES" not in os.environ:
+            environment |= LARGE_PAGES
         process = jobs.start(folder, words, environment)
         return LocalHandle(folder, process, self._free, self._free.pop(0)) if process else None
 
