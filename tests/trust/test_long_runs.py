@@ -33,7 +33,8 @@ def assert_nothing_grows(seen):
     first, last = seen[0], seen[-1]
     print({name: (first[name], last[name]) for name in first})
     assert last["files"] == first["files"]
-    assert last["tensors"] == first["tensors"]
+    # Some are held from one logging to the next, or from a first warning on; none by every epoch.
+    assert last["tensors"] - first["tensors"] < len(seen) / 4
     assert last["megabytes"] - first["megabytes"] < GROWTH
 
 
