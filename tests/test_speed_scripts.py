@@ -38,6 +38,7 @@ SLOW = {
     "cbgan": ("--batch-size 2", ["with the regulariser / without it", "bare step"]),
     "loaders": (f"{FILES} --batch-size 3 --workers 0 1", ["0 workers", "1 workers"]),
     "startup": ("", ["ltbench --help", "of import torch", "first step"]),
+    "switches": ("--steps 1 --batch-size 2", ["bf16, channels-last, compiled"]),
     "jobs": ("--steps 1 --batch-size 2", ["a job a core / one job", "large pages"]),
     "bench": ("--rows 2 --seeds 2 --images 100 --jobs 1", ["a job by the runner", "status"]),
     "deit_lt": ("--config small.yaml --steps 1 --batch-size 4", ["student step and teacher"]),

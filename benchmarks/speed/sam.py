@@ -14,11 +14,20 @@ from ltbench.models import build_backbone
 from ltbench.sam import SAM, GradientRule, Plain
 
 
-def step_of(rule: GradientRule, batch: int, device: torch.device, autocast: bool) -> Candidate:
+def step_of(
+    rule: GradientRule,
+    batch: int,
+    device: torch.device,
+    autocast: bool,
+    layout: torch.memory_format = torch.channels_last,
+    compiled: bool = False,
+) -> Candidate:
     """Return a step that follows the gradient of a rule."""
-    net = build_backbone("resnet32_cifar", 10).to(device, memory_format=torch.channels_last)
+    net = build_backbone("resnet32_cifar", 10).to(device, memory_format=layout)
+    if compiled:
+        net.compile()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
-    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=layout)
     labels = torch.randint(10, (batch,), device=device)
     noise = torch.Generator(device)
 

@@ -118,6 +118,33 @@ def test_every_combination_trains(options):
     assert weights(model).isfinite().all()
 
 
+class Contiguous(Callback):
+    """Undo the memory layout of images and weights that is the default."""
+
+    def on_fit_start(self, trainer, pl_module):
+        pl_module.net.to(memory_format=torch.contiguous_format)
+
+
+@pytest.mark.parametrize(
+    ("switch", "rounding"),
+    [
+        ({"callbacks": [Contiguous()]}, 1e-4),
+        ({"trainer": {"precision": "bf16-mixed"}}, 2e-2),
+        pytest.param({"compile": True}, 1e-4, marks=pytest.mark.slow),  # a minute of compiling
+    ],
+    ids=["channels-last", "bf16", "compile"],
+)
+def test_what_is_faster_trains_the_same_within_rounding(switch, rounding):
+    curves = []
+    for options in ({}, switch):
+        losses = Watch(lambda trainer, model: trainer.callback_metrics["train/loss"].item())
+        callbacks = [losses, *options.get("callbacks", [])]
+        train(**{**options, "callbacks": callbacks, "optimizer": sgd(lr=0.01)})
+        curves.append(losses.seen)
+    np.testing.assert_allclose(*curves, rtol=rounding)
+    assert "callbacks" in switch or curves[0] != curves[1]  # layouts may even round alike
+
+
 def test_the_seed_is_all_that_matters():
     options = {
         "mixup": 1.0,

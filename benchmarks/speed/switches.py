@@ -1,0 +1,55 @@
+"""What do channels-last, bf16 and compiling gain, one after the other?
+
+The network and batch of `sam.py`, a plain step. Channels-last changes no number and is always on;
+`--trainer.precision bf16-mixed` and `--model.compile true` round otherwise and are switches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from sam import step_of
+from timing import Parser, Rounds, report, take_turns
+
+from ltbench.sam import Plain
+
+PLAIN, LAST = "fp32, contiguous", "fp32, channels-last"
+SWITCHES = {  # bf16, layout, compiled
+    PLAIN: (False, torch.contiguous_format, False),
+    LAST: (False, torch.channels_last, False),
+    "fp32, channels-last, compiled": (False, torch.channels_last, True),
+    "bf16, channels-last": (True, torch.channels_last, False),
+    "bf16, channels-last, compiled": (True, torch.channels_last, True),
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure."""
+    parser = Parser(__file__, __doc__, repeats=7)
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn")
+    parser.add_argument("--batch-size", type=int, default=128)
+    args = parser.parse_args(words)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    candidates = {
+        name: step_of(Plain(), args.batch_size, device, *switches)
+        for name, switches in SWITCHES.items()
+    }
+    rounds = take_turns(
+        candidates, args.repeats, args.steps, args.batch_size, Rounds(device=device)
+    )
+    answer = [rounds.row(f"images/s, {LAST} / {PLAIN}", lambda s: s[PLAIN] / s[LAST])]
+    answer += [
+        rounds.row(f"images/s, {name} / {LAST}", lambda s, name=name: s[LAST] / s[name])
+        for name in list(SWITCHES)[2:]
+    ]
+    report(
+        args,
+        answer,
+        rounds,
+        unit="images/s",
+        network="resnet32_cifar",
+        batch_size=args.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    main()
