@@ -46,7 +46,7 @@ SLOW = {
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:the classifier in the loop has"),
+    pytest.mark.filterwarnings("ignore:the (classifier|annotator) has"),
 ]
 
 

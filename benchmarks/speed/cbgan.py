@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     pauses = Alternating(Rounds(), parts, 8, args.repeats)
     pauses.length *= PLAYERS
-    warnings.filterwarnings("ignore", "the classifier in the loop has", UserWarning)
+    warnings.filterwarnings("ignore", "the (classifier|annotator) has", UserWarning)
     train(
         CONFIGS / "cbgan_cifar10.yaml",
         pauses,

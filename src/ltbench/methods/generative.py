@@ -32,7 +32,7 @@ from ltbench.generation.samples import Grid, Latents, from_uint8, png, to_uint8,
 from ltbench.methods.base import Method
 from ltbench.stages import Trained
 
-CHECKED = 2000  # training images that the classifier is tried on
+CHECKED = 2000  # training images that a judge is tried on
 
 
 class GenerativeModule(Method):
@@ -119,8 +119,10 @@ class GenerativeModule(Method):
         self._load_judges(stage)
         if stage == "predict":
             self.data.to_predict = Latents(self.samples, self.latent, self.num_classes)
-        if stage == "fit" and "classifier" in self._judges:
-            self._try_classifier(self._judges["classifier"])
+        if stage == "fit":
+            for role in ("classifier", "annotator"):
+                if role in self._judges:
+                    self._try_judge(role)
 
     def _load_judges(self, stage: str) -> None:
         if "annotator" not in self.starts:
@@ -137,10 +139,10 @@ class GenerativeModule(Method):
         self.lineage = [judge.lineage for judge in found.values()]
         self._judges = found
         annotator, classifier = found["annotator"], found.get("classifier")
-        if classifier and _same_run(annotator, classifier):
+        if classifier and _same(annotator, classifier):
             raise UserError(
-                "annotator and classifier are the same run: what the generator learns from cannot "
-                "judge it. Give a run on balanced data as annotator."
+                "annotator and classifier are the same model: what the generator learns from "
+                "cannot judge it. Give a run on balanced data as annotator."
             )
         if annotator.training_set == self.data.identity()["training_set"]:
             rank_zero_warn(
@@ -151,21 +153,21 @@ class GenerativeModule(Method):
             self._features = [(standard or found["fid_features"]).to(device)]
 
     @torch.no_grad()
-    def _try_classifier(self, classifier: Judge) -> None:
-        """Warn of a classifier that is near chance on images as the generator will make them."""
-        labels = self.data.splits["train"].labels
+    def _try_judge(self, role: str) -> None:
+        """Warn of a judge that is near chance on images as the generator will make them."""
+        judge, labels = self._judges[role], self.data.splits["train"].labels
         each = max(1, CHECKED // self.num_classes)
         recalls = []
         for c in range(self.num_classes):
             rows = np.flatnonzero(labels == c)[:each].tolist()
             images = self.data.dataset("train").__getitems__(rows)["image"]
-            predicted = classifier(self.scaling.inverse(self.data.normalise(images))).argmax(1)
+            predicted = judge(self.scaling.inverse(self.data.normalise(images))).argmax(1)
             recalls.append(float((predicted == c).float().mean()))
         recall, chance = float(np.mean(recalls)), 1 / self.num_classes
         if recall < chance + 0.1 * (1 - chance):
             rank_zero_warn(
-                f"the classifier in the loop has a mean recall of {recall:.1%} on training images, "
-                f"where chance is {chance:.1%}: it has hardly been trained, or on other images."
+                f"the {role} has a mean recall of {recall:.1%} on training images, where "
+                f"chance is {chance:.1%}: it has hardly been trained, or on other images."
             )
 
     def real_images(self, batch: Batch) -> Tensor:
@@ -308,6 +310,13 @@ class GenerativeModule(Method):
         super()._check_model(theirs)
 
 
-def _same_run(one: Judge, other: Judge) -> bool:
-    keys = ("job_id", "sha256")
-    return any(k in one.lineage and one.lineage[k] == other.lineage.get(k) for k in keys)
+def _same(one: Judge, other: Judge) -> bool:
+    """Say whether two judges are of one run, or one a copy of the other's weights."""
+    job = one.lineage.get("job_id")
+    if job and job == other.lineage.get("job_id"):
+        return True
+    ours, theirs = one.network.state_dict(), other.network.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        value.shape == theirs[name].shape and torch.equal(value, theirs[name])
+        for name, value in ours.items()
+    )
