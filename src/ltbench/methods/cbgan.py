@@ -213,9 +213,14 @@ class CBGAN(GenerativeModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a step of the discriminator and, if it is its turn, one of the generator."""
-        done = self.trainer.global_step % (self.discriminator_steps + 1)
-        if self._discriminator_step(batch) and done + 1 == self.discriminator_steps:
+        before, each = self.trainer.global_step, self.discriminator_steps + 1
+        if self._discriminator_step(batch) and before % each + 1 == self.discriminator_steps:
             self._generator_step(batch)
+        # By what the trainer counted, since either player may have skipped its step.
+        if self.balance:
+            period = each * self.balance.update_every
+            if before // period < self.trainer.global_step // period:
+                self.regulariser.update()
 
     def _discriminator_step(self, batch: Batch) -> bool:
         real, labels, before = self.real_images(batch), batch["label"], self.buffers_before()
@@ -254,8 +259,6 @@ class CBGAN(GenerativeModule):
         if self.balance:
             self._log("balance", balance)
         self._average()
-        if self.balance and self.iteration % self.balance.update_every == 0:
-            self.regulariser.update()
 
     def _generated(self, number: int) -> tuple[Tensor, Tensor]:
         """Return new images (B, C, H, W) and the labels (B,) that they were made for."""
