@@ -59,7 +59,7 @@ def small_cifar(monkeypatch):
 def test_the_parser_takes_every_config(name, ltbench):
     """Every class and option in it exists, and the result is a config again."""
     done = ltbench("fit", "--config", CONFIGS[name], "--print_config")
-    assert done.code == 0, done.err
+    assert (done.code, done.err) == (0, "")
     assert yaml.safe_load(done.out)["model"]["class_path"].endswith(
         read(name)["model"]["class_path"]
     )

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from ltbench import records, stages
 from ltbench.errors import UserError
@@ -154,5 +155,9 @@ def test_timms_weights_keep_their_classes_and_say_what_they_know(monkeypatch):
     assert (start.data["mean"], start.data["image_size"]) == ([0.485, 0.456, 0.406], 176)
     with pytest.raises(UserError, match=r"are for 1000 classes, this data has 10"):
         stages.load(trained, 10, 3, role="teacher")
+    parser = ArgumentParser()
+    parser.add_argument("--teacher", type=Trained | None)
+    given = parser.parse_args(["--teacher.path", "null", "--teacher.backbone", "resnet10t.c3_in1k"])
+    assert Trained(**given.teacher.as_dict()) == trained
     with pytest.raises(UserError, match="unknown backbone"):
         stages.load(Trained(backbone="resnet10x"), 10, 3, role="teacher")

@@ -38,6 +38,10 @@ class Trained:
     backbone_args: dict[str, Any] | None = None
     head: Literal["linear", "cosine"] = "linear"
 
+    def __post_init__(self) -> None:
+        """Undo what jsonargparse makes of ``--model.teacher.path null``: the text None."""
+        self.path = None if self.path == "None" else self.path
+
 
 @dataclass(frozen=True)
 class Start:
