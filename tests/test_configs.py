@@ -59,7 +59,7 @@ def small_cifar(monkeypatch):
 def test_the_parser_takes_every_config(name, ltbench):
     """Every class and option in it exists, and the result is a config again."""
     done = ltbench("fit", "--config", CONFIGS[name], "--print_config")
-    assert done.code == 0, done.err
+    assert (done.code, done.err) == (0, "")
     assert yaml.safe_load(done.out)["model"]["class_path"].endswith(
         read(name)["model"]["class_path"]
     )
@@ -192,6 +192,26 @@ def test_cifar_recipes_have_the_constants_of_the_paper(name):
     assert data.keys() == {
         *("source", "profile", "imbalance_factor", "val_fraction", "batch_size", "augment")
     }
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize(
+    ("name", "rate", "decay"), [("imagenetlt", 0.2, 2e-4), ("inat", 0.1, 1e-4)]
+)
+def test_large_recipes_have_the_constants_of_the_paper(name, rate, decay):
+    """Cosine classifier, LDAM, deferred weights and a radius by step: arXiv 2212.13827."""
+    config = read(f"ldamdrwsam_{name}")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (config["trainer"]["max_epochs"], data["batch_size"]) == (90, 256)
+    assert (model["backbone"], model["head"]) == ("resnet50", "cosine")
+    assert model["optimizer"]["init_args"] == {"lr": rate, "momentum": 0.9, "weight_decay": decay}
+    assert model["loss_args"] == {"max_margin": 0.3, "scale": 30}
+    assert model["lr_schedule"] == "Cosine"
+    assert epoch_of(model["reweighting"]["start"], 90) == 60
+    radii = model["gradient_rule"]["init_args"]["rho"]
+    assert [(epoch_of(point, 90), rho) for point, rho in radii] == [(0, 0.05), (5, 0.1), (60, 0.5)]
+    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    assert data["augment"][1] == {"class_path": "ColorJitter", "init_args": jitter}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -22,18 +22,27 @@ def test_predictions_are_of_each_image_once_in_order(digits_run, selection, spli
     assert record["metrics"][selection][split]["accuracy"] == hits.mean()
 
 
-def test_logits_of_too_many_are_left_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("images", "names"), [(2, {"logits"}), (3, set())])
+def test_logits_of_too_many_are_not_even_collected(images, names, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "LOGITS_KEPT", 4)
+    logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
+    batch = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1])}
+    found = predictions.predicted(batch, {"": logits, "cls": logits.flip(1)}, images)
+    always = {"index", "label", "prediction", "confidence", "prediction_cls"}
+    assert found.keys() == always | names
     writer = KeepPredictions(tmp_path)
     writer.selection = "last"
-    logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
-    columns = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1]), "": logits}
-    for kept, names in ((4, {"logits"}), (3, set())):
-        monkeypatch.setattr(predictions, "LOGITS_KEPT", kept)
-        writer.save_predictions("test", {**columns, "cls": logits.flip(1)})
-        with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
-            always = {"index", "label", "prediction", "confidence", "prediction_cls"}
-            assert stored.keys() == always | names
-            assert stored["index"].tolist() == [4, 7]
-            assert stored["prediction"].tolist() == [1, 0]
-            assert stored["prediction_cls"].tolist() == [0, 1]
-            assert stored["confidence"] == pytest.approx(1 / (1 + np.exp(-2)))
+    writer.save_predictions("test", found)
+    with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
+        assert stored.keys() == found.keys()
+        assert stored["index"].tolist() == [4, 7]
+        assert stored["prediction"].tolist() == [1, 0]
+        assert stored["prediction_cls"].tolist() == [0, 1]
+        assert stored["confidence"] == pytest.approx(1 / (1 + np.exp(-2)))
+
+
+def test_equal_confidences_do_not_change_the_prediction():
+    """Softmax in single precision cannot tell these two apart; the metrics can."""
+    logits = torch.tensor([[0.0, 90.0, 90.000008]])
+    batch = {"index": torch.tensor([0]), "label": torch.tensor([2])}
+    assert predictions.predicted(batch, {"": logits}, 1)["prediction"].tolist() == [2]

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from ltbench import records, stages
 from ltbench.errors import UserError
@@ -89,3 +90,74 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be loaded safely"):
         load(tmp_path / "evil.pt", backbone="tiny_net")
     assert not (tmp_path / "boom").exists()
+
+
+# --- what others released ---
+
+
+def wrapped_by_paco(net, dim=4):
+    """The names of PaCo's checkpoints: arXiv 2107.12028, as trained with DataParallel."""
+    own = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
+    projection = {"fc.0.weight": torch.rand(64, 64), "fc.2.weight": torch.rand(dim, 64)}
+    state = {
+        **{f"encoder_q.{k}": v for k, v in (own | projection).items()},
+        **{f"encoder_k.{k}": torch.zeros_like(v) for k, v in (own | projection).items()},
+        **{f"linear.{kind}": net.get_parameter(f"fc.{kind}").data for kind in ("weight", "bias")},
+        "linear_k.weight": torch.zeros(10, 64),
+        "queue": torch.rand(8, dim),
+        "queue_l": torch.zeros(8),
+    }
+    return {"epoch": 400, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+
+
+def named_by_ldam(net):
+    """The names of LDAM-DRW's checkpoints, arXiv 1906.07413: a cosine head holds its transpose."""
+    state = net.state_dict()
+    weight = state.pop("fc.weight")
+    cosine = "fc.bias" not in state
+    state = {k.replace("fc.bias", "linear.bias"): v for k, v in state.items()}
+    return {"state_dict": {**state, "linear.weight": weight.T if cosine else weight}}
+
+
+@pytest.mark.parametrize(
+    ("head", "release"),
+    [("linear", wrapped_by_paco), ("linear", named_by_ldam), ("cosine", named_by_ldam)],
+)
+def test_released_teachers_are_read(head, release, tmp_path):
+    net = build_backbone("resnet32_cifar", 10, head=head).eval()
+    torch.save(release(net), tmp_path / "released.pth.tar")
+    found = load(tmp_path / "released.pth.tar", 10, 3, backbone="resnet32_cifar", head=head)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(found.network(images), net(images))
+
+
+def test_a_released_teacher_of_another_network_or_other_classes_is_refused(tmp_path):
+    path = tmp_path / "released.pth.tar"
+    torch.save(wrapped_by_paco(build_backbone("resnet32_cifar", 10)), path)
+    with pytest.raises(UserError, match=r"size mismatch for fc\.weight"):
+        load(path, 7, 3, backbone="resnet32_cifar")
+    with pytest.raises(UserError, match="does not fit its backbone: Missing"):
+        load(path, 10, 3, backbone="resnet18")
+    cut = wrapped_by_paco(build_backbone("resnet32_cifar", 10))
+    del cut["state_dict"]["module.encoder_q.conv1.weight"]
+    torch.save(cut, path)
+    with pytest.raises(UserError, match=r"Missing key.*conv1\.weight"):
+        load(path, 10, 3, backbone="resnet32_cifar")
+
+
+def test_timms_weights_keep_their_classes_and_say_what_they_know(monkeypatch):
+    def untrained(pretrained=False, **spec):
+        return build_backbone(**spec)
+
+    monkeypatch.setattr(stages, "build_backbone", untrained)  # no download
+    trained = Trained(backbone="resnet10t.c3_in1k")
+    start = stages.load(trained, 1000, 3, role="teacher")
+    assert (start.data["mean"], start.data["image_size"]) == ([0.485, 0.456, 0.406], 176)
+    with pytest.raises(UserError, match=r"are for 1000 classes, this data has 10"):
+        stages.load(trained, 10, 3, role="teacher")
+    parser = ArgumentParser()
+    parser.add_argument("--teacher", type=Trained | None)
+    given = parser.parse_args(["--teacher.path", "null", "--teacher.backbone", "resnet10t.c3_in1k"])
+    assert Trained(**given.teacher.as_dict()) == trained
+    with pytest.raises(UserError, match="unknown backbone"):
+        stages.load(Trained(backbone="resnet10x"), 10, 3, role="teacher")

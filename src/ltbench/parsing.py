@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
+from torch.optim import Optimizer
 
 from ltbench import yaml_files
 from ltbench.data.augment import BatchTransform
@@ -70,16 +73,30 @@ class _Dropped(logging.Handler):
         if found is None or found[0] in self._told:
             return
         self._told.add(found[0])
-        parameters = inspect.signature(pkgutil.resolve_name(found["old"])).parameters
+        replaced = pkgutil.resolve_name(found["old"])
+        parameters = inspect.signature(replaced).parameters
+        settings = [(name, parameter.default) for name, parameter in parameters.items()]
+        for optimizer in _default_optimizers():
+            settings += optimizer.defaults.items() if type(optimizer) is replaced else []
         defaults = {
             f"{name!r}: {default!r}"
-            for name, parameter in parameters.items()
-            for default in (parameter.default, _as_float(parameter.default))
+            for name, value in settings
+            for default in (value, _as_float(value))
         }
         each = re.split(r", (?=')", found["arguments"])
         if given := ", ".join(argument for argument in each if argument not in defaults):
             old, new = (name.rpartition(".")[2] for name in found.group("old", "new"))
             _log.warning("warning: %s takes the place of %s, whose %s is dropped.", new, old, given)
+
+
+def _default_optimizers() -> Iterator[Optimizer]:
+    """Make the optimizer that each method takes where a config names none."""
+    for found in _classes():
+        parameter = inspect.signature(found).parameters.get("optimizer")
+        if parameter is not None and callable(parameter.default):
+            made = parameter.default([nn.Parameter(torch.zeros(1))])
+            if isinstance(made, Optimizer):
+                yield made
 
 
 def _as_float(value: object) -> object:

@@ -42,8 +42,8 @@ class KeepPredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores of every test image, where the method gives any."""
-        self._collect("test", outputs, batch)
+        """Keep what is predicted of every test image, where the method gives any."""
+        self._collect(pl_module, "test", outputs, batch)
 
     def on_validation_batch_end(
         self,
@@ -54,25 +54,26 @@ class KeepPredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores of the chosen weights; those of every epoch would be too many."""
+        """Keep what the chosen weights predict; that of every epoch would be too much."""
         assert isinstance(pl_module, Method)
         if pl_module.data.watched[dataloader_idx] == "val":
-            self._collect("val", outputs, batch)
+            self._collect(pl_module, "val", outputs, batch)
 
-    def _collect(self, split: str, outputs: object, batch: Batch) -> None:
+    def _collect(
+        self, pl_module: L.LightningModule, split: str, outputs: object, batch: Batch
+    ) -> None:
         if self.selection is None or not isinstance(outputs, dict):
             return
-        row = {"index": batch["index"], "label": batch["label"], **outputs}
-        self._outputs.setdefault(split, []).append(
-            {name: tensor.cpu() for name, tensor in row.items()}
-        )
+        assert isinstance(pl_module, Method)
+        images = len(pl_module.data.splits[split].labels)
+        self._outputs.setdefault(split, []).append(predicted(batch, outputs, images))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Store the scores of the validation set, as those of the test set."""
+        """Store the predictions of the validation set, as those of the test set."""
         self._store(trainer)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the scores of all ranks together and store them on the first."""
+        """Bring the predictions of all ranks together and store them on the first."""
         self._store(trainer)
 
     def _store(self, trainer: L.Trainer) -> None:
@@ -93,29 +94,41 @@ class KeepPredictions(Callback):
     def save_predictions(self, split: str, columns: dict[str, Tensor]) -> None:
         """Write ``predictions_<selection>.npz`` (test) or ``<split>_predictions_<selection>.npz``.
 
-        It opens with ``allow_pickle=False``. Arrays, a row an image, in the order of the source:
-        ``index`` (N,), ``label`` (N,), ``prediction`` (N,), ``confidence`` (N,), ``logits`` (N, C)
-        up to 10 million of them, and ``prediction_<head>`` (N,) of each further head.
+        It opens with ``allow_pickle=False``. Arrays, a row an image, in the order of the source,
+        are those of :func:`predicted`.
 
         Args:
             split: Which images.
-            columns: ``index`` and ``label``, then the logits (N, C) of each head.
+            columns: The arrays.
         """
-        index, label, *heads = columns.values()
-        order = index.argsort(stable=True)
-        logits = heads[0][order].float()
-        confidence, prediction = logits.softmax(1).max(1)
-        arrays: dict[str, Any] = {
-            "index": index[order],
-            "label": label[order],
-            "prediction": prediction,
-            "confidence": confidence,
-        }
-        if logits.numel() <= LOGITS_KEPT:
-            arrays["logits"] = logits
-        for name in list(columns)[3:]:
-            arrays[f"prediction_{name}"] = columns[name][order].argmax(1)
+        order = columns["index"].argsort(stable=True)
         stem = "predictions" if split == "test" else f"{split}_predictions"
         path = self.folder / f"{stem}_{self.selection}.npz"
-        arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
+        arrays: dict[str, Any] = {name: value[order].numpy() for name, value in columns.items()}
         records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def predicted(batch: Batch, outputs: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+    """Reduce the logits of a batch at once: those of 8,142 classes and three heads take gigabytes.
+
+    Args:
+        batch: With ``index`` and ``label``, (B,) each.
+        outputs: Logits (B, C) of each head.
+        images: Number of images in the whole split.
+
+    Returns:
+        On the CPU ``index``, ``label``, ``prediction``, ``confidence`` and, of each further head,
+        ``prediction_<head>``, (B,) each; ``logits`` (B, C) where the split has 10 million or less.
+    """
+    first, *further = outputs
+    logits = outputs[first].float()
+    found = {
+        "index": batch["index"],
+        "label": batch["label"],
+        "prediction": logits.argmax(1),
+        "confidence": logits.softmax(1).amax(1),
+        **{f"prediction_{head}": outputs[head].argmax(1) for head in further},
+    }
+    if images * logits.shape[1] <= LOGITS_KEPT:
+        found["logits"] = logits
+    return {name: tensor.cpu() for name, tensor in found.items()}

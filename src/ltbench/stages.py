@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.models import build_backbone
+from ltbench.models import NormedLinear, build_backbone, trained_on
 
 
 @dataclass
@@ -23,8 +23,9 @@ class Trained:
     """Names a trained network in a config.
 
     Args:
-        path: A run folder, a checkpoint of ours, or a file with a plain ``state_dict``; null takes
-            timm's own pretrained weights of ``backbone``.
+        path: A run folder, a checkpoint of ours, or a file with a plain ``state_dict``, such as
+            the teachers that PaCo's and LDAM's authors released; null takes timm's own pretrained
+            weights of ``backbone``.
         selection: Which weights of a run folder: of the last epoch, or best on validation.
         backbone: timm name; needed where the path is no checkpoint of ours.
         backbone_args: Further arguments of ``timm.create_model``, for the same case.
@@ -37,6 +38,10 @@ class Trained:
     backbone_args: dict[str, Any] | None = None
     head: Literal["linear", "cosine"] = "linear"
 
+    def __post_init__(self) -> None:
+        """Undo what jsonargparse makes of ``--model.teacher.path null``: the text None."""
+        self.path = None if self.path == "None" else self.path
+
 
 @dataclass(frozen=True)
 class Start:
@@ -47,7 +52,8 @@ class Start:
             without gradients.
         spec: Arguments of :func:`~ltbench.models.build_backbone` that rebuild it.
         data: What its checkpoint says of its data (``class_names``, ``mean``, ``std``,
-            ``image_size``, ``training_set``); empty for a plain state dict.
+            ``image_size``, ``training_set``); empty for a plain state dict, and without names and
+            set for timm's weights.
         lineage: Where it came from, for the record.
     """
 
@@ -135,6 +141,12 @@ def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) ->
     data: Any = {}
     if file is None:
         spec = _named(trained, num_classes, in_chans, pretrained=True)
+        data = trained_on(spec["name"])
+        if data and (theirs := data.pop("num_classes")) != num_classes:
+            raise UserError(
+                f"{role}: timm's weights of '{spec['name']}' are for {theirs} classes, this data "
+                f"has {num_classes}: timm would put an untrained classifier in place of theirs."
+            )
     else:
         found = read(file)
         if "ltbench_network" in found and not found["ltbench_network"]:
@@ -150,17 +162,17 @@ def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) ->
         else:
             spec = _named(trained, num_classes, in_chans)
             weights = _below("module.", state)
-    theirs = (spec["num_classes"], spec["in_chans"])
-    if theirs != (num_classes, in_chans):
+    classes, channels = spec["num_classes"], spec["in_chans"]
+    if (classes, channels) != (num_classes, in_chans):
         raise UserError(
-            f"{role} {file} has {theirs[0]} classes and {theirs[1]} image channels; "
+            f"{role} {file} has {classes} classes and {channels} image channels; "
             f"this data has {num_classes} and {in_chans}."
         )
     if weights is not None:
         spec = {**spec, "pretrained": False}
     network = build_backbone(**spec)
     if weights is not None:
-        _fill(network, weights, f"{role} {file}")
+        _fill(network, _renamed(weights, network), f"{role} {file}")
     lineage = {"role": role, **identity(trained), "path": str(file) if file else None}
     return Start(network.eval().requires_grad_(False), spec, data, lineage)
 
@@ -222,6 +234,31 @@ def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the entries whose names start with ``prefix``, without it; all, where none does."""
     found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return found or state
+
+
+def _renamed(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Call the weights of released teachers what they are called in the network.
+
+    PaCo (arXiv 2107.12028) has the network in ``encoder_q`` and its classifier in ``linear``,
+    beside what training alone needs. LDAM-DRW (arXiv 1906.07413) calls the classifier ``linear``
+    too, and has the class vectors of a cosine one in columns.
+    """
+    own, modules = network.state_dict(), dict(network.named_modules())
+    last = getattr(network, "get_classifier", lambda: None)()
+    place = next((name for name, module in modules.items() if module is last), "linear")
+    if place == "linear" or f"{place}.weight" not in own:
+        return weights
+    classifier = {k: v for k, v in weights.items() if k.startswith("linear.")}
+    found = {k: v for k, v in weights.items() if k not in classifier}
+    if any(name.startswith("encoder_q.") for name in weights):
+        inside = _below("encoder_q.", weights).items()
+        found = {k: v for k, v in inside if k in own and not k.startswith(f"{place}.")}
+    found |= {k.replace("linear", place, 1): v for k, v in classifier.items()}
+    name, ours = f"{place}.weight", own[f"{place}.weight"]
+    if isinstance(modules[place], NormedLinear) and name in found:
+        columns = found[name].shape != ours.shape == found[name].T.shape
+        found[name] = found[name].T if columns else found[name]
+    return found
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -20,7 +20,11 @@ CONFIG = """
 trainer: {{max_epochs: 4, accelerator: cpu, devices: 1, enable_progress_bar: false}}
 model:
   class_path: PaCo
-  init_args: {{backbone: tiny_net, queue: 20, dim: 4}}
+  init_args:
+    backbone: tiny_net
+    queue: 20
+    dim: 4
+    lr_schedule: {schedule}
 data:
   class_path: LongTailDataModule
   init_args:
@@ -155,11 +159,18 @@ def test_2019_has_the_layout_of_2018(tree):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_decodes_what_the_whole_one_would(script, ltbench, tmp_path, monkeypatch):
-    """Bit for bit, with a worker that cuts two views of each image and knows the epoch at once."""
+@pytest.mark.parametrize("schedule", ["DeiTCosine", "Cosine"])
+def test_a_resumed_run_decodes_what_the_whole_one_would(
+    schedule, script, ltbench, tmp_path, monkeypatch
+):
+    """Bit for bit, with a worker that cuts two views of each image and knows the epoch at once.
+
+    A schedule by step asks for the length of the training, which makes Lightning start the worker
+    before it has restored the epoch.
+    """
     script.main(["--output", str(tmp_path / "tree"), *SMALL])
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIG.format(root=tmp_path / "tree"))
+    config.write_text(CONFIG.format(root=tmp_path / "tree", schedule=schedule))
     (tmp_path / "whole").mkdir()
     done = ltbench("fit", "--config", config, cwd=tmp_path / "whole")
     assert done.code == 0, done.err

@@ -48,8 +48,12 @@ def test_cifar100_lt_counts():
     counts = class_counts(500, 100, 100)
     at = [0, 1, 34, 35, 36, 69, 70, 71, 99]
     assert [counts[c] for c in at] == [500, 477, 102, 98, 93, 20, 19, 18, 5]
-    many, few = sum(n > 100 for n in counts), sum(n < 20 for n in counts)
-    assert (many, 100 - many - few, few) == (35, 35, 30)
+    at, half = [0, 1, 25, 35, 36, 50, 70, 71, 75, 90, 99], class_counts(500, 100, 50)
+    assert [half[c] for c in at] == [500, 480, 186, 125, 120, 69, 31, 30, 25, 14, 10]
+    for factor, groups in ((100, (35, 35, 30)), (50, (41, 41, 18))):
+        counts = class_counts(500, 100, factor)
+        many, few = sum(n > 100 for n in counts), sum(n < 20 for n in counts)
+        assert (many, 100 - many - few, few) == groups
 
 
 @pytest.mark.paper
@@ -155,6 +159,7 @@ def test_cifar10_subset_of_seed_0():
     assert picked[:8].tolist() == [398, 3833, 4836, 4572, 636, 2545, 1161, 2230]
     second = picked[5000:5008] - 5000
     assert second.tolist() == [597, 332, 521, 3935, 4800, 1102, 4304, 1826]
+    assert (picked[-50:-44] - 9 * 5000).tolist() == [2204, 3816, 2206, 2507, 1926, 4765]
 
 
 @pytest.mark.paper

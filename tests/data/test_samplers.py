@@ -108,12 +108,21 @@ def test_every_order_is_a_function_of_seed_and_epoch_alone(name):
 
 @pytest.mark.paper
 @pytest.mark.parametrize(
-    ("size", "samples"), [(12406, 12288), (13996, 13824), (10847, 10752), (12608, 12544)]
+    ("size", "samples", "batch", "steps"),
+    [
+        (12406, 12288, 1024, 12),
+        (13996, 13824, 1024, 14),
+        (10847, 10752, 1024, 11),
+        (12608, 12544, 1024, 13),
+        (115846, 115712, 2048, 57),
+        (437513, 437504, 2048, 214),
+    ],
 )
-def test_repeated_augmentation_visits_what_deit_lt_visits(size, samples):
-    """arXiv 2404.02900 on CIFAR-10-LT and CIFAR-100-LT, imbalance factors 100 and 50."""
+def test_repeated_augmentation_visits_what_deit_lt_visits(size, samples, batch, steps):
+    """arXiv 2404.02900: CIFAR-10-LT and CIFAR-100-LT at factors 100 and 50, ImageNet-LT, iNat."""
     first, second = sharded(RepeatedSampler, size, 2)
     assert len(first) + len(second) == samples
+    assert -(-len(first) // (batch // 2)) == steps
     assert len({*first, *second}) == -(-samples // 3)
     a, b = first[0], second[1]
     assert (first[:4], second[:3]) == ([a, a, b, first[3]], [a, b, b])

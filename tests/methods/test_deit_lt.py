@@ -20,6 +20,7 @@ from ltbench.accumulation import MicroBatches, parts
 from ltbench.data import LongTailDataModule
 from ltbench.data.augment import RandomCrop
 from ltbench.data.randaugment import RandAugment
+from ltbench.data.sources.files import IMAGENET_MEAN
 from ltbench.distillation import Normalisation, drw_weights
 from ltbench.errors import UserError
 from ltbench.methods.deit_lt import DeiTLT
@@ -466,6 +467,8 @@ def test_other_statistics_of_the_teacher_are_told(teacher):
 
 def test_only_what_a_run_does_is_recorded_as_a_deviation(teacher):
     plain, _ = train(teacher=teacher, trainer={"limit_train_batches": 1})
+    assert [text.split()[0] for text in plain.deviations] == ["The", "Images"]
+    plain.data.source.mean = IMAGENET_MEAN
     assert [text.split()[0] for text in plain.deviations] == ["The"]
     options = {"backbone_args": {**STUDENT["backbone_args"], "img_size": 16}, "teacher_size": 8}
     options |= {"reweighting": Reweighting(), "data": {"augment": [RandAugment()]}}

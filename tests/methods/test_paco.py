@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -20,7 +21,7 @@ from ltbench.data.augment import RandomCrop
 from ltbench.errors import UserError
 from ltbench.methods.paco import KeyQueue, PaCo, paco_loss
 from ltbench.sam import LPFSGD, SAM
-from ltbench.schedules import Constant
+from ltbench.schedules import Constant, epoch_of
 
 
 def build(seed=0, data=None, **options):
@@ -383,3 +384,54 @@ def test_two_ranks_train_what_one_trains(rule, tmp_path):
         if name.startswith("queue."):
             alone[name], value = alone[name].sort(0).values, value.sort(0).values
         assert torch.allclose(value.float(), alone[name].float(), atol=1e-5), name
+
+
+# --- shipped configs ---
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CIFAR = {"alpha": 0.01, "temperature": 0.05, "queue": 1024, "dim": 32}
+LARGE = {"alpha": 0.05, "temperature": 0.2, "queue": 8192, "dim": 128}
+
+
+def read(name):
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize(
+    ("name", "backbone", "constants", "rate", "decay"),
+    [
+        ("cifar10", "resnet32_cifar", CIFAR, 0.05, 5e-4),
+        ("cifar100", "resnet32_cifar", CIFAR, 0.05, 5e-4),
+        ("imagenetlt", "resnet50", LARGE, 0.02, 5e-4),
+        ("inat", "resnet50", LARGE, 0.02, 1e-4),
+    ],
+)
+def test_recipes_have_the_constants_of_the_paper(name, backbone, constants, rate, decay):
+    config = read(f"paco_{name}")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert config["trainer"]["max_epochs"] == 400
+    assert (model["backbone"], data["batch_size"]) == (backbone, 128)
+    assert {key: model[key] for key in constants} == constants
+    assert (model["momentum"], model.get("beta", 1.0)) == (0.999, 1.0)
+    assert model["optimizer"]["init_args"] == {"lr": rate, "momentum": 0.9, "weight_decay": decay}
+    kinds = [transform["class_path"] for transform in data["augment"]]
+    schedule = model["lr_schedule"]["init_args"]
+    assert epoch_of(schedule["warmup"], 400) == 10
+    if constants is CIFAR:
+        changes = [(epoch_of(point, 400), factor) for point, factor in schedule["milestones"]]
+        assert changes == [(320, 0.1), (360, 0.01)]
+        assert kinds == ["RandomCrop", "HorizontalFlip", "AutoAugment", "Cutout"]
+        assert data["views"]["key"][0]["init_args"]["scale"] == [0.2, 1.0]
+    else:
+        assert model["lr_schedule"]["class_path"] == "Cosine"
+        assert kinds == ["HorizontalFlip", "RandAugment"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenetlt", "inat"])
+def test_pairs_with_and_without_sam_differ_in_the_gradient_rule_alone(name):
+    """The radii of LDAM's teachers, arXiv 2212.13827: none is published for PaCo."""
+    with_sam, without = read(f"pacosam_{name}"), read(f"paco_{name}")
+    rule = with_sam["model"]["init_args"].pop("gradient_rule")
+    assert rule == read(f"ldamdrwsam_{name}")["model"]["init_args"]["gradient_rule"]
+    assert with_sam == without

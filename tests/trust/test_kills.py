@@ -1,13 +1,18 @@
 """A run that is killed, at any moment, ends as one that was never disturbed, to the last bit."""
 
+import importlib
 import random
 import signal
+from pathlib import Path
 
 import processes
 import pytest
 from compared import assert_same_run, only_run
 
+from ltbench.counts import metrics_from_counts
 from ltbench.records import read_record
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def kill_often(words, home, moments):
@@ -51,6 +56,67 @@ def test_every_method_killed_at_random_moments(method, of_method, tmp_path):
     print(f"{method}: {kills} kills in {len(moments)} attempts")
     assert kills >= 8
     assert_same_run(only_run(calm), only_run(rough))
+
+
+@pytest.mark.slow
+def test_a_teacher_and_a_student_on_a_miniature_of_inaturalist(tmp_path, monkeypatch):
+    """Official layout, shipped configs, decoding workers; the student is killed twice."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    tree = ["--output", str(tmp_path / "tree"), "--classes", "210", "--largest", "12"]
+    importlib.import_module("mini_inat").main([*tree, "--side", "40"])
+    small = {
+        **{"data.root": tmp_path / "tree", "data.image_size": 16, "data.decoding.resize": 18},
+        **{"data.num_workers": 1, "data.batch_size": 64, "trainer.max_epochs": 3},
+        **{"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false"},
+    }
+
+    def fit(config, **options):
+        given = small | {key.replace("__", "."): value for key, value in options.items()}
+        words = [word for key, value in given.items() for word in (f"--{key}", value)]
+        return ["fit", "--config", REPOSITORY / f"configs/{config}.yaml", *words]
+
+    homes = [tmp_path / name for name in ("teacher", "calm", "rough")]
+    for home in homes:
+        home.mkdir()
+    done = processes.run(fit("ldamdrwsam_inat", model__backbone="tiny_net"), homes[0])
+    assert done.code == 0, done.err
+    teacher = only_run(homes[0])
+    size = "{img_size: 16, patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}"
+    student = fit(
+        "deitlt_inat",
+        model__backbone="deit_tiny_distilled_patch4_32",
+        model__backbone_args=size,
+        model__micro_batch=32,
+        model__teacher__path=teacher,
+        model__reweighting__start=0.67,
+    )
+    done = processes.run(student, homes[1])
+    assert done.code == 0, done.err
+    assert "Teacher on test, %: accuracy" in done.out
+    assert kill_often(student, homes[2], [("step", 13), ("last.ckpt", 1)]) == 2
+    assert_same_run(only_run(homes[1]), only_run(homes[2]))
+
+    record = read_record(only_run(homes[2]) / "record.json")
+    counts = record["data"]["class_counts"]
+    assert (len(counts), max(counts), min(counts)) == (210, 12, 2)
+    assert record["data"]["images"] == {"train": sum(counts), "test": 3 * 210}
+    assert record["images_seen"] == 3 * (sum(counts) // 256 * 256)
+    (lineage,) = record["lineage"]
+    theirs = read_record(teacher / "record.json")
+    assert lineage["metrics"]["test"] == {
+        name: value
+        for name, value in theirs["metrics"]["last"]["test"].items()
+        if name != "per_class_recall"
+    }
+    metrics = record["metrics"]["last"]["test"]
+    for name in (*metrics_from_counts([1], [1], [1]), "ece"):
+        assert {name, f"cls/{name}", f"dist/{name}"} <= metrics.keys()
+
+    last = only_run(homes[2]) / "checkpoints/last.ckpt"
+    config = only_run(homes[2]) / "config.yaml"
+    done = processes.run(["test", "--config", config, "--ckpt_path", last], homes[2])
+    assert done.code == 0, done.err
+    assert f"{100 * metrics['dist/accuracy']:.1f}" in done.out
 
 
 # --- signals that ask a run to end ---

@@ -137,6 +137,7 @@ class LongTailDataModule(L.LightningDataModule):
         # What a method trains on in place of the split `train`, where it draws its own batches.
         self.pairs: tuple[Images, TrainingSampler] | None = None
         self._loaded: dict[str, Images] = {}
+        self.first_epoch = 0  # of this sitting: a resumed run's is later
 
     @property
     def num_classes(self) -> int:
@@ -256,9 +257,11 @@ class LongTailDataModule(L.LightningDataModule):
                 f"divide by {world}; the next that does is {-(-self.batch_size // world) * world}."
             )
         if self.trainer:
-            # A resumed run starts its workers before Lightning tells the sampler the epoch.
+            # Lightning starts workers before it tells the sampler the epoch; in a resumed run, if
+            # the length of the training is asked for, even before it knows the epoch itself.
             progress = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)  # type: ignore[attr-defined]
+            seen = progress.processed  # type: ignore[attr-defined]
+            sampler.set_epoch(max(seen, self.first_epoch))
         return DataLoader(
             dataset,
             batch_size=self.batch_size // world * rows,

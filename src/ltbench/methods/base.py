@@ -222,6 +222,9 @@ class Method(L.LightningModule):
         self._check_model(checkpoint.get("ltbench_model"))
         self._check_data(checkpoint.get("ltbench_data", {}))
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            self.data.first_epoch = progress["current"]["processed"]
 
     def _check_model(self, theirs: dict[str, Any] | None) -> None:
         ours = self.config

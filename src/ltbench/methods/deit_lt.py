@@ -19,6 +19,7 @@ from ltbench import seeding, stages
 from ltbench.accumulation import MicroBatches, parts
 from ltbench.data.datasets import Batch
 from ltbench.data.randaugment import RandAugment
+from ltbench.data.sources.files import IMAGENET_MEAN
 from ltbench.distillation import (
     Form,
     Normalisation,
@@ -99,8 +100,9 @@ class DeiTLT(OptimisedModule):
         deviations=(
             "The last epoch is reported; the published code reports the best epoch on test.",
             "DRW weights have mean 1, as in the code; drw_form: paper is the equation's.",
-            "RandAugment draws torchvision's 14 operations at 0.9 of their range, not timm's 15.",
+            "RandAugment: torchvision's 14 operations, of one strength; the code's are timm's 15.",
             "Test images are enlarged whole; the code cuts an eighth of each side off.",
+            "Images are normalised by their own set's statistics; the code takes ImageNet's.",
         ),
     )
     heads: ClassVar[tuple[str, ...]] = ("", "cls", "dist")
@@ -192,11 +194,12 @@ class DeiTLT(OptimisedModule):
     @property
     def deviations(self) -> Sequence[str]:
         """Those of the paper's card that this run's options and images bring about."""
-        epoch, weights, augment, whole = self.paper.deviations
+        epoch, weights, augment, whole, own = self.paper.deviations
         found = [epoch]
         found += [weights] if self.reweighting and self.drw_form == "normalised" else []
         found += [augment] if any(isinstance(t, RandAugment) for t in self.data.augment) else []
-        return [*found, whole] if self.size != self.data.image_size else found
+        found += [whole] if self.size != self.data.image_size else []
+        return [*found, own] if self.data.source.mean != IMAGENET_MEAN else found
 
     def setup(self, stage: str) -> None:
         """Check the batch and load the teacher."""

@@ -15,7 +15,7 @@ from ltbench.models import (  # noqa: F401  (importing registers them)
 )
 from ltbench.models.heads import NormedLinear
 
-__all__ = ["NormedLinear", "build_backbone"]
+__all__ = ["NormedLinear", "build_backbone", "trained_on"]
 
 
 _OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
@@ -73,6 +73,23 @@ def build_backbone(
     if head == "cosine" and num_classes:
         _make_cosine(model, name)
     return model
+
+
+def trained_on(name: str) -> dict[str, Any]:
+    """Return what timm says of the images its weights of a name were trained on.
+
+    Returns:
+        ``num_classes``, ``mean``, ``std`` and ``image_size``; nothing for an unknown name.
+    """
+    found = timm.get_pretrained_cfg(name)
+    if found is None:
+        return {}
+    return {
+        "num_classes": found.num_classes,
+        "mean": list(found.mean),
+        "std": list(found.std),
+        "image_size": found.input_size[-1],
+    }
 
 
 def _make_cosine(model: nn.Module, name: str) -> None:
