@@ -71,7 +71,7 @@ class PlainImages(Dataset[tuple[torch.Tensor, int]]):
     """Images and labels one by one, as torchvision's CIFAR-10 gives them."""
 
     def __init__(self, images: MemoryImages, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.pixels = images.images.permute(0, 2, 3, 1).numpy()
+        self.pixels = images.images.cpu().permute(0, 2, 3, 1).numpy()
         self.labels = images.labels.tolist()
         self.transform = transforms.Compose(
             [

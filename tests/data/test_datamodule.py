@@ -24,7 +24,7 @@ def digits(**options):
     return data
 
 
-def trainer(training=True, world=1, rank=0, step=0):
+def trainer(training=True, world=1, rank=0, step=0, device="cpu"):
     progress = SimpleNamespace(current=SimpleNamespace(processed=0))
     return SimpleNamespace(
         training=training,
@@ -32,6 +32,7 @@ def trainer(training=True, world=1, rank=0, step=0):
         global_rank=rank,
         global_step=step,
         fit_loop=SimpleNamespace(epoch_progress=progress),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
     )
 
 
@@ -338,6 +339,17 @@ def test_decoding_in_workers_gives_the_batches_of_memory(workers, images, monkey
         for one, other in pairs:
             assert one.keys() == other.keys()
             assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_small_sets_are_held_and_batched_on_the_device_of_training(images):
+    data = digits(batch_size=8, eval_batch_size=4)
+    assert data.dataset("train").images.device.type == "cpu"
+    # Where no GPU is: tensors of this device have sizes alone, and refuse to meet those of another.
+    data.trainer = trainer(device="meta")
+    for loader in (data.train_dataloader(), data.test_dataloader()):
+        batch = next(iter(loader))
+        assert {value.device.type for value in batch.values()} == {"meta"}
+        assert len(batch["image"]) == len(batch["label"]) == len(batch["index"]) > 1
 
 
 def test_one_row_is_a_batch_of_one(images):

@@ -23,7 +23,13 @@ def digits(protocol=None, **options):
 
 
 def trainer(step=0, rank=0, world=1, training=True):
-    return SimpleNamespace(global_rank=rank, global_step=step, world_size=world, training=training)
+    return SimpleNamespace(
+        global_rank=rank,
+        global_step=step,
+        world_size=world,
+        training=training,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
 
 
 def test_a_batch_has_labelled_and_unlabelled_images_of_their_splits():

@@ -205,7 +205,7 @@ class LongTailDataModule(L.LightningDataModule):
         return Split(part, np.arange(len(labels)), labels)
 
     def dataset(self, name: str) -> Images:
-        """Return the images of a split; small sets are decoded once and kept."""
+        """Return the images of a split; small sets are decoded once and kept on the device."""
         if name not in self.splits:
             raise UserError(
                 f"{self.source.display_name} has no {name} images: add {self.root / name}/<class>/ "
@@ -214,7 +214,13 @@ class LongTailDataModule(L.LightningDataModule):
         if name not in self._loaded:
             kind = MemoryImages if self.source.in_memory else DecodedImages
             self._loaded[name] = kind(self.source, self.splits[name])
-        return self._loaded[name]
+        found = self._loaded[name]
+        return found.to(self.device) if isinstance(found, MemoryImages) else found
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank trains or evaluates; the CPU as long as no trainer has said so."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _workers(self, dataset: Dataset[Batch]) -> int:
         cropped = isinstance(dataset, CroppedImages)

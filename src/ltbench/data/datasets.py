@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Images(Dataset[Batch], ABC):
 
 
 class MemoryImages(Images):
-    """A split held in memory as one uint8 tensor; a whole batch is one indexing operation."""
+    """A split held on a device as one uint8 tensor; a batch is one indexing operation there."""
 
     def __init__(self, source: Source, split: Split) -> None:
         """Decode every image of ``split``."""
@@ -55,13 +55,19 @@ class MemoryImages(Images):
         self.labels = torch.from_numpy(split.labels)
         self.indices = torch.from_numpy(split.indices)
 
+    def to(self, device: torch.device) -> Self:
+        """Hold everything on a device from now on."""
+        self.images = self.images.to(device)
+        self.labels, self.indices = self.labels.to(device), self.indices.to(device)
+        return self
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """Return the batch of these rows."""
-        at = torch.as_tensor(rows, dtype=torch.long)
+        at = torch.as_tensor(rows, dtype=torch.long).to(self.images.device, non_blocking=True)
         return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
 
 

@@ -160,7 +160,7 @@ class GenerativeModule(Method):
         recalls = []
         for c in range(self.num_classes):
             rows = np.flatnonzero(labels == c)[:each].tolist()
-            images = self.data.dataset("train").__getitems__(rows)["image"]
+            images = self.data.dataset("train").__getitems__(rows)["image"].cpu()
             predicted = judge(self.scaling.inverse(self.data.normalise(images))).argmax(1)
             recalls.append(float((predicted == c).float().mean()))
         recall, chance = float(np.mean(recalls)), 1 / self.num_classes
