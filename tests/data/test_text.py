@@ -199,7 +199,13 @@ def test_views_are_the_two_wordings(tmp_path):
     )
     data.setup()
     batch = next(iter(data.train_dataloader()))
-    data.trainer = SimpleNamespace(global_rank=0, global_step=0, training=True, world_size=1)
+    data.trainer = SimpleNamespace(
+        global_rank=0,
+        global_step=0,
+        training=True,
+        world_size=1,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
     out = data.on_after_batch_transfer(batch, 0)
     assert out["image"].dtype == torch.int64
     assert torch.equal(out["image"], batch["image"][:, 0].long())
