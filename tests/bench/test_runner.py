@@ -151,7 +151,7 @@ def test_the_exit_code_says_whether_everything_is_done(workshop, ltbench):
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_runner_goes_on_where_it_was(workshop, program, kill):
-    path = workshop({"a": {"config": {"epochs": 12, "sleep": 0.05}}, "b": STAGED["student"]})
+    path = workshop({"a": {"config": {"epochs": 12, "sleep": 0.2}}, "b": STAGED["student"]})
     words = [program, "bench", "run", path, "--folder", "runs"]
     runner = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 30

@@ -74,11 +74,12 @@ def test_weights_of_one_architecture_have_names_of_their_own(monkeypatch):
 
     monkeypatch.setattr("ltbench.stages.build_backbone", no_download)
     names = ("resnet18.a1_in1k", "resnet18.tv_in1k")
-    judged = [Judge(Trained(backbone=name), 10, 3, 32, False, "fid_features") for name in names]
+    judged = [Judge(Trained(backbone=name), 10, 3, 32, True, "fid_features") for name in names]
     assert [judge.name for judge in judged] == list(names)
     assert judged[0].width == 512
     imagenet = V.normalize(torch.zeros(3, 1, 1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    assert_close(judged[1].normalise(-torch.ones(1, 3, 1, 1))[0], imagenet)
+    black = judged[1].normalise(-torch.ones(1, 3, 32, 32))[0]
+    assert_close(black, imagenet.expand(3, 224, 224))
 
 
 # --- the standard Inception ---

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ltbench import stages
 from ltbench.errors import UserError
 from ltbench.generation.samples import to_uint8
+from ltbench.models import trained_on
 from ltbench.stages import Trained
 
 # The weights that every published FID is measured with, as torch.hub names and hashes them.
@@ -77,7 +78,8 @@ class Judge(nn.Module):
 
     Args:
         trained: Which one.
-        num_classes: Classes that it must have.
+        num_classes: Classes that it must have; of timm's own weights whose features alone are asked
+            for, any will do.
         in_chans: Image channels that it must take.
         image_size: Side of the images in pixels.
         resize: Whether images are brought to the size it was trained on; if not, another size is
@@ -103,18 +105,19 @@ class Judge(nn.Module):
         role: str,
     ) -> None:
         super().__init__()
+        if trained.path is None and role == "fid_features":
+            num_classes = trained_on(str(trained.backbone)).get("num_classes", num_classes)
         start = stages.load(trained, num_classes, in_chans, role=role)
         theirs = start.data.get("image_size", image_size)
         if theirs != image_size and not resize:
             raise UserError(
-                f"{role} {trained.path} was trained on {theirs} pixels, the GAN makes {image_size}:"
-                " give a run at that size, or set resize: true to bring the images to its size."
+                f"{role} {trained.path or trained.backbone} was trained on {theirs} pixels, the "
+                f"GAN makes {image_size}: give a run at that size, or set resize: true to bring "
+                "the images to its size."
             )
-        # Of timm's own weights timm knows the statistics; of a plain state dict nobody does.
-        stats: Any = start.network.pretrained_cfg if trained.path is None else start.data
         self.normalise = Normalise(
-            list(stats.get("mean", [0.5] * in_chans)),
-            list(stats.get("std", [0.5] * in_chans)),
+            start.data.get("mean", [0.5] * in_chans),
+            start.data.get("std", [0.5] * in_chans),
             theirs if theirs != image_size else None,
         )
         self.network = start.network.to(memory_format=torch.channels_last)
