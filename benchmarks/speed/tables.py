@@ -29,6 +29,10 @@ Run them on an idle machine: the goals are on wall time. On a busy one take `--t
 the processor time, which counts a script and its processes alone. A bare step is what the machine
 can do with a model; absolute speeds say more about the machine than about the project.
 
+Images of small sets stay on the device and are augmented there in batches, and networks are
+channels-last, always. `--trainer.precision bf16-mixed` and `--model.compile true` round otherwise and
+are switches, so that a config means the same on any device; `switches.py` says what each gains.
+
 | script | question |
 | --- | --- |
 """
