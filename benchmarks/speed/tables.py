@@ -30,8 +30,8 @@ the processor time, which counts a script and its processes alone. A bare step i
 can do with a model; absolute speeds say more about the machine than about the project.
 
 Images of small sets stay on the device and are augmented there in batches, and networks are
-channels-last, always. `--trainer.precision bf16-mixed` and `--model.compile true` round otherwise and
-are switches, so that a config means the same on any device; `switches.py` says what each gains.
+channels-last, always. `--trainer.precision bf16-mixed` and `--model.compile true` round otherwise
+and are switches, so that a config means the same on any device: `switches.py` says what they gain.
 
 | script | question |
 | --- | --- |
