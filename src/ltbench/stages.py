@@ -124,7 +124,14 @@ def identity(trained: Trained) -> dict[str, Any]:
     return {"sha256": _sha256(file), "backbone": trained.backbone, "head": trained.head}
 
 
-def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) -> Start:
+def load(
+    trained: Trained,
+    num_classes: int,
+    in_chans: int = 3,
+    *,
+    role: str,
+    any_classes: bool = False,
+) -> Start:
     """Build a trained network.
 
     Args:
@@ -132,6 +139,8 @@ def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) ->
         num_classes: Classes that it must have.
         in_chans: Image channels that it must take.
         role: What it is for: ``teacher``, ``init_from``, ...; for messages and the lineage.
+        any_classes: Whether timm's own weights may know other classes, since their features alone
+            are asked for.
 
     Raises:
         UserError: The file is missing, unsafe or no network, or has other classes or channels.
@@ -142,7 +151,10 @@ def load(trained: Trained, num_classes: int, in_chans: int = 3, *, role: str) ->
     if file is None:
         spec = _named(trained, num_classes, in_chans, pretrained=True)
         data = trained_on(spec["name"])
-        if data and (theirs := data.pop("num_classes")) != num_classes:
+        theirs = data.pop("num_classes", num_classes)
+        if any_classes:
+            spec["num_classes"] = num_classes = theirs
+        elif theirs != num_classes:
             raise UserError(
                 f"{role}: timm's weights of '{spec['name']}' are for {theirs} classes, this data "
                 f"has {num_classes}: timm would put an untrained classifier in place of theirs."

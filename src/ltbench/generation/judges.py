@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ltbench import stages
 from ltbench.errors import UserError
 from ltbench.generation.samples import to_uint8
-from ltbench.models import trained_on
 from ltbench.stages import Trained
 
 # The weights that every published FID is measured with, as torch.hub names and hashes them.
@@ -105,9 +104,8 @@ class Judge(nn.Module):
         role: str,
     ) -> None:
         super().__init__()
-        if trained.path is None and role == "fid_features":
-            num_classes = trained_on(str(trained.backbone)).get("num_classes", num_classes)
-        start = stages.load(trained, num_classes, in_chans, role=role)
+        any_classes = role == "fid_features"
+        start = stages.load(trained, num_classes, in_chans, role=role, any_classes=any_classes)
         theirs = start.data.get("image_size", image_size)
         if theirs != image_size and not resize:
             raise UserError(
