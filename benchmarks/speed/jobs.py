@@ -103,13 +103,9 @@ def main(words: Sequence[str] | None = None) -> None:
                 images = len(each.processes) * args.steps * args.batch_size
                 rounds.turn(name, partial(each.train, args.steps), work=images)
             rounds.close(keep=repeat > 0)
-    answer = [
-        rounds.row(f"images/s, {name} / {alone}", lambda s, name=name: s[alone] / s[name])
-        for name in list(jobs)[1:]
-    ]
     report(
         args,
-        answer,
+        rounds.gains(alone),
         rounds,
         unit="images/s",
         network="resnet32_cifar",

@@ -135,6 +135,14 @@ class Rounds:
         }
         return Row(title, values, goal, unit)
 
+    def gains(self, base: str) -> list[Row]:
+        """Return each other candidate's speed over that of one."""
+        return [
+            self.row(f"images/s, {name} / {base}", lambda s, name=name: s[base] / s[name])
+            for name in self.repeats[0]
+            if name != base
+        ]
+
     def rates(self, unit: str) -> list[Row]:
         """Return each candidate's units of work a second."""
         named = f"{self.title}: " if self.title else ""

@@ -161,8 +161,9 @@ class GenerativeModule(Method):
         for c in range(self.num_classes):
             rows = np.flatnonzero(labels == c)[:each].tolist()
             images = self.data.dataset("train").__getitems__(rows)["image"].cpu()
-            predicted = judge(self.scaling.inverse(self.data.normalise(images))).argmax(1)
-            recalls.append(float((predicted == c).float().mean()))
+            seen = self.scaling.inverse(self.data.normalise(images))
+            seen = seen.to(judge.normalise.scale.device)  # where this module is not yet
+            recalls.append(float((judge(seen).argmax(1) == c).float().mean()))
         recall, chance = float(np.mean(recalls)), 1 / self.num_classes
         if recall < chance + 0.1 * (1 - chance):
             rank_zero_warn(
