@@ -221,3 +221,21 @@ def test_the_overrides_of_a_shipped_suite_are_arguments_that_there_are(name, ltb
         words = command(job, tmp_path, runs)[3:]
         done = ltbench(*words, "--print_config", cwd=Path(__file__).parents[2])
         assert done.code == 0, f"{job.name}: {done.err}"
+
+
+def test_a_baseline_is_another_row(workshop):
+    rows = {"ce": {"config": 1}, "vs": {"config": 2, "baseline": "ce"}}
+    plan = suite.plan(suite.read(workshop(rows)))
+    assert plan.baselines == {"vs": "ce"}
+    for wrong in ("cee", "vs"):
+        rows["vs"]["baseline"] = wrong
+        with pytest.raises(UserError, match=f"row 'vs': unknown baseline '{wrong}'"):
+            suite.read(workshop(rows))
+
+
+def test_the_baseline_of_a_row_that_is_exported_again_is_that_of_its_new_plan(workshop):
+    rows = {"ce": {"config": 1}, "ls": {"config": 2}, "vs": {"config": 3, "baseline": "ce"}}
+    old = suite.plan(suite.read(workshop(rows)))
+    rows["vs"]["baseline"], rows["ls"]["baseline"] = "ls", "ce"
+    new = suite.plan(suite.read(workshop(rows)), rows=["vs"])
+    assert new.after(old).baselines == {"vs": "ls"}

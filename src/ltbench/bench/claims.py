@@ -59,6 +59,11 @@ class Claim:
     tolerance: float
     needs: Mapping[str, Any]
 
+    @property
+    def source(self) -> str:
+        """Where it stands, and how certain it is."""
+        return f"{self.paper}, {self.table} ({self.certainty})"
+
 
 @dataclass(frozen=True)
 class Judged:

@@ -87,7 +87,8 @@ class Store:
                 name: {int(seed): keys for seed, keys in seeds.items()}
                 for name, seeds in found["rows"].items()
             }
-            return Plan(found["suite"], jobs, rows, found["families"])
+            baselines = found.get("baselines", {})
+            return Plan(found["suite"], jobs, rows, found["families"], baselines)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} writes it anew; what is done stays."

@@ -34,6 +34,8 @@ class Line:
     notes: list[str] = field(default_factory=list)
     posthoc: Found = field(default_factory=dict)
     priors: dict[str, float] = field(default_factory=dict)
+    draws: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Metric -> its mean over seeds in each draw of test images, (B,)."""
 
     @property
     def name(self) -> str:
@@ -125,13 +127,13 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
     names = _metrics(rows)
     chosen = by if by in names else names[0]
     correct, resampler = _paired(rows, problems)
-    lines, replicates = [], []
+    lines = []
     for row in rows:
         draws = {}
         if resampler and row.name in correct:
             draws = _draws(resampler, correct[row.name], row.runs[0].class_counts)
         lines.append(_line(row, names, draws))
-        replicates.append(draws.get(chosen))
+    replicates = [line.draws.get(chosen) for line in lines]
     usual = comparable.shared([line.facts for line in lines])
     values = [
         line.estimates[chosen].values if chosen in line.estimates else [np.nan] for line in lines
@@ -237,6 +239,7 @@ def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floatin
         notes=notes,
         posthoc=posthoc.baselines(row.runs),
         priors=posthoc.under_priors(row.runs),
+        draws=draws,
     )
 
 

@@ -25,6 +25,10 @@ class Metric:
             return "-"
         return f"{100 * value:.1f}" if self.percent else f"{value:.3g}"
 
+    def signed(self, change: float) -> str:
+        """Write a difference of two values, with its sign."""
+        return f"{100 * change:+.1f}" if self.percent else f"{change:+.3g}"
+
 
 METRICS = {
     "accuracy": Metric("accuracy"),

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from ltbench import __version__
 from ltbench.bench import figures, tables
 from ltbench.bench.claims import Judged
+from ltbench.bench.effects import Effect, effects
 from ltbench.bench.figures import Series
 from ltbench.bench.leaderboard import Leaderboard, Line, Table
 from ltbench.bench.measures import metric
@@ -55,7 +56,7 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
     environment.filters["breakable"] = _breakable
     return environment.get_template("report.html.j2").render(
         board=board,
-        sections=[_section(table) for table in board.tables],
+        sections=[_section(table, judged) for table in board.tables],
         sources=_by_source(judged),
         runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
         level=95,
@@ -63,8 +64,9 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
     )
 
 
-def _section(table: Table) -> dict[str, Any]:
+def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
     """Return what the template needs of a table."""
+    found = effects(table, judged)
     names = tables.columns(table)
     rated = [name for name in table.metrics if metric(name).percent]
     priors = [line for line in table.lines if line.priors]
@@ -82,6 +84,8 @@ def _section(table: Table) -> dict[str, Any]:
         "legend": [line.name for line in table.lines[: figures.COLOURS]],
         "grey": max(0, len(table.lines) - figures.COLOURS),
         "differing": tables.differing(table),
+        "effects": _effects(found),
+        "effect_remarks": tables.effect_remarks(table, found),
         "posthoc": _posthoc(table),
         "priors": [
             (line, shade) for line, shade in zip(priors, _prior_shades(priors), strict=True)
@@ -269,6 +273,27 @@ def _curve(line: Line, column: str) -> list[tuple[float, float]]:
             except (KeyError, TypeError, ValueError):  # not measured in this epoch
                 continue
     return [(100 * done / epochs, y) for done, y in found if np.isfinite((done, y)).all()]
+
+
+def _effects(found: Sequence[Effect]) -> dict[str, Any] | None:
+    """Return the headings and cells of what rows add to their baselines."""
+    names = tables.effect_names(found)
+    rows = [(each, [_gain(each, name) for name in names]) for each in found]
+    return {"metrics": [metric(name) for name in names], "rows": rows} if rows else None
+
+
+def _gain(effect: Effect, name: str) -> dict[str, str]:
+    """Return the parts of a cell, and whether the gain is one, a loss, or neither beyond chance."""
+    gain = effect.gains.get(name)
+    text, _, error = tables.effect_cell(name, gain).partition(" ")
+    if gain is None:
+        return {"text": text, "error": "", "sort": "", "kind": "", "told": ""}
+    low, high = gain.interval or (gain.mean, gain.mean)
+    kind = ""
+    if gain.interval and not low <= 0 <= high:
+        kind = "up" if (low > 0) == metric(name).higher_is_better else "down"
+    told = "; ".join(gain.sources)
+    return {"text": text, "error": error, "sort": repr(gain.mean), "kind": kind, "told": told}
 
 
 def _posthoc(table: Table) -> dict[str, Any] | None:

@@ -128,6 +128,8 @@ class Row:
     runs: list[Run] = field(default_factory=list)
     earlier: list[Run] = field(default_factory=list)
     """Runs that those started from, and what these started from, as far as they are here."""
+    baseline: str = ""
+    """The row that shows what the method adds; empty where a suite names none."""
 
 
 @dataclass
@@ -163,7 +165,7 @@ def of_plan(plan: Plan, store: Store, selection: str = "last") -> Results:
         and (run := _read(state.run, selection, found.problems))
     }
     for name, of_row in plan.rows.items():
-        row = Row(name, plan.families.get(name, ""))
+        row = Row(name, plan.families.get(name, ""), baseline=plan.baselines.get(name, ""))
         for seed, keys in of_row.items():
             last = states[keys[-1]]
             if keys[-1] in runs:

@@ -175,12 +175,8 @@ def compare(
 ) -> Comparison:
     """Compare rows pairwise, and let those that cannot be told apart share a rank.
 
-    Of rows i and j with n seeds each, the difference of means d has the squared error
-    ``V_ij + s_i^2/n_i + s_j^2/n_j``: V_ij is the variance of the difference over the paired
-    bootstrap of images, s^2 the variance between seeds. d over its error is taken as Student's t
-    with the degrees of freedom of Welch and Satterthwaite, in which V_ij has infinitely many. With
-    one seed s is unknown and left out; where V_ij is unknown it is left out too, if both rows have
-    several seeds: the p-value is then too small. Holm's step-down correction is over all pairs.
+    A difference of means over its error (:func:`_errors`) is taken as Student's t. Holm's step-down
+    correction is over all pairs.
 
     Args:
         values: For each row, the metric of each seed; NaN where it has none.
@@ -188,17 +184,10 @@ def compare(
         higher_is_better: Whether a larger value is the better one.
     """
     means = np.array([np.mean(of_row) for of_row in values])
-    several = np.array([len(of_row) > 1 for of_row in values])
-    variance = np.array([np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in values])
-    freedom = np.array([max(len(v) - 1, 1) for v in values])
-    images = _paired_variances(replicates)
-    images = np.where(np.isnan(images) & np.logical_and.outer(several, several), 0.0, images)
-    squared = images + np.add.outer(variance, variance)
-    terms = variance**2 / freedom
+    errors, freedom = _errors(values, replicates)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.abs(np.subtract.outer(means, means)) / np.sqrt(squared)
-        degrees = squared**2 / np.add.outer(terms, terms)
-    p = 2 * stdtr(np.where(np.isfinite(degrees), degrees, 1e9), -t)
+        t = np.abs(np.subtract.outer(means, means)) / errors
+    p = 2 * stdtr(freedom, -t)
     p = np.where(np.isclose(means[:, None], means[None, :]), 1.0, p)
     upper = np.triu_indices(len(means), 1)
     corrected = np.ones_like(p)
@@ -209,6 +198,47 @@ def compare(
     unknown = np.isnan(goodness)
     ranks = np.where(unknown, 1 + (~unknown).sum(), 1 + better.sum(0))
     return Comparison(np.lexsort((-goodness, ranks)), ranks, corrected)
+
+
+def difference(
+    values: tuple[Sequence[float], Sequence[float]],
+    replicates: tuple[NDArray[np.floating] | None, NDArray[np.floating] | None],
+) -> tuple[float, Interval | None]:
+    """Return how far the mean of one row lies above another's, and the 95 % interval of that.
+
+    Args:
+        values: Of either row, the metric of each seed.
+        replicates: Of either row, the mean over seeds in each draw, (B,); None if unknown.
+
+    Returns:
+        The difference; its interval by Student's t (:func:`_errors`), None where nothing is known.
+    """
+    mean = float(np.mean(values[0]) - np.mean(values[1]))
+    errors, freedom = _errors(values, replicates)
+    half = float(stdtrit(freedom[0, 1], (1 + LEVEL) / 2) * errors[0, 1])
+    return mean, (mean - half, mean + half) if np.isfinite(half) else None
+
+
+def _errors(
+    values: Sequence[Sequence[float]], replicates: Sequence[NDArray[np.floating] | None]
+) -> tuple[Floats, Floats]:
+    """Return the standard error of each difference of means, (R, R), and its degrees of freedom.
+
+    Of rows i and j with n seeds each, the squared error is ``V_ij + s_i^2/n_i + s_j^2/n_j``: V_ij
+    is the variance of the difference over the paired bootstrap of images, s^2 the variance between
+    seeds. The degrees of freedom are those of Welch and Satterthwaite, in which V_ij has infinitely
+    many. With one seed s is unknown and left out; where V_ij is unknown it is left out too, if both
+    rows have several seeds, and the error is then too small; else the error is NaN.
+    """
+    several = np.array([len(of_row) > 1 for of_row in values])
+    variance = np.array([np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in values])
+    terms = variance**2 / np.array([max(len(v) - 1, 1) for v in values])
+    images = _paired_variances(replicates)
+    images = np.where(np.isnan(images) & np.logical_and.outer(several, several), 0.0, images)
+    squared = images + np.add.outer(variance, variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = squared**2 / np.add.outer(terms, terms)
+    return np.sqrt(squared), np.where(np.isfinite(freedom), freedom, 1e9)
 
 
 def _paired_variances(replicates: Sequence[NDArray[np.floating] | None]) -> Floats:

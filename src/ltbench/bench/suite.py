@@ -6,6 +6,7 @@ seeds: [0, 1, 2]
 overrides: {trainer.max_epochs: 30}        # of every stage: shared data and budget
 rows:
   ce: {config: ce_cifar10}                 # a row of one stage
+  cesam: {config: cesam_cifar10, baseline: ce}      # what it adds to ce is shown, too
   deit_lt:
     family: distillation
     stages:                                # the last one is the row's result
@@ -37,7 +38,7 @@ from ltbench.errors import UserError, unknown_name
 _NAME = re.compile(r"[\w.+-]+")
 _REFERENCE = re.compile(rf"\{{({_NAME.pattern})\}}")
 _SUITE_KEYS = {"seeds", "overrides", "rows"}
-_ROW_KEYS = {"family", "overrides", "stages"}
+_ROW_KEYS = {"family", "baseline", "overrides", "stages"}
 _STAGE_KEYS = {"config", "overrides", "seed"}
 
 Overrides = Mapping[str, Any]
@@ -60,11 +61,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the leaderboard: the result of its last stage."""
+    """A line of the leaderboard: the result of its last stage.
+
+    Args:
+        name: What it is called.
+        family: What kind of method it is.
+        stages: Name -> stage, in order.
+        baseline: The row that shows what the method adds; empty: there is none.
+    """
 
     name: str
     family: str
     stages: Mapping[str, Stage]
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,14 @@ class Plan:
         jobs: Key -> job.
         rows: Row -> seed -> keys of its stages in order; the last one is the result.
         families: Row -> family.
+        baselines: Row -> the row that it is compared with, where it has one.
     """
 
     suite: str
     jobs: Mapping[str, Job]
     rows: Mapping[str, Mapping[int, Sequence[str]]]
     families: Mapping[str, str] = field(default_factory=dict)
+    baselines: Mapping[str, str] = field(default_factory=dict)
 
     def after(self, earlier: "Plan") -> "Plan":
         """Return an earlier plan with these rows and seeds beside its own, or in their place."""
@@ -126,7 +137,11 @@ class Plan:
         for key in reversed(jobs):  # which stand after those they need
             used.update(jobs[key].needs if key in used else ())
         kept = {key: job for key, job in jobs.items() if key in used}
-        return Plan(self.suite, kept, rows, {**earlier.families, **self.families})
+        families = {**earlier.families, **self.families}
+        baselines = {
+            row: baseline for row, baseline in earlier.baselines.items() if row not in self.families
+        }
+        return Plan(self.suite, kept, rows, families, {**baselines, **self.baselines})
 
 
 def find(name: str) -> Path:
@@ -183,7 +198,13 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
             )
             for stage, settings in _check(stages, None, f"{where}, stages").items()
         }
-        rows[name] = Row(name, str(row.get("family", "")), built)
+        baseline = str(row.get("baseline") or "")
+        rows[name] = Row(name, str(row.get("family", "")), built, baseline)
+    for row in rows.values():
+        others = rows.keys() - {row.name}
+        if row.baseline and row.baseline not in others:
+            wrong = unknown_name("baseline", row.baseline, others)
+            raise UserError(f"{path}: row '{row.name}': {wrong}")
     return Suite(path.stem, seeds, rows)
 
 
@@ -275,7 +296,13 @@ def plan(
         row.name: {seed: [keys[row.name, stage, seed] for stage in row.stages] for seed in seeds}
         for row in chosen.values()
     }
-    return Plan(suite.name, jobs, stages, {row.name: row.family for row in chosen.values()})
+    return Plan(
+        suite.name,
+        jobs,
+        stages,
+        {row.name: row.family for row in chosen.values()},
+        {row.name: row.baseline for row in chosen.values() if row.baseline},
+    )
 
 
 def _row(suite: Suite, name: str) -> Row:

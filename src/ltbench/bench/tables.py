@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ltbench.bench.claims import NUMBERS, Judged
+from ltbench.bench.claims import Judged
+from ltbench.bench.effects import Effect, Gain, effects, missing
 from ltbench.bench.leaderboard import Leaderboard, Line, Table
 from ltbench.bench.measures import metric
 from ltbench.bench.stats import Estimate
@@ -94,13 +95,58 @@ def remarks(table: Table) -> list[str]:
     return found
 
 
+EFFECTS = "What a method adds to its baseline"
+EFFECT_LEGEND = (
+    "± is half of the 95 % interval of the difference, over test images and, where there are "
+    "several, seeds; in brackets, what papers add by the same method where they report both rows."
+)
+
+
+def effect_names(found: Sequence[Effect]) -> list[str]:
+    """Return the metrics that some effect has, in the order of the columns."""
+    return list(dict.fromkeys(name for effect in found for name in effect.gains))
+
+
+def effect_cell(name: str, gain: Gain | None) -> str:
+    """Write a gain: ``+5.7 ±1.1``, and in brackets what papers claim."""
+    if gain is None:
+        return "-"
+    shown = metric(name)
+    text = shown.signed(gain.mean)
+    if gain.interval:
+        text += f" ±{shown.text((gain.interval[1] - gain.interval[0]) / 2)}"
+    if gain.claimed:
+        ends = dict.fromkeys(map(shown.signed, (min(gain.claimed), max(gain.claimed))))
+        text += f" [{' to '.join(ends)}]"
+    return text
+
+
+def effect_headings(found: Sequence[Effect]) -> list[str]:
+    """Return the headings of a table of effects."""
+    return ["row", "over", *(metric(name).title for name in effect_names(found))]
+
+
+def effect_cells(found: Sequence[Effect]) -> list[list[str]]:
+    """Return the rows of a table of effects, in the order of :func:`effect_headings`."""
+    names = effect_names(found)
+    return [
+        [each.row, each.baseline, *(effect_cell(name, each.gains.get(name)) for name in names)]
+        for each in found
+    ]
+
+
+def effect_remarks(table: Table, found: Sequence[Effect]) -> list[str]:
+    """Return what has to be said below a table of effects."""
+    sources = [s for each in found for gain in each.gains.values() for s in gain.sources]
+    of = f" Papers: {'; '.join(dict.fromkeys(sources))}." if sources else ""
+    return [*([EFFECT_LEGEND + of] if found else []), *missing(table)]
+
+
 def claim_cells(judged: Judged) -> list[str]:
     """Return the cells of a claim: row, metric, claimed, ours, gap, status, source."""
     claim = judged.claim
     shown = metric(claim.metric)
-    gap = (
-        "" if judged.gap is None else f"{judged.gap * (1 if claim.metric in NUMBERS else 100):+.1f}"
-    )
+    gap = "" if judged.gap is None else shown.signed(judged.gap)
     why = f": {'; '.join(judged.reasons)}" if judged.reasons else ""
     return [
         judged.line or claim.row,
@@ -109,7 +155,7 @@ def claim_cells(judged: Judged) -> list[str]:
         cell(claim.metric, judged.ours),
         gap,
         judged.status + why,
-        f"{claim.paper}, {claim.table} ({claim.certainty})",
+        claim.source,
     ]
 
 
@@ -123,6 +169,10 @@ def markdown(board: Leaderboard, judged: Sequence[Judged]) -> str:
         lines += [f"## {_plain(table.title)}", ""]
         lines += [*_grid(headings(table), [cells(table, line) for line in table.lines]), ""]
         lines += [*(f"- {_plain(remark)}" for remark in remarks(table)), ""]
+        if found := effects(table, judged):
+            lines += [f"### {EFFECTS}", ""]
+            lines += [*_grid(effect_headings(found), effect_cells(found)), ""]
+        lines += [*(f"- {_plain(remark)}" for remark in effect_remarks(table, found)), ""]
     if judged:
         lines += ["## Claimed and measured", ""]
         lines += [*_grid(CLAIM_HEADINGS, [claim_cells(each) for each in judged]), ""]
@@ -165,7 +215,11 @@ def as_json(board: Leaderboard, judged: Sequence[Judged]) -> str:
     """Write everything that a leaderboard knows, in fractions."""
     content = {
         "title": board.title,
-        "tables": [_table(table) for table in board.tables],
+        "tables": [
+            _table(table)
+            | {"effects": [dataclasses.asdict(each) for each in effects(table, judged)]}
+            for table in board.tables
+        ],
         "claims": [
             {**dataclasses.asdict(each), "gap": each.gap, "reasons": list(each.reasons)}
             for each in judged

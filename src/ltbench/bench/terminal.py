@@ -1,5 +1,6 @@
 """A leaderboard on a terminal: tables narrow enough to be read there."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
@@ -8,16 +9,21 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from ltbench.bench.claims import Judged
+from ltbench.bench.effects import effects
 from ltbench.bench.leaderboard import Leaderboard, Table
 from ltbench.bench.measures import metric
 from ltbench.bench.tables import (
     CLAIM_HEADINGS,
+    EFFECTS,
     LEGEND,
     cell,
     claim_cells,
     columns,
     costs,
     differing,
+    effect_cells,
+    effect_headings,
+    effect_remarks,
     remarks,
 )
 
@@ -38,6 +44,7 @@ def render(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> Re
             verb = "differs" if len(names) == 1 else "differ"
             parts.append(escape(f"{', '.join(names)} {verb} in {'; '.join(differs)}."))
         parts += [*map(escape, remarks(table)), ""]
+        parts += _effects(table, judged, width)
     parts += _claims(judged)
     problems = [f"[yellow]{escape(problem)}[/]" for problem in board.problems]
     return Group(*parts, LEGEND, *problems)
@@ -70,6 +77,22 @@ def _costs(table: Table) -> RichTable:
         values = [costs(line)[str(column.header)] for column in shown.columns[1:]]
         shown.add_row(*map(escape, [line.name, *values]))
     return shown
+
+
+def _effects(table: Table, judged: Sequence[Judged], width: int) -> Iterator[RenderableType]:
+    found = effects(table, judged)
+    if found:
+        *_, titles = rows = [*effect_cells(found), effect_headings(found)]
+        widths = [max(len(row[n]) for row in rows) + 2 for n in range(len(titles))]
+        fit = max(3, sum(total <= width for total in itertools.accumulate(widths)))
+        shown = RichTable(title=EFFECTS.lower(), box=None)
+        for n, title in enumerate(titles[:fit]):
+            shown.add_column(title, justify="left" if n < 2 else "right", no_wrap=n < 2)
+        for row in rows[:-1]:
+            shown.add_row(*map(escape, row[:fit]))
+        yield from (shown, "")
+    if said := effect_remarks(table, found):
+        yield from (*map(escape, said), "")
 
 
 def _claims(judged: Sequence[Judged]) -> Iterator[RenderableType]:
