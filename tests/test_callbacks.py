@@ -229,3 +229,21 @@ def test_progress_says_when_the_whole_training_ends(monkeypatch):
 def test_device_and_memory_of_a_cpu():
     assert f"{os.cpu_count()} cores" in device_name(torch.device("cpu"))
     assert peak_memory(torch.device("cpu")) > 1e7
+
+
+def test_the_bar_reads_the_loss_now_and_then_and_after_the_last_step(monkeypatch):
+    clock, reads, bar = [0.0], [], Progress()
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
+    theirs = callbacks.RichProgressBar
+    monkeypatch.setattr(theirs, "_update_metrics", lambda *args: reads.append(round(clock[0], 1)))
+    monkeypatch.setattr(
+        theirs,
+        "on_train_batch_end",
+        lambda self, trainer, module, *rest: self._update_metrics(trainer, module),
+    )
+    for step in range(8):
+        bar.on_train_batch_end(SimpleNamespace(is_last_batch=step == 7), None, None, None, step)
+        clock[0] += 0.1
+    assert reads == [0.0, 0.3, 0.6, 0.7]
+    bar._update_metrics(None, None)  # as after an epoch
+    assert len(reads) == 5

@@ -35,7 +35,7 @@ def fixmatch_like(csst: CSST, trainer: L.Trainer) -> FixMatch:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure."""
-    parser = Parser(__file__, __doc__)
+    parser = Parser(__file__, __doc__, repeats=3)
     parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")
     parser.add_argument("--batch-size", type=int, default=64, help="labelled images a step")
     parser.add_argument("--held-out", type=int, default=5000, help="held-out images")

@@ -52,7 +52,7 @@ def parts(trainer: L.Trainer, method: DeiTLT, batch: Batch) -> dict[str, Candida
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure."""
-    parser = Parser(__file__, __doc__)
+    parser = Parser(__file__, __doc__, repeats=3)
     parser.add_argument("--config", type=Path, default=CONFIGS / "deitlt_tiny_cifar10.yaml")
     parser.add_argument("--teacher", default="resnet32_cifar", help="backbone of the teacher")
     parser.add_argument("--batch-size", type=int, default=128)

@@ -78,7 +78,7 @@ def growth(batch: int) -> int:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure."""
-    parser = Parser(__file__, __doc__, repeats=7)
+    parser = Parser(__file__, __doc__, repeats=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=100, help="of Lanczos")
     parser.add_argument("--images", type=int, default=50, help="of the class: the rarest of CIFAR")

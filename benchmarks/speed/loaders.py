@@ -52,7 +52,7 @@ def epoch(loader: DataLoader[Batch]) -> int:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure."""
-    parser = Parser(__file__, __doc__)
+    parser = Parser(__file__, __doc__, repeats=3)
     add_arguments(parser)
     parser.add_argument("--workers", type=int, nargs="*", default=(0, 1, 2, 4))
     parser.add_argument("--batch-size", type=int, default=32)

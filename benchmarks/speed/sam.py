@@ -44,7 +44,7 @@ def step_of(
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure."""
-    parser = Parser(__file__, __doc__, repeats=15)
+    parser = Parser(__file__, __doc__, repeats=11)
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed")

@@ -24,7 +24,7 @@ SWITCHES = {  # bf16, layout, compiled
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure."""
-    parser = Parser(__file__, __doc__, repeats=7)
+    parser = Parser(__file__, __doc__, repeats=5)
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn")
     parser.add_argument("--batch-size", type=int, default=128)
     args = parser.parse_args(words)

@@ -51,8 +51,8 @@ METHODS = {  # by their config
     "ce_cifar10": Case(97),
     "vssam_cifar10": Case(12),
     "paco_cifar10": Case(12),
-    "fixmatch_cifar10": Case(6),
-    "csst_cifar10": Case(6),
+    "fixmatch_cifar10": Case(4),
+    "csst_cifar10": Case(4),
     "selmix_cifar10": Case(
         6,
         {"init_from": WRN},

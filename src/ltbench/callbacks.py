@@ -29,6 +29,8 @@ from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.trace_figure import trace_figure
 
+READ_EVERY = 0.25  # seconds between two looks of the progress bar at the loss
+
 
 class RunRecord(Callback):
     """Keep ``record.json``, ``metrics.csv`` and ``traces.npz`` of one run.
@@ -256,12 +258,36 @@ class RunRecord(Callback):
 
 
 class Progress(RichProgressBar):
-    """Lightning's Rich bar with the time left of the whole training, not of the epoch alone."""
+    """Lightning's Rich bar with the time left of the whole training, not of the epoch alone.
+
+    In training it shows the loss of now and then: to read it is to wait for a GPU.
+    """
+
+    _rests, _due = False, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when and where this sitting began."""
         super().on_train_start(trainer, pl_module)
         self._began, self._from = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Count the step, and read the loss where it is time."""
+        self._rests = time.monotonic() < self._due and not trainer.is_last_batch
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._rests:
+            self._due = time.monotonic() + READ_EVERY
+        self._rests = False
+
+    def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._rests:
+            super()._update_metrics(trainer, pl_module)
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

@@ -252,20 +252,20 @@ def ascend(params: list[Tensor], rho: float, adaptive: bool = False) -> Tensor:
 
     The move is ``rho g / (||g|| + 1e-12)``, or ``rho w^2 g / (||w g|| + 1e-12)`` if ``adaptive``,
     with one norm over all parameters, in float32 or wider, whatever the loss scale. A gradient
-    that is not finite moves nothing, so that the second pass overflows as the first one did.
+    that is not finite moves nothing, so that the second pass overflows as the first one did. The
+    gradients become the moves, so that no other copy is made.
 
     Returns:
         The norm, a scalar on the device of the weights; nothing here waits for its value.
     """
-    gradient = [p.grad for p in params if p.grad is not None]
-    size = torch._foreach_abs(params) if adaptive else None
-    direction = gradient if size is None else torch._foreach_mul(gradient, size)
-    wide = torch.promote_types(direction[0].dtype, torch.float32)
-    norms = torch._foreach_norm(direction, dtype=wide)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    move = torch._foreach_mul(direction, rho / (norm + 1e-12))
-    if size is not None:
-        torch._foreach_mul_(move, size)
+    move = [p.grad for p in params if p.grad is not None]
+    if adaptive:
+        torch._foreach_mul_(move, params)
+    wide = torch.promote_types(move[0].dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(move, dtype=wide)))
+    torch._foreach_mul_(move, rho / (norm + 1e-12))
+    if adaptive:
+        torch._foreach_mul_(move, params)
     for tensor in move:
         # An infinite norm has scaled finite entries to 0 and made the others NaN; a NaN, all.
         tensor.nan_to_num_(0.0, 0.0, 0.0)

@@ -4,11 +4,31 @@ Every transform takes ``(B, C, H, W)`` uint8 images and a generator on their dev
 images of the same kind; the data module normalises afterwards.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltbench import seeding
 from ltbench.errors import UserError
+
+
+def constants(values: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device, without waiting for it (as ``device=`` does)."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """Return what draws on the host, where to read a draw is not to wait for a device.
+
+    A generator of the CPU is that itself. From one of a GPU comes a new one that is seeded by its
+    seed and place, which both lie on the host; it is another one once the GPU has drawn again.
+    """
+    if generator.device.type == "cpu":
+        return generator
+    place = int.from_bytes(bytes(generator.get_state().tolist()), "little")
+    return seeding.generator("cpu", place, "host")
 
 
 class BatchTransform(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.transforms import AutoAugment as Policies
 from torchvision.transforms import AutoAugmentPolicy
 
-from ltbench.data.augment import BatchTransform
+from ltbench.data.augment import BatchTransform, on_host
 from ltbench.data.randaugment import OPERATIONS, Operation, apply_operations
 
 _BINS = 9  # magnitudes are 0 to 9
@@ -18,7 +18,7 @@ class AutoAugment(BatchTransform):
     """Apply to each image the two operations of one policy, drawn from those learnt for a set.
 
     Policies, operations and magnitudes are those of torchvision, which works on one image at a
-    time: nearest neighbour, black outside the image. On CUDA a call waits for the device once.
+    time: nearest neighbour, black outside the image.
 
     Args:
         policy: The set that the policies were learnt for.
@@ -39,13 +39,15 @@ class AutoAugment(BatchTransform):
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
         batch, device = len(images), images.device
-        which = torch.randint(len(self.table), (batch,), generator=generator, device=device)
-        operation, p, level = self.table.to(device)[which].movedim(1, 0).unbind(-1)
-        applied = torch.rand(p.shape, generator=generator, device=device) < p
+        host = on_host(generator)
+        which = torch.randint(len(self.table), (batch,), generator=host)
+        operation, p, level = self.table[which].movedim(1, 0).unbind(-1)
+        applied = torch.rand(p.shape, generator=host) < p
         drawn = operation.long() * applied  # the first operation is the identity
         negative = torch.randint(2, p.shape, generator=generator, device=device)
         operations = _OPERATIONS.values()
-        ranges = torch.tensor([each.standard for each in operations], device=device)
-        mild, severe, signed = ranges[drawn].unbind(-1)
+        ranges = torch.tensor([each.standard for each in operations])
+        strengths = torch.cat([ranges[drawn], level[..., None]], -1)
+        mild, severe, signed, level = strengths.to(device, non_blocking=True).unbind(-1)
         magnitude = (mild + (severe - mild) * level) * (1 - 2 * negative * signed)
         return apply_operations(images, [each.apply for each in operations], drawn, magnitude)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltbench.data.augment import BatchTransform
+from ltbench.data.augment import BatchTransform, constants
 from ltbench.errors import UserError
 
 
@@ -119,6 +119,6 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
         green - blue,
         torch.where(value == images[:, 1:2], 2 + blue - red, 4 + red - green),
     )
-    place = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    place = constants([5.0, 3.0, 1.0], images.device).view(1, 3, 1, 1)
     sextant = (place + hue + 6 * turn) % 6
     return value - spread * sextant.minimum(4 - sextant).clamp(0, 1)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ltbench import seeding
 from ltbench.data import profiles
-from ltbench.data.augment import BatchTransform
+from ltbench.data.augment import BatchTransform, constants
 from ltbench.data.datasets import (
     Batch,
     CroppedImages,
@@ -352,8 +352,7 @@ class LongTailDataModule(L.LightningDataModule):
     def normalise(self, images: Tensor) -> Tensor:
         """Turn (B, C, H, W) uint8 images into standardised float32, channels last."""
         mean, std = (
-            torch.tensor(v, device=images.device).view(-1, 1, 1)
-            for v in (self.source.mean, self.source.std)
+            constants(v, images.device).view(-1, 1, 1) for v in (self.source.mean, self.source.std)
         )
         images = images.contiguous(memory_format=torch.channels_last)
         return images.to(torch.float32).sub_(mean * 255).div_(std * 255)

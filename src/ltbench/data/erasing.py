@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ltbench.data.augment import BatchTransform
+from ltbench.data.augment import BatchTransform, constants
 from ltbench.errors import UserError
 
 ATTEMPTS = 10  # boxes that are drawn for an image before it is left as it is
@@ -63,7 +63,7 @@ class RandomErasing(BatchTransform):
         in_rows = (rows >= top) & (rows < top + box_height) & (erased & fits.any(0))[:, None]
         in_columns = (columns >= left) & (columns < left + box_width)
         inside = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (_MEAN, _STD))
+        mean, std = (constants(v, device).view(-1, 1, 1) for v in (_MEAN, _STD))
         if channels == 1:
             mean, std = mean.mean(0), std.mean(0)
         noise = torch.randn(images.shape, generator=generator, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltbench.data.augment import BatchTransform
+from ltbench.data.augment import BatchTransform, constants, on_host
 from ltbench.errors import UserError, unknown_name
 
 _MAX_MAGNITUDE = 30
@@ -85,7 +85,13 @@ def _contrast(images: Tensor, change: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, change: Tensor) -> Tensor:
-    return _enhance(images, tv.adjust_sharpness(images, 0.0), change)  # factor 0 is the blur
+    # torchvision's blur, the border as it is; its own sends a kernel to the device and waits.
+    blurred = images.float()
+    lines = blurred[..., :-2, :] + blurred[..., 1:-1, :] + blurred[..., 2:, :]
+    sums = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:]
+    inner = blurred[..., 1:-1, 1:-1]
+    inner.copy_((sums + 4 * inner).div_(13).round_())
+    return _enhance(images, blurred, change)
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -143,18 +149,18 @@ def apply_operations(
     drawn: Tensor,
     magnitude: Tensor,
 ) -> Tensor:
-    """Apply to each image the operations drawn for it; waits for the device once.
+    """Apply to each image the operations drawn for it.
 
     Args:
         images: (B, C, H, W) uint8.
         operations: Each takes (b, C, H, W) images and (b, 1, 1, 1) magnitudes.
-        drawn: (turns, B), which operation an image takes in each turn.
-        magnitude: (turns, B), and how strongly.
+        drawn: (turns, B), which operation an image takes in each turn; on the CPU, so that how
+            many take one is known without a wait for the device.
+        magnitude: (turns, B), and how strongly; on the device of the images.
     """
     images = images.clone()
-    kinds = torch.arange(len(operations), device=images.device)
-    counts = (drawn[:, :, None] == kinds).sum(1).tolist()
-    for turn, order in enumerate(drawn.argsort(1)):
+    counts = (drawn[:, :, None] == torch.arange(len(operations))).sum(1).tolist()
+    for turn, order in enumerate(drawn.argsort(1).to(images.device, non_blocking=True)):
         for operation, rows in zip(operations, order.split(counts[turn]), strict=True):
             if len(rows) > 0:
                 chosen = images.index_select(0, rows)
@@ -174,8 +180,6 @@ class RandAugment(BatchTransform):
     The defaults are torchvision's. The strong view of the FixMatch family as released with CSST
     and SelMix is ``RandAugment(3, magnitude=None, space="fixmatch", cutout=0.5)``, followed by
     flip and crop.
-
-    On CUDA a call waits for the device once, to learn how many images drew each operation.
 
     Args:
         num_ops: Operations in turn for each image, >= 0.
@@ -218,17 +222,17 @@ class RandAugment(BatchTransform):
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
         size, device = (self.num_ops, len(images)), images.device
-        drawn = torch.randint(len(OPERATIONS), size, generator=generator, device=device)
-        applied = torch.rand(size, generator=generator, device=device) < self.p
-        drawn = drawn * applied  # the first operation is the identity
+        host = on_host(generator)
+        drawn = torch.randint(len(OPERATIONS), size, generator=host)
+        drawn = drawn * (torch.rand(size, generator=host) < self.p)  # the first is the identity
         negative = torch.randint(2, size, generator=generator, device=device)
         if self.magnitude is None:
             level = torch.rand(size, generator=generator, device=device)
         else:
             level = torch.full(size, self.magnitude / _MAX_MAGNITUDE, device=device)
         operations = OPERATIONS.values()
-        ranges = torch.tensor([getattr(each, self.space) for each in operations], device=device)
-        mild, severe, signed = ranges[drawn].unbind(-1)
+        ranges = torch.tensor([getattr(each, self.space) for each in operations])
+        mild, severe, signed = ranges[drawn].to(device, non_blocking=True).unbind(-1)
         magnitude = (mild + (severe - mild) * level) * (1 - 2 * negative * signed)
 
         images = apply_operations(images, [each.apply for each in operations], drawn, magnitude)
@@ -241,5 +245,5 @@ class RandAugment(BatchTransform):
         x, y = _pixels(images)
         away = (x + 0.5 - column * width).abs().maximum((y + 0.5 - row * height).abs())
         inside = away < side * (self.cutout * width / 2)
-        fill = images.new_tensor(_CUTOUT_FILL).view(3, 1, 1)
+        fill = constants(_CUTOUT_FILL, images.device).to(torch.uint8).view(3, 1, 1)
         return torch.where(inside, fill if channels == 3 else tv.rgb_to_grayscale(fill), images)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ltbench import seeding
+from ltbench.averaging import WeightAverage
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
@@ -206,13 +207,13 @@ class OptimisedModule(ClassificationModule):
         """Average the weights where ``ema_decay`` asks for it."""
         if self.ema_decay is None:
             return []
-        return [EMAWeightAveraging(decay=self.ema_decay, use_buffers=self.average_buffers)]
+        return [WeightAverage(self.ema_decay, self.average_buffers)]
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated during training: the averaged one, if there is one."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EMAWeightAveraging) and callback._average_model is not None:
+            if isinstance(callback, WeightAverage) and callback._average_model is not None:
                 network = callback._average_model.module.net
                 assert isinstance(network, nn.Module)
                 return network
