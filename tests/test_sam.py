@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ltbench.errors import UserError
 from ltbench.sam import (
@@ -156,6 +158,37 @@ def test_a_gradient_that_is_not_finite_perturbs_nothing(bad, adaptive):
     norm = ascend(net.used(), 0.5, adaptive)
     assert not norm.isfinite()
     assert torch.equal(flat(net.parameters()), before)
+
+
+class Made(TorchDispatchMode):
+    """The sizes of what is made, and not changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given = {place for place, _ in self.memory((args, kwargs))}
+        self.sizes += [size for place, size in self.memory(found) if place not in given]
+        return found
+
+    def memory(self, found):
+        tensors = (leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor))
+        return [(t.untyped_storage().data_ptr(), t.numel()) for t in tensors]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_step_holds_one_copy_of_the_weights_beside_them(adaptive):
+    net = Net()
+    net.loss_of().backward()
+    weights = net.used()
+    with Made() as ascent:
+        ascend(weights, 0.5, adaptive)
+    assert max(ascent.sizes) == len(weights)  # their norms: nothing is as large as the weights
+    with torch.no_grad(), Made() as around, weights_restored(weights):
+        pass
+    assert sum(around.sizes) == flat(weights).numel()
 
 
 def test_an_overflowing_backward_pass_leaves_weights_and_overflows_again():

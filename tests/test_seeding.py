@@ -29,3 +29,12 @@ def test_run_seed_is_lightnings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seeding.run_seed() == 3
     L.seed_everything(17, verbose=False)
     assert seeding.run_seed() == 17
+
+
+def test_a_device_is_seeded_as_by_torch():
+    draws = []
+    for seed in (torch.manual_seed, lambda n: seeding.seed_device(torch.device("cpu"), n)):
+        torch.rand(2)
+        seed(5)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)

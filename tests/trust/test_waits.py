@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loops import fit_loop
+from lightning.pytorch.loops import evaluation_loop, fit_loop
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.overrides import TorchFunctionMode
 
@@ -71,7 +71,8 @@ def on_meta(monkeypatch):
     )
     monkeypatch.setattr(SingleDeviceStrategy, "teardown", lambda self: None)
     monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
-    monkeypatch.setattr(fit_loop, "has_len_all_ranks", lambda *args: True)
+    for loop in (fit_loop, evaluation_loop):
+        monkeypatch.setattr(loop, "has_len_all_ranks", lambda *args: True)
     monkeypatch.setattr(seeding, "generator", lambda device, *key: draws("cpu", *key))
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
 

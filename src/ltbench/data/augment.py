@@ -51,16 +51,18 @@ class RandomCrop(BatchTransform):
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Crop each image at its own offset."""
-        batch, _, height, width = images.shape
+        batch, channels, height, width = images.shape
         pad, device = self.padding, images.device
-        offset = torch.randint(0, 2 * pad + 1, (2, batch, 1), generator=generator, device=device)
-        rows = offset[0] + torch.arange(height, device=device)
-        cols = offset[1] + torch.arange(width, device=device)
-        padded = F.pad(images, (pad, pad, pad, pad))
-        which = torch.arange(batch, device=device)[:, None, None]
-        # The separated index tensors move channels last, which is the layout convolutions like.
-        cropped: Tensor = padded[which, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
-        return cropped
+        places = 2 * pad + 1
+        top, left = torch.randint(places, (2, batch, 1), generator=generator, device=device)[..., 0]
+        # Channels last, as convolutions like it: a line of a window is then a run of bytes.
+        padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad)).contiguous()
+        image, row, column, _ = padded.stride()
+        windows = padded.as_strided(
+            (batch, places, places, height, width * channels), (image, row, column, row, 1)
+        )
+        chosen = windows[torch.arange(batch, device=device), top, left]
+        return chosen.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class HorizontalFlip(BatchTransform):

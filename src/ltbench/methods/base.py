@@ -110,7 +110,7 @@ class Method(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout, mixing and noise of this step by (seed, rank, step)."""
         key = ("step", self.global_rank, self.trainer.global_step)
-        torch.manual_seed(seeding.derive(seeding.run_seed(), *key))
+        seeding.seed_device(self.device, seeding.derive(seeding.run_seed(), *key))
 
     def on_train_epoch_start(self) -> None:
         """Log how many steps were left out before, where they may be."""

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -27,7 +28,8 @@ class Decoding:
     Evaluation scales the shorter side to ``resize`` and cuts out the centre. Training does so too,
     or cuts out a box of random area, shape and place, another one each time (arXiv 1409.4842).
     JPEG files are decoded at a half, a quarter or an eighth where a random box is large enough for
-    it, which moves a photograph's pixels by less than 1.5 of 255 on average; in evaluation never.
+    it, which changes the pixels of photographs by less than 2 of 255 on average; in evaluation
+    never.
 
     Args:
         resize: Pixels of the shorter side before the centre is cut out; default: the image size.
@@ -133,17 +135,13 @@ def decode_crops(
         side = min(min(right - left, lower - upper) for left, upper, right, lower in boxes)
         if how.reduced and side >= 2 * size:
             image.draft(None, (math.ceil(width * size / side), math.ceil(height * size / side)))
-        pixels = []
-        for left, upper, right, lower in boxes:
-            crop = image.crop(
-                (
-                    left * image.width // width,
-                    upper * image.height // height,
-                    right * image.width // width,
-                    lower * image.height // height,
-                )
-            )
-            pixels.append(_pixels(crop.convert(_mode(channels))))
+        if image.width < width:  # edges lie between its pixels, which Pillow resamples alike
+            whole, kernel = image.convert(_mode(channels)), Resampling[how.interpolation.upper()]
+            factor = 2 ** round(math.log2(width / image.width))  # the sizes were rounded up
+            places = [tuple(edge / factor for edge in box) for box in boxes]
+            squares = [whole.resize((size, size), kernel, place) for place in places]
+            return torch.stack([_pixels(square) for square in squares])
+        pixels = [_pixels(image.crop(box).convert(_mode(channels))) for box in boxes]
     kernel = InterpolationMode(how.interpolation)
     return torch.stack([F.resize(crop, [size, size], kernel, antialias=True) for crop in pixels])
 
