@@ -293,11 +293,11 @@ class Progress(RichProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Show the loss of the last step and when training will end."""
-        items = super().get_metrics(trainer, pl_module)
-        for name in ("v_num", "train/loss_epoch"):
-            items.pop(name, None)
-        if (loss := items.pop("train/loss_step", None)) is not None:
-            items = {"loss": loss, **items}  # short: a line of 80 characters has no room to spare
+        items: dict[str, int | str | float | dict[str, float]] = {  # short: a line has 80 letters
+            name.removeprefix("train/").removesuffix("_step"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/") and name.endswith("_step")
+        }
         done = trainer.global_step - self._from
         left = trainer.estimated_stepping_batches - trainer.global_step
         if done:

@@ -35,7 +35,8 @@ class Unlabelled(Images):
         """Return the batch of these rows, or pairs (row, number) of images to be cropped."""
         chosen = [row[0] if isinstance(row, tuple) else row for row in rows]
         index = torch.tensor(chosen, dtype=torch.long)
-        return self.images.__getitems__(rows) | {"index": index}
+        batch = self.images.__getitems__(rows)
+        return batch | {"index": index.to(batch["image"].device, non_blocking=True)}
 
 
 class LabelledAndUnlabelled(Images):

@@ -303,7 +303,7 @@ class CBGAN(GenerativeModule):
                 ours.copy_(theirs[name])
 
     def _log(self, name: str, value: Tensor) -> None:
-        self.log(f"train/{name}", value.detach(), prog_bar=True, on_step=True, on_epoch=True)
+        self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True)
 
     def on_validation_start(self) -> None:
         """Stop before a GAN that has diverged is evaluated; else let all ranks sample alike."""

@@ -261,8 +261,11 @@ class OptimisedModule(ClassificationModule):
         self.after_step()
         if self.lr_schedule.by == "step":
             self._schedule.step()
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
-        self.log_dict({f"train/{k}": v for k, v in self.gradient_rule.diagnostics.items()})
+        # Not with prog_bar, for which Lightning reads the value in every step; the bar finds it.
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
+        for name, value in self.gradient_rule.diagnostics.items():
+            # Lightning would make a tensor of a number by a copy that the device has to wait for.
+            self.log(f"train/{name}", torch.as_tensor(value))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
