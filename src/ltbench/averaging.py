@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 
 class WeightAverage(WeightAveraging):
@@ -43,7 +44,8 @@ class WeightAverage(WeightAveraging):
         average, first = self._average_model.module, self._latest_update_step == 0
         weights = zip(average.parameters(), pl_module.parameters(), strict=True)
         buffers = zip(average.buffers(), pl_module.buffers(), strict=True)
-        followed, copied = [*weights], [*buffers]
+        followed: list[tuple[Tensor, Tensor]] = [*weights]
+        copied = [*buffers]
         if self._use_buffers:
             followed += [pair for pair in copied if pair[0].is_floating_point()]
             copied = [pair for pair in copied if not pair[0].is_floating_point()]
