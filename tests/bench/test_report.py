@@ -66,6 +66,19 @@ def page(make_run, tmp_path):
     (folder / "samples").mkdir()
     for name in ("epoch_00010", "last"):  # of the grids of a GAN the report shows the last
         Image.new("RGB", (8, 8), (0, 255, 0)).save(folder / f"samples/{name}.png")
+    (folder / "analysis").mkdir()
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(folder / "analysis/hessian.png")
+    (folder / "analysis/hessian.json").write_text(
+        json.dumps(
+            {
+                "title": "Curvature of each class",
+                "summary": [["tail: ratio", EVIL]],
+                "figures": ["hessian.png", "../traces.png", "gone.png"],
+                "tables": ["hessian.csv"],
+            }
+        )
+    )
+    (folder / "analysis/rank.json").write_text('{"title": "cut o')
     (tmp_path / "runs/broken").mkdir()
     (tmp_path / "runs/broken/record.json").write_text("<b>not json</b>")
     found = results.of_folder(tmp_path / "runs")
@@ -89,7 +102,7 @@ def test_what_users_named_stays_text(page):
     checker = parsed(page)
     assert checker.tags.count("script") == 1
     assert "onerror=alert" not in re.sub(r"&lt;.*?&gt;", "", page)
-    assert checker.tags.count("img") == 2  # the two pictures of the run, and none of EVIL
+    assert checker.tags.count("img") == 3  # the three pictures of the run, and none of EVIL
 
 
 def test_the_page_has_every_part(page):
@@ -97,6 +110,7 @@ def test_the_page_has_every_part(page):
     for part in (
         *("Figures", "Accuracy against the worst class", "Recall over class frequency", "Training"),
         *("Recall of many, medium and few classes", "Every row against every objective", "Samples"),
+        *("Analyses", "Curvature of each class"),
         *("Baselines without training", "If the test set were long-tailed", "Not used"),
         *("Where each row comes from", "Claimed and measured"),
     ):
@@ -104,9 +118,15 @@ def test_the_page_has_every_part(page):
     assert "protocol &amp; more" in page
     assert "config.yaml" in page
     pictures = re.findall(r"data:image/png;base64,([^\"]+)\" alt=\"([^\"]+)", page)
-    assert [name.rpartition(": ")[2] for _, name in pictures] == ["samples/last", "traces"]
+    assert [name.rpartition(": ")[2] for _, name in pictures] == [
+        "samples/last",
+        "analysis/hessian",
+        "traces",
+    ]
     assert base64.b64decode(pictures[0][0]).startswith(b"\x89PNG")
     assert "no readable run record" in page
+    assert "hessian.csv" in page
+    assert "rank.json is no readable result of an analysis" in page
 
 
 def test_links_within_the_page_lead_somewhere(page):

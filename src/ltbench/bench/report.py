@@ -4,8 +4,9 @@ import base64
 import contextlib
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -14,7 +15,7 @@ import yaml
 from markupsafe import Markup
 
 from ltbench import __version__
-from ltbench.bench import figures, tables
+from ltbench.bench import analyses, figures, tables
 from ltbench.bench.claims import Judged
 from ltbench.bench.effects import Effect, effects
 from ltbench.bench.figures import Series
@@ -91,6 +92,7 @@ def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
             (line, shade) for line, shade in zip(priors, _prior_shades(priors), strict=True)
         ],
         "samples": [(line.name, s) for line in table.lines if (s := _pictures(line, SAMPLES))],
+        "analyses": list(_analyses(table)),
         "pictures": partial(_pictures, pattern=OTHERS),
         "details": _details,
         "best": _best(table),
@@ -331,13 +333,27 @@ def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
 
 def _pictures(line: Line, pattern: str) -> list[tuple[str, str]]:
     """Return (name, data URI) of the pictures in the run folder of the first seed."""
-    folder, found = line.row.runs[0].folder, []
-    for path in sorted(folder.glob(pattern))[:PICTURES]:
-        if path.stat().st_size <= PICTURE_BYTES:
+    folder = line.row.runs[0].folder
+    return _embedded(folder, sorted(folder.glob(pattern))[:PICTURES])
+
+
+def _embedded(folder: Path, paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Return (name below the folder, data URI) of those pictures that are not too large."""
+    found = []
+    for path in paths:
+        if path.is_file() and path.stat().st_size <= PICTURE_BYTES:
             data = base64.b64encode(path.read_bytes()).decode()
             name = path.relative_to(folder).with_suffix("").as_posix()
             found.append((name, f"data:image/png;base64,{data}"))
     return found
+
+
+def _analyses(table: Table) -> Iterator[tuple[str, list[tuple[Any, list[tuple[str, str]]]]]]:
+    """Yield each run that was analysed, with its analyses and their pictures."""
+    for run in (run for line in table.lines for run in line.row.runs):
+        if found := analyses.of_run(run.folder):
+            name = f"{run.record['name']}, seed {run.record['seed']}"
+            yield name, [(each, _embedded(run.folder, each.pictures)) for each in found]
 
 
 def _details(line: Line) -> list[dict[str, Any]]:
