@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,9 +142,31 @@ def test_by_default_all_of_ten_classes_are_drawn_and_another_run_beside_them(
     second = analyze(
         ltbench, "hessian", digits_run.folder, tmp_path / "b", *words, "--beside", folder
     )
-    assert "hessian-beside.png" in second["figures"]
+    assert {"hessian-beside.png", "hessian-ratios.png"} <= set(second["figures"])
+    table = pd.read_csv(tmp_path / "b" / "hessian-beside.csv", dtype={"class": str})
+    own, other = digits_run.folder.name, f"{folder.name} (2)"  # of the same name
+    assert list(table["run"].unique()) == [own, other]
+    stored = [entry["ratio"] for entry in first["classes"].values()]
+    assert table["ratio"][table["run"] == other].tolist() == pytest.approx(stored)
+    tail = dict(second["summary"])["tail: |λmin| / λmax of each run"]
+    assert tail == ", ".join(
+        f"{run} {first['groups']['tail']['ratio']:.3g}" for run in (own, other)
+    )
     ratios = [e["ratio"] for e in first["classes"].values() if e["group"] == "tail"]
     assert first["groups"]["tail"]["ratio"] == pytest.approx(np.mean(ratios))
+
+
+def test_what_was_measured_otherwise_or_of_no_common_class_is_not_compared(
+    ltbench, refused, digits_run, tmp_path
+):
+    analyze(ltbench, "hessian", digits_run.folder, tmp_path / "a", *SHORT)
+    beside = ("--beside", tmp_path / "a/hessian.json")
+    command = ("analyze", "hessian", "--run", digits_run.folder, "--output", tmp_path / "b")
+    told = refused(*command, "--device", "cpu", *SHORT[:3], "--steps", "9", *beside)
+    assert "steps: 12 there, 9 here" in told
+    told = refused(*command, "--device", "cpu", "--classes", "1", *SHORT[3:], *beside)
+    assert "no class in common with 1" in told
+    assert "no readable result" in refused(*command, "--beside", tmp_path)
 
 
 def test_a_class_that_is_not_there_is_named(refused, digits_run, tmp_path):

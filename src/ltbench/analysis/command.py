@@ -57,14 +57,14 @@ def _run(
     from rich.table import Table
 
     from ltbench import records
-    from ltbench.analysis.result import Output, Place, read
+    from ltbench.analysis.result import Output, Place
 
     place = Place.of(**where, output=options.pop("output"))
     device = options.pop("device")
     output = Output(place, analysis, {**options, "overrides": overrides})
     records.require_place(output.path)
-    for folder in options.get("beside", ()):  # refused now, not after an hour
-        read(folder / "analysis" / f"{analysis}.json")
+    if "beside" in options:  # refused now, not after an hour
+        options["beside"] = output.others(options["beside"])
     take = _of_predictions if analysis in _OF_PREDICTIONS else _of_network
     result = take(output, overrides, device, options)
     output.save(result)
@@ -158,7 +158,7 @@ _IMAGES = {"hessian": None, "landscape": 200, "attention": 256, "rank": 2000, "a
 _BATCH = {
     "hessian": 64, "landscape": 64, "features": 256, "attention": 32, "rank": 64, "agreement": 128
 }  # fmt: skip
-_BESIDE = "runs whose stored result is drawn beside this one"
+_BESIDE = "run folders, or JSON files of this analysis, to compare with"
 
 
 def _images_help(analysis: str) -> str:

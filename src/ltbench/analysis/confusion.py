@@ -159,7 +159,7 @@ def _matrix(predictions: Predictions) -> Figure:
     drawn, ((axes,),) = figure(width=side + 0.8, height=side)
     shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
     for i, j in np.ndindex(shares.shape):
-        if shares[i, j] >= 0.5:
+        if shares[i, j] > 0.5:
             dark = shares[i, j] < 50
             axes.text(
                 j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7,

@@ -5,12 +5,11 @@ evaluation mode and under test transforms: Rangwani et al. 2022, arXiv 2212.1382
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -18,7 +17,7 @@ from ltbench import seeding
 from ltbench.analysis import spectra
 from ltbench.analysis.curvature import class_loss
 from ltbench.analysis.lanczos import Krylov, lanczos, rademacher
-from ltbench.analysis.result import Result, read
+from ltbench.analysis.result import Result, shared
 from ltbench.analysis.subject import Rows, Subject
 from ltbench.errors import UserError
 
@@ -35,7 +34,7 @@ def analyse(
     runs: int = 5,
     images: int | None = None,
     batch_size: int = 64,
-    beside: Sequence[Path] = (),
+    beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     fresh: bool = False,
 ) -> Result:
     """Measure the spectrum of each class, going on from what an earlier call left.
@@ -50,13 +49,14 @@ def analyse(
         runs: Random starts.
         images: At most so many of a class, drawn by the run's seed; default: all.
         batch_size: Images at a time.
-        beside: Run folders whose stored spectra are drawn beside these.
+        beside: Stored classes of other networks, by name, to compare with.
         fresh: Forget what an earlier call left.
 
     Raises:
         UserError: What an earlier call left was measured otherwise.
     """
     chosen = _chosen(subject, split, classes)
+    common = shared([subject.class_names[c] for c in chosen], beside)
     asked = {"split": split, "loss": loss, "steps": steps, "images": images}
     known = {} if fresh else _earlier(subject, asked)
     rows = {c: subject.rows(split, c, images) for c in chosen}
@@ -79,9 +79,18 @@ def analyse(
                 for run, krylov in zip(together, found, strict=True):
                     entry["runs"][str(run)] = _kept(krylov)
                 entry.update(spectra.extremes(entry["runs"].values(), target.size))
-                subject.output.save(_result(subject, known, chosen, asked, [], draw=False))
-            console.print(_line(entry), highlight=False)
-    return _result(subject, known, chosen, asked, beside, draw=True)
+                subject.output.save(_result(subject, known, asked))
+            console.print(_line(entry), highlight=False, soft_wrap=True)
+    result = _result(subject, known, asked)
+    shown = [known[str(c)] for c in chosen]
+    result.figures[""] = spectra.picture({"": [shown[0], shown[-1]] if len(shown) > 1 else shown})
+    if len(shown) > 2:
+        result.figures["classes"] = spectra.by_class(shown)
+    if beside:
+        own = {entry["name"]: entry for entry in shown}
+        networks = {subject.output.name: own, **beside}
+        _compare(result, {name: [e[c] for c in common] for name, e in networks.items()})
+    return result
 
 
 def _chosen(subject: Subject, split: str, words: Sequence[str]) -> list[int]:
@@ -170,28 +179,11 @@ def _line(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']}, {entry['images']} images: {spectra.caption(entry)}"
 
 
-def _result(
-    subject: Subject,
-    known: Mapping[str, Any],
-    chosen: Sequence[int],
-    asked: Mapping[str, Any],
-    beside: Sequence[Path],
-    draw: bool,
-) -> Result:
+def _result(subject: Subject, known: Mapping[str, Any], asked: Mapping[str, Any]) -> Result:
     order = [str(c) for c in subject.by_frequency(asked["split"]) if str(c) in known]
     classes = {c: known[c] for c in order if known[c]["runs"]}
     groups = {g: spectra.group_mean(classes.values(), g) for g in subject.groups}
     groups = {name: found for name, found in groups.items() if found}
-    figures: dict[str, Figure] = {}
-    if draw:
-        shown = [classes[str(c)] for c in chosen]
-        figures[""] = spectra.picture(
-            {"": [shown[0], shown[-1]]} if len(shown) > 1 else {"": shown}
-        )
-        if len(shown) > 2:
-            figures["classes"] = spectra.by_class(shown)
-        if beside:
-            figures["beside"] = spectra.picture(_beside(subject, shown, beside))
     measured = {
         **asked,
         "sha256": subject.sha256,
@@ -200,8 +192,9 @@ def _result(
     summary = [
         (
             f"{name}: |λmin| / λmax",
-            f"{found['ratio']:.3g} (λmin {found['lambda_min']:.3g}, "
-            f"λmax {found['lambda_max']:.3g}, mean of {found['classes']} classes)",
+            f"{spectra.short(found['ratio'])} (λmin {found['lambda_min']:.3g}, "
+            f"λmax {found['lambda_max']:.3g}, mean of {found['classes']} "
+            f"class{'es' if found['classes'] > 1 else ''})",
         )
         for name, found in groups.items()
     ]
@@ -211,23 +204,23 @@ def _result(
         f"{'plain cross-entropy' if asked['loss'] == 'ce' else 'the loss of the run'})",
         summary=summary,
         values={"measured": measured, "groups": groups, "classes": classes},
-        figures=figures,
     )
 
 
-def _beside(
-    subject: Subject, shown: Sequence[dict[str, Any]], folders: Sequence[Path]
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the most frequent and the rarest class that every run has, by the run's name."""
-    found = {subject.output.place.folder.name: {e["name"]: e for e in shown}}
-    for folder in folders:
-        stored = read(folder / "analysis" / "hessian.json")
-        found[folder.name] = {e["name"]: e for e in stored["classes"].values()}
-    common = [e["name"] for e in shown if all(e["name"] in classes for classes in found.values())]
-    if not common:
-        raise UserError("the runs to draw side by side have no measured class in common.")
-    ends = dict.fromkeys([common[0], common[-1]])
-    return {run: [classes[name] for name in ends] for run, classes in found.items()}
+def _compare(result: Result, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Add the same classes of several runs, side by side, to a result."""
+    ends = {run: [entries[0], entries[-1]][: len(entries)] for run, entries in runs.items()}
+    result.figures["beside"] = spectra.picture(ends)
+    result.figures["ratios"] = spectra.ratios(runs)
+    result.tables["beside"] = spectra.comparison(runs)
+    for group in dict.fromkeys(entry["group"] for entry in next(iter(runs.values()))):
+        means = {run: spectra.group_mean(entries, group) for run, entries in runs.items()}
+        result.summary.append(
+            (
+                f"{group}: |λmin| / λmax of each run",
+                ", ".join(f"{run} {spectra.short(mean['ratio'])}" for run, mean in means.items()),
+            )
+        )
 
 
 def _progress(console: Console) -> Progress:

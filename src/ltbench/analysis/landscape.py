@@ -6,7 +6,7 @@ random directions filter by filter instead; the strongest curvature needs no suc
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from ltbench import seeding
 from ltbench.analysis.curvature import MeanLoss, class_loss
 from ltbench.analysis.lanczos import Values, lanczos, rademacher
-from ltbench.analysis.result import COLOURS, Result, figure, read
+from ltbench.analysis.result import COLOURS, Result, figure, shared
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 
@@ -34,7 +34,7 @@ def analyse(
     second: str = "random",
     radius: float = 1.0,
     points: int = 15,
-    beside: Sequence[Path] = (),
+    beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Result:
     """Evaluate the loss of classes on a grid of two directions.
 
@@ -49,12 +49,13 @@ def analyse(
         second: The other direction: ``random``, or ``bottom``, that of the least curvature.
         radius: How far to go, in the norm of all trained parameters.
         points: Of the grid along each direction.
-        beside: Run folders whose stored landscapes are drawn beside these.
+        beside: Stored classes of other networks, by name, to compare with.
     """
     if radius <= 0 or points < 3 or points % 2 == 0:
         raise UserError(f"radius {radius}, points {points}: above 0, and odd from 3 on.")
     order = subject.by_frequency(split)
     wanted = [subject.label_of(word) for word in classes] or [order[0], order[-1]]
+    common = shared([subject.class_names[label] for label in wanted], beside)
     axis = np.linspace(-radius, radius, points)
     found = {}
     for label in dict.fromkeys(wanted):
@@ -70,8 +71,9 @@ def analyse(
             "axis": axis.tolist(),
             "loss": grid.tolist(),
         }
-    runs = {subject.output.place.folder.name: found} | {
-        folder.name: read(folder / "analysis" / "landscape.json")["classes"] for folder in beside
+    runs = {
+        run: {name: classes[name] for name in common}
+        for run, classes in {subject.output.name: found, **beside}.items()
     }
     words = "a random direction" if second == "random" else "the direction of least curvature"
     summary = []
@@ -152,10 +154,10 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     """Draw contours: a row a run, a column a class; the runs of a class share their colours.
 
     Args:
-        runs: By the run's name, by class: ``axis`` and ``loss``.
+        runs: By the run's name, by class, the same in each: ``axis`` and ``loss``.
         second: Name of the second direction.
     """
-    names = [name for name in next(iter(runs.values())) if all(name in r for r in runs.values())]
+    names = list(next(iter(runs.values())))
     drawn, panels = figure(len(runs), len(names), width=4.2, height=3.4)
     for column, name in enumerate(names):
         entries = [classes[name] for classes in runs.values()]
@@ -169,7 +171,7 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
                 entry["axis"], entry["axis"], entry["loss"], levels, colors="white", linewidths=0.3
             )
             axes.plot(0, 0, "+", color=COLOURS[1], markersize=9, markeredgewidth=2)
-            drawn.colorbar(surface, ax=axes, label="loss", format="%.2g")
+            drawn.colorbar(surface, ax=axes, label="loss", format="%.3g")
             title = f"class {name} ({entry['train_images']} training images)"
             axes.set_title(f"{run}\n{title}" if len(runs) > 1 else title, fontsize=10)
             axes.set_xlabel(_direction(second), fontsize=9)
@@ -179,7 +181,7 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
 
 def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     """Draw the loss along each direction through the weights: a column a class, a colour a run."""
-    names = [name for name in next(iter(runs.values())) if all(name in r for r in runs.values())]
+    names = list(next(iter(runs.values())))
     drawn, (panels,) = figure(1, len(names), width=4.2, height=3.2)
     for axes, name in zip(panels, names, strict=True):
         for colour, (run, classes) in zip(COLOURS * len(runs), runs.items(), strict=False):

@@ -19,6 +19,9 @@ BLUE, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", "#AA4499", 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 GROUP_COLOURS = {"head": BLUE, "mid": GREEN, "tail": ORANGE}
 
+ALIKE = ("split", "loss", "images", "steps", "second")
+"""Settings in which results that are compared must agree."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -88,10 +91,10 @@ class Result:
     """
 
     title: str
-    summary: Sequence[tuple[str, str]]
+    summary: list[tuple[str, str]]
     values: Mapping[str, Any]
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 class Output:
@@ -121,6 +124,46 @@ class Output:
             UserError: The file is damaged.
         """
         return read(self.path) if self.path.is_file() else None
+
+    @property
+    def name(self) -> str:
+        """What the network is called beside others: its run folder, and which weights."""
+        return _called(self.place.folder, self.stem, self.analysis)
+
+    def others(self, places: Sequence[Path]) -> dict[str, dict[str, Any]]:
+        """Read this analysis of other networks.
+
+        Args:
+            places: Run folders, or JSON files.
+
+        Returns:
+            What is stored of each class, by what the network is called, by the class's name.
+
+        Raises:
+            UserError: A result is missing, damaged, of another analysis or was measured otherwise.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for place in places:
+            path = place / "analysis" / f"{self.analysis}.json" if place.is_dir() else place
+            result, settings = read(path), self.settings
+            theirs = result.get("settings", {})
+            differing = [
+                f"{k}: {theirs.get(k)} there, {settings[k]} here"
+                for k in ALIKE
+                if k in settings and theirs.get(k) != settings[k]
+            ]
+            if result["analysis"] != self.analysis or not result.get("classes"):
+                raise UserError(f"{path} holds no class of analyze {self.analysis}.")
+            if differing:
+                raise UserError(
+                    f"{path} cannot stand beside this: measured otherwise ({'; '.join(differing)})."
+                )
+            folder = path.parent.parent if path.parent.name == "analysis" else path.parent
+            name = _called(folder, path.stem, self.analysis)
+            alike = [n for n in (self.name, *found) if n == name or n.startswith(f"{name} (")]
+            name = f"{name} ({len(alike) + 1})" if alike else name
+            found[name] = {entry.get("name", k): entry for k, entry in result["classes"].items()}
+        return found
 
     def save(self, result: Result) -> None:
         """Write all files, each of them whole; the JSON, which names the others, last."""
@@ -163,6 +206,20 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def shared(names: Sequence[str], beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the classes that all other networks were measured on, too.
+
+    Raises:
+        UserError: There is none.
+    """
+    common = [name for name in names if all(name in classes for classes in beside.values())]
+    if not common:
+        raise UserError(
+            f"the results of {', '.join(beside)} have no class in common with {', '.join(names)}."
+        )
+    return common
+
+
 def figure(
     rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.0, **share: bool | str
 ) -> tuple[Figure, list[list[Axes]]]:
@@ -180,6 +237,10 @@ def figure(
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
     return made, grid.tolist()
+
+
+def _called(folder: Path, stem: str, analysis: str) -> str:
+    return " ".join([folder.resolve().name, *stem.removeprefix(analysis).strip("-").split()])
 
 
 def percent(share: float) -> str:

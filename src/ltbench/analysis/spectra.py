@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ltbench.analysis.lanczos import density
-from ltbench.analysis.result import GROUP_COLOURS, figure
+from ltbench.analysis.result import COLOURS, GROUP_COLOURS, figure
 
 FLOOR = 1e-7  # added to the density, so that its logarithm exists everywhere
 
@@ -61,11 +62,30 @@ def group_mean(classes: Iterable[Entry], group: str) -> dict[str, Any]:
 
 def caption(entry: Entry) -> str:
     """Write the numbers of a class in a line."""
-    ratio = "undefined" if entry["ratio"] is None else f"{entry['ratio']:.3g}"
-    spread = f" ± {entry['trace_error']:.2g}" if entry["trace_error"] is not None else ""
+    error = entry["trace_error"]
+    spread = "" if error is None else f" ± {float(f'{error:.2g}'):g}"
     return (
-        f"λmin {entry['lambda_min']:.3g}, λmax {entry['lambda_max']:.3g}, |λmin|/λmax {ratio}, "
-        f"trace {entry['trace']:.3g}{spread}"
+        f"λmin {entry['lambda_min']:.3g}, λmax {entry['lambda_max']:.3g}, "
+        f"|λmin|/λmax {short(entry['ratio'])}, trace {entry['trace']:.3g}{spread}"
+    )
+
+
+def short(ratio: float | None) -> str:
+    """Write |lambda_min| / lambda_max."""
+    return "undefined" if ratio is None else f"{ratio:.3g}"
+
+
+def comparison(runs: Mapping[str, Sequence[Entry]]) -> pd.DataFrame:
+    """Lay out each class of each run: ``run``, ``class``, ``group``, and what was measured."""
+    columns = (
+        *("train_images", "images", "lambda_min", "lambda_max", "ratio"),
+        *("trace", "trace_error", "loss", "accuracy", "test_recall"),
+    )
+    return pd.DataFrame(
+        {"run": run, "class": entry["name"], "group": entry["group"]}
+        | {column: entry[column] for column in columns}
+        for run, entries in runs.items()
+        for entry in entries
     )
 
 
@@ -76,7 +96,8 @@ def picture(runs: Mapping[str, Sequence[Entry]]) -> Figure:
         runs: Classes by the name of their run, as many in each; a lone run needs no name.
     """
     rows = max(len(classes) for classes in runs.values())
-    drawn, panels = figure(rows, len(runs), width=5.4, height=2.5, sharex=True, sharey=True)
+    width = 5.4 if len(runs) < 3 else 4.2
+    drawn, panels = figure(rows, len(runs), width=width, height=2.5, sharex=True, sharey=True)
     for column, (name, classes) in enumerate(runs.items()):
         for row, entry in enumerate(classes):
             axes = panels[row][column]
@@ -117,9 +138,32 @@ def by_class(entries: Sequence[Entry]) -> Figure:
     return drawn
 
 
+def ratios(runs: Mapping[str, Sequence[Entry]]) -> Figure:
+    """Draw |lambda_min| / lambda_max of each class, a bar a run.
+
+    Args:
+        runs: The same classes of each run, by its name.
+    """
+    entries = next(iter(runs.values()))
+    drawn, ((axes,),) = figure(width=max(4.8, 1.4 + 0.25 * len(runs) * len(entries)), height=3.2)
+    places, wide = np.arange(len(entries)), 0.8 / len(runs)
+    for number, (run, classes) in enumerate(runs.items()):
+        offset = (number - (len(runs) - 1) / 2) * wide
+        heights = [entry["ratio"] or 0 for entry in classes]
+        colour = COLOURS[number % len(COLOURS)]
+        bars = axes.bar(places + offset, heights, 0.9 * wide, color=colour, label=run)
+        words = [short(entry["ratio"]) for entry in classes]
+        axes.bar_label(bars, words, fontsize=7, padding=2, rotation=90)
+    names = [f"{e['name']}\n({e['group']}, {e['train_images']})" for e in entries]
+    axes.set_xticks(places, names, fontsize=8)
+    axes.set(ylabel="|λmin| / λmax", xlabel="class (group, training images)")
+    axes.margins(y=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return drawn
+
+
 def _title(entry: Entry, run: str) -> str:
-    ratio = "undefined" if entry["ratio"] is None else f"{entry['ratio']:.3g}"
-    told = [f"|λmin|/λmax = {ratio}"]
+    told = [f"|λmin|/λmax = {short(entry['ratio'])}"]
     if entry["test_recall"] is not None:
         told.append(f"test recall {100 * entry['test_recall']:.1f} %")
     what = f"class {entry['name']} ({entry['group']}, {entry['train_images']} training images)"
