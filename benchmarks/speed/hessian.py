@@ -9,10 +9,15 @@ hessian` has it. On one batch, in turns:
 * ``five``: a product in five runs at once, which share the graph of the gradient.
 
 Then the spectrum of one class: Lanczos steps with all that belongs to them. Memory is the growth of
-the process's peak when a product runs over ten batches, after it ran ten times over one.
+a process's peak when a product runs over ten batches, after it ran over one. Freed blocks go back
+to the system there at once: those that glibc keeps for later come and go by some 0.4 GiB, as many
+batches as there may be.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
+from unittest.mock import patch
 
 import torch
 from timing import Candidate, Parser, Rounds, Row, peak_memory, report, take_turns
@@ -67,9 +72,16 @@ def products(target: MeanLoss) -> dict[str, Candidate]:
 
 def growth(batch: int) -> int:
     """Return the bytes that ten times the images add to the peak of a product."""
+    at_once = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**16))
+    with at_once, get_context("spawn").Pool(1) as pool:
+        return pool.apply(_growth, (batch, torch.get_num_threads()))
+
+
+def _growth(batch: int, threads: int) -> int:
+    torch.set_num_threads(threads)
     small, large = problem(batch, batch), problem(10 * batch, batch)
     vector = torch.randn(1, small.size)
-    for _ in range(10):  # as many batches, so that the allocator has seen them all
+    for _ in range(2):  # the first makes what later ones find
         small.products(vector)
     before = peak_memory()
     large.products(vector)
@@ -83,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100, help="of Lanczos")
     parser.add_argument("--images", type=int, default=50, help="of the class: the rarest of CIFAR")
     args = parser.parse_args(words)
-    memory = growth(args.batch_size)  # first: peaks only grow
+    memory = growth(args.batch_size)
     rounds = take_turns(products(problem(args.batch_size, args.batch_size)), args.repeats)
     one, spectrum = problem(args.images, args.batch_size), Rounds("spectrum")
     start = rademacher(one.size, 0)[None]

@@ -144,7 +144,8 @@ class Output:
         """
         found: dict[str, dict[str, Any]] = {}
         for place in places:
-            path = place / "analysis" / f"{self.analysis}.json" if place.is_dir() else place
+            stored = place / "analysis" / f"{self.analysis}.json"
+            path = place if place.suffix == ".json" else stored
             result, settings = read(path), self.settings
             theirs = result.get("settings", {})
             differing = [
