@@ -217,14 +217,22 @@ def test_progress_says_when_the_whole_training_ends(monkeypatch):
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
     logged = {"train/loss_step": 0.5, "train/loss_epoch": 0.7, "train/lr": 0.1, "val/accuracy": 1}
     trainer = SimpleNamespace(
-        global_step=100, estimated_stepping_batches=400, callback_metrics=logged
+        global_step=100,
+        estimated_stepping_batches=400,
+        callback_metrics=logged,
+        progress_bar_metrics={"train/mine": 3.0},  # of a method that logs with prog_bar
+        loggers=[],
     )
     bar = Progress()
     bar.on_train_start(trainer, None)  # resumed at step 100
     assert "ends in" not in bar.get_metrics(trainer, None)
     now, trainer.global_step = 1050.0, 200
     items = bar.get_metrics(trainer, None)
-    assert items == {"loss": 0.5, "ends in": "0:01:40"}  # 200 steps left at half a second each
+    assert items == {
+        "loss": 0.5,
+        "train/mine": 3.0,
+        "ends in": "0:01:40",
+    }  # 200 steps left at half a second each
 
 
 def test_device_and_memory_of_a_cpu():

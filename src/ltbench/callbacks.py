@@ -292,12 +292,14 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Show the loss of the last step and when training will end."""
-        items: dict[str, int | str | float | dict[str, float]] = {  # short: a line has 80 letters
+        """Show the losses of the last step, what asks for the bar, and when training will end."""
+        steps = {  # short: a line has 80 letters
             name.removeprefix("train/").removesuffix("_step"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("train/") and name.endswith("_step")
         }
+        items = steps | super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
         done = trainer.global_step - self._from
         left = trainer.estimated_stepping_batches - trainer.global_step
         if done:
