@@ -154,7 +154,7 @@ def _own_options(analysis: str, add: Any) -> None:  # noqa: ANN401 - add_argumen
         add("--batch_size", type=whole_number, default=size, help=f"a pass; default: {size}")
 
 
-_IMAGES = {"hessian": None, "landscape": 200, "attention": 256, "rank": 2000, "agreement": 5000}
+_IMAGES = {"hessian": 200, "landscape": 200, "attention": 256, "rank": 2000, "agreement": 5000}
 _BATCH = {
     "hessian": 64, "landscape": 64, "features": 256, "attention": 32, "rank": 64, "agreement": 128
 }  # fmt: skip
@@ -163,4 +163,4 @@ _BESIDE = "run folders, or JSON files of this analysis, to compare with"
 
 def _images_help(analysis: str) -> str:
     whose = " of a class" if analysis in ("hessian", "landscape") else ""
-    return f"at most so many{whose}, drawn by the run's seed; default: {_IMAGES[analysis] or 'all'}"
+    return f"at most so many{whose}, drawn by the run's seed; default: {_IMAGES[analysis]}"
