@@ -1,0 +1,38 @@
+"""The tables in the documentation are those of the committed records: nothing there is typed."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/leaderboard.md"
+COMMAND = ("leaderboard", "cifar10_lt_small", "--folder", "benchmarks/results")
+
+
+def test_the_page_is_that_of_the_records(ltbench, tmp_path):
+    done = ltbench(*COMMAND, "--output", str(tmp_path / "page.md"), cwd=ROOT)
+    assert done.code == 0
+    assert PAGE.read_text() == (tmp_path / "page.md").read_text(), (
+        f"write it anew: ltbench {' '.join(COMMAND)} --output docs/leaderboard.md"
+    )
+
+
+def test_the_gains_in_the_readme_are_those_of_the_page():
+    effects = rows_of(PAGE.read_text().replace("\\", ""))
+    shown = rows_of((ROOT / "README.md").read_text().replace("`", ""))
+    assert len(shown) >= 5
+    for row, cells in shown.items():
+        assert cells.items() <= effects[row].items()
+
+
+def rows_of(page):
+    """Return row -> title -> cell of the first table of effects."""
+    lines = iter(page.partition("| row | over |")[2].splitlines())
+    titles = ["over", *re.split(r" *\| *", next(lines).strip(" |"))]
+    next(lines)
+    found = {}
+    for line in lines:
+        if not line.startswith("|"):
+            return found
+        row, *cells = re.split(r" *\| *", line.strip(" |"))
+        found[row] = dict(zip(titles, cells, strict=True))
+    return found
