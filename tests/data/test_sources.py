@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from hashlib import md5
+from hashlib import md5, sha256
 from urllib.error import URLError
 
 import numpy as np
@@ -287,6 +287,18 @@ def test_folder_decodes_exactly_the_images_asked_for(root):
     for image, seed in zip(images, (2, 1, 2), strict=True):
         assert np.array_equal(image.permute(1, 2, 0), pixels(16, 16, 3, seed=seed))
     assert source.images("train", []).shape == (0, 3, 16, 16)
+
+
+def test_the_fingerprint_of_a_folder_is_that_of_the_files_it_was_opened_on(root):
+    reference = build_source("folder", root).fingerprint
+    lines = sorted(f"{p.relative_to(root)} {p.stat().st_size}" for p in root.rglob("*.png"))
+    assert reference == sha256("\n".join(lines).encode()).hexdigest()
+    source = build_source("folder", root, image_size=8)
+    assert source.fingerprint == reference
+    save(root / "train/ant/0.png", pixels(9, 9, 3))
+    assert build_source("folder", root).fingerprint != reference
+    (root / "train/ant/0.png").unlink()
+    assert source.fingerprint == reference  # every epoch asks: no look at the files
 
 
 def test_folder_without_splits_is_a_training_split(tmp_path):

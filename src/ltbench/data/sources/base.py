@@ -2,6 +2,7 @@
 
 import unicodedata
 from abc import ABC, abstractmethod
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -101,9 +102,12 @@ class Source(ABC):
         """Whether the source comes with `split`."""
         return split in self.splits
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """What tells this set from others that the same name could mean."""
+        """What tells this set from others that the same name could mean.
+
+        Found out once: checkpoints and curves, which are written every epoch, name it.
+        """
         return self.name
 
     def _check(self, split: str) -> None:

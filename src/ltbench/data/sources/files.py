@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -61,7 +62,7 @@ class FileSource(Source):
         images = sum(len(split.labels) for split in files.values())
         self.in_memory = self.channels * images * size**2 <= MEMORY_BUDGET
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the names and labels of all images."""
         digest = hashlib.sha256()

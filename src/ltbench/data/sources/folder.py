@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import compress
 from operator import attrgetter
 from pathlib import Path
@@ -82,15 +83,12 @@ class Folder(FileSource):
         """Names of the class folders, sorted."""
         return self._class_names
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the names and sizes of all files below the root: another folder, another set."""
-        names = sorted(
-            f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}"
-            for split in self.splits
-            for path in self.paths(split)
-        )
-        return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
+        names = (name for files in self._files.values() for name in files.names.tolist())
+        lines = sorted(b"%s %d" % (name, self._path(name).stat().st_size) for name in names)
+        return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
     @staticmethod
     def _own_size(first: Path) -> int:

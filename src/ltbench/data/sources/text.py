@@ -96,7 +96,7 @@ class Text(Source):
         """The labels, sorted."""
         return self._class_names
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all tables."""
         digest = hashlib.sha256()
