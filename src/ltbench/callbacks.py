@@ -29,7 +29,7 @@ from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.trace_figure import trace_figure
 
-READ_EVERY = 0.25  # seconds between two looks of the progress bar at the loss
+DRAWS = 4  # of the progress bar in a second, and its looks at the loss
 
 
 class RunRecord(Callback):
@@ -260,10 +260,14 @@ class RunRecord(Callback):
 class Progress(RichProgressBar):
     """Lightning's Rich bar with the time left of the whole training, not of the epoch alone.
 
-    In training it shows the loss of now and then: to read it is to wait for a GPU.
+    In training it shows the loss of now and then: to read it is to wait for a GPU. It draws as
+    rarely: Lightning's thread wakes a hundred times a second, beside those that compute.
     """
 
     _rests, _due = False, 0.0
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=DRAWS)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when and where this sitting began."""
@@ -282,7 +286,7 @@ class Progress(RichProgressBar):
         self._rests = time.monotonic() < self._due and not trainer.is_last_batch
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self._rests:
-            self._due = time.monotonic() + READ_EVERY
+            self._due = time.monotonic() + 1 / DRAWS
         self._rests = False
 
     def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
