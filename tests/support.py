@@ -147,3 +147,8 @@ def write_images(folder, counts, size=12, seed=0):
         for i in range(count):
             pixels = (colour + draw.integers(-30, 30, (size, size, 3))).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i:03}.png")
+
+
+def pixels(*shape, seed=0):
+    """Noise: an array of uint8."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

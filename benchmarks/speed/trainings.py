@@ -20,7 +20,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from timing import HERE, Candidate, Rounds
 
-from ltbench.callbacks import count_images
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch
 from ltbench.data.sources.base import Images, Labels
@@ -28,6 +27,7 @@ from ltbench.data.sources.cifar import Cifar10
 from ltbench.methods.base import Method
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.models import build_backbone
+from ltbench.run_record import count_images
 from ltbench.training import TrainingCLI
 
 CONFIGS = HERE.parents[1] / "configs"

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ltbench import records
-from ltbench.callbacks import count_images, device_name
 from ltbench.data.datasets import Batch, MemoryImages
+from ltbench.run_record import count_images, device_name
 from ltbench.training import TrainingCLI
 
 STEPS = 10  # timed, after one that is not

@@ -23,7 +23,6 @@ import ltbench.data.text
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records, stages
 from ltbench.anomalies import Anomalies
-from ltbench.callbacks import Progress, RunRecord
 from ltbench.checkpoints import (
     RunCheckpoint,
     WholeCheckpoints,
@@ -45,7 +44,9 @@ from ltbench.parsing import (
     whole_numbers_first,
 )
 from ltbench.predictions import KeepPredictions
+from ltbench.progress import Progress
 from ltbench.result_table import result_table
+from ltbench.run_record import RunRecord
 
 MOST_LETTERS = 200  # of a name: a file system takes 255
 

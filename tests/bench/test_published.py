@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/leaderboard.md"
 COMMAND = ("leaderboard", "cifar10_lt_small", "--folder", "benchmarks/results")
@@ -16,9 +18,10 @@ def test_the_page_is_that_of_the_records(ltbench, tmp_path):
     )
 
 
-def test_the_gains_in_the_readme_are_those_of_the_page():
+@pytest.mark.parametrize("text", ["README.md", "docs/findings.md"])
+def test_the_gains_in_the_text_are_those_of_the_page(text):
     effects = rows_of(PAGE.read_text().replace("\\", ""))
-    shown = rows_of((ROOT / "README.md").read_text().replace("`", ""))
+    shown = rows_of((ROOT / text).read_text().replace("`", ""))
     assert len(shown) >= 5
     for row, cells in shown.items():
         assert cells.items() <= effects[row].items()

@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim import optimizer
 
 import ltbench.training  # noqa: F401  (so that no process imports it again)
-from ltbench.callbacks import RunRecord
 from ltbench.cli import main
+from ltbench.run_record import RunRecord
 from ltbench.sam import SAM, ascend, weights_restored
 
 

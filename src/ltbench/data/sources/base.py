@@ -106,7 +106,7 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """What tells this set from others that the same name could mean.
 
-        Found out once: checkpoints and curves, which are written every epoch, name it.
+        Found out once: checkpoint and record, which are written every epoch, name it.
         """
         return self.name
 

@@ -12,11 +12,11 @@ import torch
 import yaml
 from rich.console import Console
 
-from ltbench import callbacks, records
-from ltbench.callbacks import Progress, RunRecord, device_name, peak_memory
+from ltbench import records, run_record
 from ltbench.errors import UserError
 from ltbench.methods.erm import ERM
 from ltbench.result_table import FRACTIONS, percent, result_table
+from ltbench.run_record import RunRecord, device_name, peak_memory
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_record_is_true_while_the_run_goes_on(ltbench, tiny, tmp_path, monkeypat
 
 def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
     clock = iter([100.0, 107.0, 200.0, 205.0])
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(run_record.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(RunRecord, "_write", lambda *args: None)
     trainer = SimpleNamespace(is_global_zero=False, world_size=2)
     batch = {"index": torch.zeros(8), "unlabelled": {"index": torch.zeros(3), "weak": None}}
@@ -211,48 +211,6 @@ def test_percent(value, text):
     assert percent(value) == text
 
 
-def test_progress_says_when_the_whole_training_ends(monkeypatch):
-    monkeypatch.setattr(callbacks.RichProgressBar, "on_train_start", lambda *args: None)
-    now = 1000.0
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
-    logged = {"train/loss_step": 0.5, "train/loss_epoch": 0.7, "train/lr": 0.1, "val/accuracy": 1}
-    trainer = SimpleNamespace(
-        global_step=100,
-        estimated_stepping_batches=400,
-        callback_metrics=logged,
-        progress_bar_metrics={"train/mine": 3.0},  # of a method that logs with prog_bar
-        loggers=[],
-    )
-    bar = Progress()
-    bar.on_train_start(trainer, None)  # resumed at step 100
-    assert "ends in" not in bar.get_metrics(trainer, None)
-    now, trainer.global_step = 1050.0, 200
-    items = bar.get_metrics(trainer, None)
-    assert items == {
-        "loss": 0.5,
-        "train/mine": 3.0,
-        "ends in": "0:01:40",
-    }  # 200 steps left at half a second each
-
-
 def test_device_and_memory_of_a_cpu():
     assert f"{os.cpu_count()} cores" in device_name(torch.device("cpu"))
     assert peak_memory(torch.device("cpu")) > 1e7
-
-
-def test_the_bar_reads_the_loss_now_and_then_and_after_the_last_step(monkeypatch):
-    clock, reads, bar = [0.0], [], Progress()
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
-    theirs = callbacks.RichProgressBar
-    monkeypatch.setattr(theirs, "_update_metrics", lambda *args: reads.append(round(clock[0], 1)))
-    monkeypatch.setattr(
-        theirs,
-        "on_train_batch_end",
-        lambda self, trainer, module, *rest: self._update_metrics(trainer, module),
-    )
-    for step in range(8):
-        bar.on_train_batch_end(SimpleNamespace(is_last_batch=step == 7), None, None, None, step)
-        clock[0] += 0.1
-    assert reads == [0.0, 0.3, 0.6, 0.7]
-    bar._update_metrics(None, None)  # as after an epoch
-    assert len(reads) == 5

@@ -1,0 +1,48 @@
+"""The progress bar: what it shows, and how rarely it looks."""
+
+from types import SimpleNamespace
+
+from ltbench import progress
+from ltbench.progress import Progress
+
+
+def test_progress_says_when_the_whole_training_ends(monkeypatch):
+    monkeypatch.setattr(progress.RichProgressBar, "on_train_start", lambda *args: None)
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    logged = {"train/loss_step": 0.5, "train/loss_epoch": 0.7, "train/lr": 0.1, "val/accuracy": 1}
+    trainer = SimpleNamespace(
+        global_step=100,
+        estimated_stepping_batches=400,
+        callback_metrics=logged,
+        progress_bar_metrics={"train/mine": 3.0},  # of a method that logs with prog_bar
+        loggers=[],
+    )
+    bar = Progress()
+    bar.on_train_start(trainer, None)  # resumed at step 100
+    assert "ends in" not in bar.get_metrics(trainer, None)
+    now, trainer.global_step = 1050.0, 200
+    items = bar.get_metrics(trainer, None)
+    assert items == {
+        "loss": 0.5,
+        "train/mine": 3.0,
+        "ends in": "0:01:40",
+    }  # 200 steps left at half a second each
+
+
+def test_the_bar_reads_the_loss_now_and_then_and_after_the_last_step(monkeypatch):
+    clock, reads, bar = [0.0], [], Progress()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    theirs = progress.RichProgressBar
+    monkeypatch.setattr(theirs, "_update_metrics", lambda *args: reads.append(round(clock[0], 1)))
+    monkeypatch.setattr(
+        theirs,
+        "on_train_batch_end",
+        lambda self, trainer, module, *rest: self._update_metrics(trainer, module),
+    )
+    for step in range(8):
+        bar.on_train_batch_end(SimpleNamespace(is_last_batch=step == 7), None, None, None, step)
+        clock[0] += 0.1
+    assert reads == [0.0, 0.3, 0.6, 0.7]
+    bar._update_metrics(None, None)  # as after an epoch
+    assert len(reads) == 5
