@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import processes
@@ -10,6 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 from support import TINY, write_images
+from torch.utils.data import get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ltbench.data.workers import death
 from ltbench.records import read_record
@@ -102,6 +105,40 @@ def test_a_worker_that_dies_is_told_by_its_image(number, decoded, refused, tmp_p
     found = read_record(record)
     assert found["status"] == "failed"
     assert str(fatal) in found["cause"]
+
+
+def test_a_dying_worker_is_told_and_not_the_connection_that_it_breaks(
+    decoded, ltbench, tmp_path, monkeypatch
+):
+    """A process closes its files some time before it is dead: here two seconds."""
+    read, opened = [], Image.open
+    fetch, closed = _MultiProcessingDataLoaderIter._next_data, tmp_path / "closed"
+
+    def open_(path, *args, **options):
+        if get_worker_info() is not None and get_worker_info().id == 0:
+            read.append(path)
+        if len(read) == 4:  # the first of its second batch; the first one is not fetched yet
+            time.sleep(0.5)
+            closed.touch()
+            os.closerange(3, 4096)
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return opened(path, *args, **options)
+
+    def next_data(loader):
+        while not closed.exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return fetch(loader)
+
+    monkeypatch.setattr(Image, "open", open_)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", next_data)
+    done = ltbench("fit", "--config", decoded, "--data.val_fraction", 0, "--data.batch_size", 3)
+    assert done.code == 1
+    assert "a worker that loads images died (killed by signal: Killed) while" in done.err
+    (record,) = tmp_path.glob("runs/*/record.json")
+    assert read_record(record)["status"] == "failed"
+    assert "a worker that loads images died" in read_record(record)["cause"]
 
 
 def test_a_worker_that_read_nothing_is_told_too():

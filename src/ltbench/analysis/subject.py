@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ltbench import seeding, stages
 from ltbench.analysis.predictions import Predictions
@@ -19,6 +18,7 @@ from ltbench.checkpoints import check_checkpoint
 from ltbench.counts import Indices, index_groups
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch, as_is
+from ltbench.data.workers import Loader
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.base import Method
 from ltbench.methods.classification import ClassificationModule
@@ -142,7 +142,7 @@ class Subject:
     def batches(self, split: str, rows: Sequence[int] | Rows, size: int) -> Iterator[Batch]:
         """Yield images in the order of ``rows``: normalised, on the device, not augmented."""
         data = self.data
-        loader = DataLoader(
+        loader = Loader(
             data.dataset(split),
             batch_size=size,
             sampler=np.asarray(rows).tolist(),

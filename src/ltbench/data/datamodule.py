@@ -30,7 +30,7 @@ from ltbench.data.samplers import SAMPLERS, EvaluationBatches, EvaluationSampler
 from ltbench.data.sources import build_source
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import FileSource
-from ltbench.data.workers import Reading
+from ltbench.data.workers import Loader
 from ltbench.errors import UserError
 
 MOST_WORKERS = 256  # of a loader: each is a process
@@ -228,10 +228,8 @@ class LongTailDataModule(L.LightningDataModule):
 
     def _processes(self, dataset: Dataset[Batch]) -> dict[str, Any]:
         """Return what a loader is told of its workers."""
-        workers = self._workers(dataset)
         return {
-            "num_workers": workers,
-            "worker_init_fn": Reading(workers) if workers else None,
+            "num_workers": self._workers(dataset),
             "generator": seeding.generator("cpu", seeding.run_seed(), "workers"),
         }
 
@@ -268,7 +266,7 @@ class LongTailDataModule(L.LightningDataModule):
             progress = self.trainer.fit_loop.epoch_progress.current
             seen = progress.processed  # type: ignore[attr-defined]
             sampler.set_epoch(max(seen, self.first_epoch))
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=self.batch_size // world * rows,
             sampler=sampler,
@@ -280,7 +278,7 @@ class LongTailDataModule(L.LightningDataModule):
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
         """Return a split in order, each image on exactly one rank, which may get empty batches."""
         dataset = self.dataset(name)
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=None,
             sampler=EvaluationBatches(dataset, self.eval_batch_size),

@@ -2,14 +2,18 @@
 
 import os
 import re
-from typing import ClassVar
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 LONGEST = 1024  # bytes of a path that are kept: its end
+DYING = 5.0  # seconds, at the most, from a worker's last open file to its death
 _DEATH = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?"
     r"(killed by signal: [^.]+|exited unexpectedly(?: with exit code -?\d+)?)"
@@ -54,6 +58,40 @@ def note(path: os.PathLike[str]) -> None:
     if _row is not None:
         name = os.fsencode(path)[1 - LONGEST :] + b"\0"
         _row[8 : 8 + len(name)] = np.frombuffer(name, np.uint8)
+
+
+class Loader(DataLoader[Any]):
+    """A loader that tells the death of a worker, and not what the death breaks first.
+
+    A process that dies closes its sockets before its parent hears of it. Where torch fetches a
+    tensor just then, the error is that of a connection, and torch's own may cut off whoever handles
+    the first one.
+
+    Args:
+        dataset: What to load.
+        num_workers: Number of processes that load; 0: this one.
+        options: Any other argument of :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], num_workers: int, **options: Any) -> None:  # noqa: ANN401
+        """Let each worker say what it reads."""
+        reading = Reading(num_workers) if num_workers else None
+        super().__init__(dataset, num_workers=num_workers, worker_init_fn=reading, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Start or wake the workers now, and yield the batches of an epoch."""
+        return self._told(super().__iter__()) if self.num_workers else super().__iter__()
+
+    def _told(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (ConnectionError, EOFError):
+                time.sleep(DYING)  # torch raises its own error in here, once it hears of a death
+                raise
+            yield batch
 
 
 def death(error: BaseException) -> str | None:
