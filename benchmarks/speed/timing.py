@@ -262,7 +262,7 @@ def report(
         "setting": setting,
         "machine": args.machine,
         "versions": records.versions(),
-        "git": records.git_state(HERE / "timing.py"),
+        "git": records.git_state(Path(records.__file__)),
         "repeats": {
             each.title: [
                 {

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,46 @@ def test_products_are_those_of_the_exact_hessian_whatever_the_batch(case, batch)
     assert target.size == len(exact)
     vectors = torch.randn(3, target.size, generator=DRAW, dtype=torch.float64)
     assert torch.allclose(target.products(vectors), vectors @ exact, atol=1e-10)
+
+
+class Entangled(nn.Module):
+    """Batch norm before any convolution, twice behind one, and a convolution used without it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3)
+        self.one, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.last = nn.Conv2d(3, 3, 2)
+
+    def forward(self, x):
+        raw = self.conv(self.first(x))
+        mixed = torch.tanh(self.one(raw)) * torch.tanh(self.other(raw) + raw)
+        return self.last(mixed).mean((2, 3))
+
+
+def test_batch_norm_folds_into_the_convolution_before_it_and_no_other():
+    torch.manual_seed(0)
+    net, (images, labels) = Entangled(), data()
+    for module in (net.first, net.one, net.other):
+        module.running_mean.normal_()
+        module.running_var.uniform_(0.5, 2)
+    net = net.double().eval()
+    exact = exact_hessian(net, images, labels)
+    target = mean_loss(net, images, labels)
+    vectors = torch.randn(3, target.size, generator=DRAW, dtype=torch.float64)
+    assert torch.allclose(target.products(vectors), vectors @ exact, atol=1e-10)
+
+
+def test_the_graph_of_a_batch_does_not_outlive_it():
+    net, (images, _) = conv_net(), data()
+    mark = frozenset("m")
+    alive = weakref.ref(mark)
+    with second_order():
+        hidden = net[:3](images)
+        hidden.grad_fn.metadata["mark"] = mark
+        hidden = net[3:5](hidden)
+        del mark, hidden
+        assert alive() is None
 
 
 def test_lanczos_finds_the_exact_eigenvalues_of_a_small_network(case):
