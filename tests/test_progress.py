@@ -30,19 +30,28 @@ def test_progress_says_when_the_whole_training_ends(monkeypatch):
     }  # 200 steps left at half a second each
 
 
-def test_the_bar_reads_the_loss_now_and_then_and_after_the_last_step(monkeypatch):
-    clock, reads, bar = [0.0], [], Progress()
+def test_the_bar_reads_the_loss_and_draws_now_and_then_and_after_the_last_step(monkeypatch):
+    clock, reads, draws, bar = [0.0], [], [], Progress()
+    monkeypatch.setattr(progress, "DRAWS", 4)
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     theirs = progress.RichProgressBar
     monkeypatch.setattr(theirs, "_update_metrics", lambda *args: reads.append(round(clock[0], 1)))
-    monkeypatch.setattr(
-        theirs,
-        "on_train_batch_end",
-        lambda self, trainer, module, *rest: self._update_metrics(trainer, module),
-    )
+    monkeypatch.setattr(theirs, "refresh", lambda *args, **how: draws.append((clock[0], how)))
+
+    def count(self, trainer, module, *rest):
+        self.refresh()
+        self._update_metrics(trainer, module)
+        self.refresh()
+
+    monkeypatch.setattr(theirs, "on_train_batch_end", count)
     for step in range(8):
         bar.on_train_batch_end(SimpleNamespace(is_last_batch=step == 7), None, None, None, step)
         clock[0] += 0.1
     assert reads == [0.0, 0.3, 0.6, 0.7]
+    assert [round(at, 1) for at, _ in draws] == [0.0, 0.3, 0.6]
+    assert all(how == {"hard": True} for _, how in draws)  # here, and not by Lightning's thread
     bar._update_metrics(None, None)  # as after an epoch
     assert len(reads) == 5
+    bar.refresh()
+    bar.refresh(hard=True)  # asked for, it draws at any time
+    assert len(draws) == 4

@@ -5,8 +5,7 @@ whole project, with a teacher as it starts, takes turns on one cached batch of t
 images with
 
 * ``student``: forward, both losses, backward and optimizer step;
-* ``teacher``: the teacher's forward pass, without gradients, at the run's precision;
-* ``augment``: augmentation and normalisation of the raw images.
+* ``teacher``: the teacher's forward pass, without gradients, at the run's precision.
 """
 
 import copy
@@ -24,10 +23,8 @@ from ltbench.methods.deit_lt import DeiTLT
 
 def parts(trainer: L.Trainer, method: DeiTLT, batch: Batch) -> dict[str, Candidate]:
     """Return the parts of a step."""
-    data, teacher = method.data, method.teacher
+    teacher = method.teacher
     assert teacher is not None
-    raw = data.dataset("train").__getitems__(list(range(data.batch_size)))
-    raw = {name: tensor.to(method.device) for name, tensor in raw.items()}
     prepared = method.prepare_step(batch)
     student = copy.copy(method)  # shares all but the network
     student._modules = {**method._modules, "net": copy.deepcopy(method.net)}
@@ -46,8 +43,7 @@ def parts(trainer: L.Trainer, method: DeiTLT, batch: Batch) -> dict[str, Candida
         with autocast(), torch.no_grad():
             teacher(prepared.images)
 
-    augment = lambda: data.on_after_batch_transfer(raw, 0)  # noqa: E731
-    return {"student": step, "teacher": teach, "augment": augment}
+    return {"student": step, "teacher": teach}
 
 
 def main(words: Sequence[str] | None = None) -> None:

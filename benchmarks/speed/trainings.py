@@ -32,6 +32,7 @@ from ltbench.training import TrainingCLI
 
 CONFIGS = HERE.parents[1] / "configs"
 TURN = 4  # steps that one of them takes before it is another's turn
+LOGGED = 10  # steps until the first values are logged, for which TensorBoard is imported
 
 # Rich draws nothing into a file; these make it take one for a terminal.
 TERMINAL = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
@@ -59,7 +60,8 @@ class RandomImages(Cifar10):
 class Pauses(Callback):
     """Time the trainer as ``project``, and pause it every few steps for each rival to take as many.
 
-    The first pause is a warm-up, which does not count.
+    One rival is always there: ``augment``, the augmentation and normalisation of a raw batch. A
+    warm-up, until the first values are logged, does not count.
 
     Args:
         rounds: Where the seconds go, by image.
@@ -84,20 +86,33 @@ class Pauses(Callback):
     ) -> None:
         self.rounds, self.make, self.steps = rounds, rivals, steps
         self.make_each_repeat = each_repeat
-        self.turn = min(TURN, steps)
-        self.length = self.turn + repeats * steps
+        self.warm = LOGGED
+        self.length = self.warm + repeats * steps
         self.project = "project"
         self.rivals: dict[str, Candidate] = {}
         self.each_repeat: Mapping[str, Callable[[], int]] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the first raw batch, for the rival that augments it."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        augment = data.on_after_batch_transfer
+
+        def first(batch: Batch, dataloader_idx: int) -> Batch:
+            del data.on_after_batch_transfer
+            raw = copy.deepcopy(batch)
+            self.rivals = {"augment": lambda: augment(copy.copy(raw), 0)}
+            return augment(batch, dataloader_idx)  # type: ignore[no-any-return]
+
+        data.on_after_batch_transfer = first
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Make the rivals of the first batch, and start the clocks."""
-        if self.rivals:
+        if len(self.rivals) > 1:
             return
         self.rounds.device = pl_module.device
-        self.rivals = self.make(trainer, pl_module, copy.deepcopy(batch))
+        self.rivals = self.make(trainer, pl_module, copy.deepcopy(batch)) | self.rivals
         if self.make_each_repeat:
             self.each_repeat = self.make_each_repeat(trainer, pl_module)
         self.order = list(self.rivals)
@@ -117,9 +132,9 @@ class Pauses(Callback):
         """Give the rivals their turn where it is time; runs after all other callbacks."""
         self.taken += 1
         self.images += count_images(batch)
-        measured = trainer.fit_loop.total_batch_idx + 1 - self.turn  # steps since the warm-up
+        measured = trainer.fit_loop.total_batch_idx + 1 - self.warm  # steps since the warm-up
         whole = measured >= 0 and measured % self.steps == 0
-        if self.taken < self.turn and not whole:
+        if self.taken < TURN and not whole:
             return
         self.rounds.count(self.project, self.images, self.since)
         bar = trainer.progress_bar_callback

@@ -7,20 +7,21 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
-DRAWS = 4  # of the bar in a second, and its looks at the loss
+DRAWS = 1  # of the bar in a second, and its looks at the loss
+WAKES = 10  # of Lightning's thread in a second; a bar that stops waits for the next one
 
 
 class Progress(RichProgressBar):
     """Lightning's Rich bar with the time left of the whole training, not of the epoch alone.
 
-    In training it shows the loss of now and then: to read it is to wait for a GPU. It draws as
-    rarely: Lightning's thread wakes a hundred times a second, beside those that compute.
+    It draws now and then, and only then looks at the loss: to read that is to wait for a GPU. It
+    draws between two steps; Lightning's thread would draw beside those that compute, in the midst.
     """
 
     _rests, _due = False, 0.0
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=DRAWS)
+        super().__init__(refresh_rate=WAKES)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when and where this sitting began."""
@@ -35,16 +36,24 @@ class Progress(RichProgressBar):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Count the step, and read the loss where it is time."""
-        self._rests = time.monotonic() < self._due and not trainer.is_last_batch
+        """Count the step, and show it with its loss where it is time."""
+        self._rests = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not self._rests:
-            self._due = time.monotonic() + 1 / DRAWS
         self._rests = False
+        if trainer.is_last_batch or time.monotonic() >= self._due:
+            self._update_metrics(trainer, pl_module)
+            self.refresh()
 
     def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._rests:
             super()._update_metrics(trainer, pl_module)
+
+    def refresh(self, hard: bool = False) -> None:
+        """Draw, unless that was done just now."""
+        now = time.monotonic()
+        if not self._rests and (hard or now >= self._due):
+            super().refresh(hard=True)
+            self._due = now + 1 / DRAWS
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
