@@ -38,18 +38,19 @@ and are switches, so that a config means the same on any device: `switches.py` s
 """
 
 
-def scripts() -> dict[str, str]:
-    """Return the question of each script, by name."""
+def scripts() -> dict[str, tuple[str, str]]:
+    """Return the question of each script, and how it answers it, by name."""
     found = {}
     for path in sorted(HERE.glob("*.py")):
         if path.stem not in SHARED:
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
-            found[path.stem] = " ".join(text.partition("\n\n")[0].split())
+            question, _, how = text.partition("\n\n")
+            found[path.stem] = " ".join(question.split()), how.replace("``", "`").strip()
     return found
 
 
-def section(name: str, result: dict[str, Any]) -> str:
-    """Lay out what a script found."""
+def section(name: str, how: str, result: dict[str, Any]) -> str:
+    """Lay out how a script measures, and what it found."""
     machine, setting = result["machine"], result["setting"]
     load = machine["load"][0]
     told = ", ".join(
@@ -57,7 +58,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         for key, value in setting.items()
         if isinstance(value, str | int)
     )
-    lines = [f"### {name}.py", ""]
+    lines = [f"### {name}.py", "", *([how, ""] if how else [])]
     lines += [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['device']}, load average "
         f"{load:.1f}{'; ' if told else ''}{told}.",
@@ -90,9 +91,9 @@ def page(folder: Path = HERE) -> str:
     }
     verdicts = [row["met"] for found in results.values() for row in found["answer"] if "met" in row]
     parts = [
-        HEAD + "\n".join(f"| `{name}.py` | {text} |" for name, text in questions.items()),
+        HEAD + "\n".join(f"| `{name}.py` | {text} |" for name, (text, _) in questions.items()),
         f"## Measured\n\n{sum(verdicts)} of {len(verdicts)} goals are met on wall time.",
-        *(section(name, found) for name, found in results.items()),
+        *(section(name, questions[name][1], found) for name, found in results.items()),
     ]
     if missing := [f"`{name}.py`" for name in questions if name not in results]:
         parts.append(f"Not measured yet: {', '.join(missing)}.")

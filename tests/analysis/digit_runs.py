@@ -17,7 +17,9 @@ def analyze(ltbench, analysis, folder, output, *words):
     command = ("analyze", analysis, "--run", folder, "--output", output, "--device", "cpu")
     done = ltbench(*command, *words)
     assert done.code == 0, done.err
-    found = json.loads((Path(output) / f"{analysis}.json").read_text())
+    path = Path(done.out.rpartition("Result: ")[2].strip())
+    assert path.parent == Path(output)
+    found = json.loads(path.read_text())
     assert found["analysis"] == analysis
     assert found["title"]
     assert found["summary"]

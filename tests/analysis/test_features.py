@@ -97,5 +97,5 @@ def test_the_table_of_a_run_has_a_row_a_class_by_decreasing_frequency(
 
 def test_both_heads_of_a_student_are_seen(ltbench, digits_run, tmp_path):
     found = analyze(ltbench, "features", deit_run(digits_run), tmp_path, "--split", "test")
-    assert set(found["figures"]) == {"features.png", "features-pca.png"}
-    assert pd.read_csv(tmp_path / "features.csv")["images"].tolist() == [40] * 10
+    assert set(found["figures"]) == {"features-test.png", "features-test-pca.png"}
+    assert pd.read_csv(tmp_path / "features-test.csv")["images"].tolist() == [40] * 10

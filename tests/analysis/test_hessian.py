@@ -137,13 +137,13 @@ def test_by_default_all_of_ten_classes_are_drawn_and_another_run_beside_them(
     words = ("--steps", "4", "--runs", "1", "--split", "test", "--images", "4")
     first = analyze(ltbench, "hessian", folder, folder / "analysis", *words)
     assert list(first["classes"]) == [str(c) for c in range(10)]  # by frequency
-    assert set(first["figures"]) == {"hessian.png", "hessian-classes.png"}
+    assert set(first["figures"]) == {"hessian-test.png", "hessian-test-classes.png"}
     assert {g: e["classes"] for g, e in first["groups"].items()} == {"head": 3, "mid": 4, "tail": 3}
     second = analyze(
         ltbench, "hessian", digits_run.folder, tmp_path / "b", *words, "--beside", folder
     )
-    assert {"hessian-beside.png", "hessian-ratios.png"} <= set(second["figures"])
-    table = pd.read_csv(tmp_path / "b" / "hessian-beside.csv", dtype={"class": str})
+    assert {"hessian-test-beside.png", "hessian-test-ratios.png"} <= set(second["figures"])
+    table = pd.read_csv(tmp_path / "b" / "hessian-test-beside.csv", dtype={"class": str})
     own, other = digits_run.folder.name, f"{folder.name} (2)"  # of the same name
     assert list(table["run"].unique()) == [own, other]
     stored = [entry["ratio"] for entry in first["classes"].values()]

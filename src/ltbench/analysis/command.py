@@ -23,6 +23,7 @@ ANALYSES = {
     "agreement": "student against teacher, on clean and on mixed images (DeiT-LT)",
 }
 _OF_PREDICTIONS = ("calibration", "confusion")
+_OF_TRAINING_IMAGES = ("hessian", "landscape", "features", "agreement")
 
 
 def analyze_command(args: Sequence[str]) -> None:
@@ -61,7 +62,8 @@ def _run(
 
     place = Place.of(**where, output=options.pop("output"))
     device = options.pop("device")
-    output = Output(place, analysis, {**options, "overrides": overrides})
+    settings = {**options, "overrides": overrides}
+    output = Output(place, analysis, settings, _usual_split(analysis))
     records.require_place(output.path)
     if "beside" in options:  # refused now, not after an hour
         options["beside"] = output.others(options["beside"])
@@ -107,6 +109,10 @@ def _module(output: "Output") -> Any:  # noqa: ANN401 - a module
     return import_module(f"ltbench.analysis.{output.analysis}")
 
 
+def _usual_split(analysis: str) -> str:
+    return "train" if analysis in _OF_TRAINING_IMAGES else "test"
+
+
 def _parser(analysis: str) -> argparse.ArgumentParser:
     parser = Arguments(
         f"ltbench analyze {analysis}",
@@ -120,7 +126,7 @@ def _parser(analysis: str) -> argparse.ArgumentParser:
     add("--config", type=Path, help="default: config.yaml of the run folder")
     add("--output", type=Path, help="folder of the results; default: analysis/ in the run folder")
     add("--device", help="such as cpu or cuda:1; default: the first GPU, else the CPU")
-    split = "train" if analysis in ("hessian", "landscape", "features", "agreement") else "test"
+    split = _usual_split(analysis)
     add("--split", default=split, help=f"whose images; default: {split}")
     _own_options(analysis, add)
     return parser

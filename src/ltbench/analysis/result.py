@@ -72,11 +72,6 @@ class Place:
             raise UserError(f"there is no config {config}: name the run's with --config FILE.")
         return cls(folder, checkpoint, config, output or folder / "analysis")
 
-    def stem(self, analysis: str) -> str:
-        """Return the name of an analysis' files; other weights than the last are named in it."""
-        selection = self.checkpoint.stem
-        return analysis if selection == "last" else f"{analysis}-{selection}"
-
 
 @dataclass
 class Result:
@@ -100,6 +95,9 @@ class Result:
 class Output:
     """The files of one analysis: ``<stem>.json``, ``<stem>[-<name>].png`` and ``.csv``.
 
+    The stem is the analysis; a split other than the usual one is named in it, and weights other
+    than the last.
+
     The JSON holds ``analysis``, ``title``, ``summary`` (rows of label and value), ``figures`` and
     ``tables`` (names of files in the same folder), ``checkpoint``, ``settings``, ``versions`` and
     what is the analysis' own.
@@ -108,13 +106,18 @@ class Output:
         place: Where the network lies.
         analysis: Name of the analysis.
         settings: What it was asked for.
+        usual: The split that it takes where it is told no other.
     """
 
-    def __init__(self, place: Place, analysis: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, place: Place, analysis: str, settings: Mapping[str, Any], usual: str = ""
+    ) -> None:
         """Remember where to write."""
         self.place, self.analysis = place, analysis
         self.settings = {name: _plain(value) for name, value in settings.items()}
-        self.stem = place.stem(analysis)
+        weights, split = place.checkpoint.stem, settings.get("split", usual)
+        self._of_last = analysis if split == usual else f"{analysis}-{split}"
+        self.stem = self._of_last if weights == "last" else f"{self._of_last}-{weights}"
         self.path = place.results / f"{self.stem}.json"
 
     def read(self) -> dict[str, Any] | None:
@@ -128,7 +131,7 @@ class Output:
     @property
     def name(self) -> str:
         """What the network is called beside others: its run folder, and which weights."""
-        return _called(self.place.folder, self.stem, self.analysis)
+        return _called(self.place.folder, self.stem, self._of_last)
 
     def others(self, places: Sequence[Path]) -> dict[str, dict[str, Any]]:
         """Read this analysis of other networks.
@@ -144,7 +147,7 @@ class Output:
         """
         found: dict[str, dict[str, Any]] = {}
         for place in places:
-            stored = place / "analysis" / f"{self.analysis}.json"
+            stored = place / "analysis" / f"{self._of_last}.json"
             path = place if place.suffix == ".json" else stored
             result, settings = read(path), self.settings
             theirs = result.get("settings", {})
@@ -160,7 +163,7 @@ class Output:
                     f"{path} cannot stand beside this: measured otherwise ({'; '.join(differing)})."
                 )
             folder = path.parent.parent if path.parent.name == "analysis" else path.parent
-            name = _called(folder, path.stem, self.analysis)
+            name = _called(folder, path.stem, self._of_last)
             alike = [n for n in (self.name, *found) if n == name or n.startswith(f"{name} (")]
             name = f"{name} ({len(alike) + 1})" if alike else name
             found[name] = {entry.get("name", k): entry for k, entry in result["classes"].items()}
@@ -240,8 +243,8 @@ def figure(
     return made, grid.tolist()
 
 
-def _called(folder: Path, stem: str, analysis: str) -> str:
-    return " ".join([folder.resolve().name, *stem.removeprefix(analysis).strip("-").split()])
+def _called(folder: Path, stem: str, of_last: str) -> str:
+    return " ".join([folder.resolve().name, *stem.removeprefix(of_last).strip("-").split()])
 
 
 def percent(share: float) -> str:
