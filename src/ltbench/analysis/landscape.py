@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
@@ -21,6 +22,8 @@ from ltbench.analysis.lanczos import Values, lanczos, rademacher
 from ltbench.analysis.result import COLOURS, Result, figure, shared
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
+
+LEAST = 1e-4  # of the highest loss: what lies below it is drawn alike
 
 
 def analyse(
@@ -151,7 +154,9 @@ def _restore(target: MeanLoss, before: Sequence[Tensor]) -> None:
 
 
 def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
-    """Draw contours: a row a run, a column a class; the runs of a class share their colours.
+    """Draw contours of the loss, which spans decades, on a logarithmic scale.
+
+    A row is a run, a column a class; the runs of a class share their colours.
 
     Args:
         runs: By the run's name, by class, the same in each: ``axis`` and ``loss``.
@@ -162,14 +167,14 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     for column, name in enumerate(names):
         entries = [classes[name] for classes in runs.values()]
         lowest = min(np.min(entry["loss"]) for entry in entries)
-        highest = max(np.max(entry["loss"]) for entry in entries)
-        levels = np.linspace(lowest, highest if highest > lowest else lowest + 1, 16)
+        highest = max(np.max(entry["loss"]) for entry in entries) or 1.0
+        lowest = max(lowest, highest * LEAST)
+        levels = np.geomspace(lowest, max(highest, lowest * 1.1), 16)
         for row, (run, entry) in enumerate(zip(runs, entries, strict=True)):
             axes = panels[row][column]
-            surface = axes.contourf(entry["axis"], entry["axis"], entry["loss"], levels)
-            axes.contour(
-                entry["axis"], entry["axis"], entry["loss"], levels, colors="white", linewidths=0.3
-            )
+            where = entry["axis"], entry["axis"], np.maximum(entry["loss"], lowest)
+            surface = axes.contourf(*where, levels, norm=LogNorm())
+            axes.contour(*where, levels, colors="white", linewidths=0.3)
             axes.plot(0, 0, "+", color=COLOURS[1], markersize=9, markeredgewidth=2)
             drawn.colorbar(surface, ax=axes, label="loss", format="%.3g")
             title = f"class {name} ({entry['train_images']} training images)"
@@ -182,7 +187,7 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
 def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     """Draw the loss along each direction through the weights: a column a class, a colour a run."""
     names = list(next(iter(runs.values())))
-    drawn, (panels,) = figure(1, len(names), width=4.2, height=3.2)
+    drawn, (panels,) = figure(1, len(names), width=4.2, height=3.2 + 0.25 * len(runs))
     for axes, name in zip(panels, names, strict=True):
         for colour, (run, classes) in zip(COLOURS * len(runs), runs.items(), strict=False):
             entry = classes[name]
@@ -197,8 +202,9 @@ def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
                 label=f"{label}{second} (λ {entry['lambda_second']:.3g})",
             )  # fmt: skip
         axes.set(xlabel="distance from the weights", title=f"class {name}")
-        axes.legend(frameon=False, fontsize=7, loc="upper center")
-        axes.margins(y=0.25)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=LEAST * axes.get_ylim()[1])
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0].set_ylabel("loss")
     return drawn
 
