@@ -48,7 +48,7 @@ def mean_loss(net, images, labels, batch=3):
             yield {"image": images[at : at + batch], "label": labels[at : at + batch]}
 
     return MeanLoss(
-        list(net.parameters()),
+        [p for p in net.parameters() if p.requires_grad],
         batches,
         lambda b: F.cross_entropy(net(b["image"]), b["label"]),
         lambda b: len(b["label"]) / len(labels),
@@ -84,30 +84,46 @@ def test_products_are_those_of_the_exact_hessian_whatever_the_batch(case, batch)
 
 
 class Entangled(nn.Module):
-    """Batch norm before any convolution, twice behind one, and a convolution used without it."""
+    """Batch norm before any convolution, twice behind one, behind one whose output was changed
+    in place, and a convolution used without it.
+    """
 
     def __init__(self):
         super().__init__()
         self.first, self.conv = nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3)
         self.one, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.changed, self.after = nn.Conv2d(3, 3, 2), nn.BatchNorm2d(3)
         self.last = nn.Conv2d(3, 3, 2)
 
     def forward(self, x):
         raw = self.conv(self.first(x))
         mixed = torch.tanh(self.one(raw)) * torch.tanh(self.other(raw) + raw)
-        return self.last(mixed).mean((2, 3))
+        changed = self.after(torch.tanh_(self.changed(mixed)))
+        return self.last(changed).mean((2, 3))
 
 
 def test_batch_norm_folds_into_the_convolution_before_it_and_no_other():
     torch.manual_seed(0)
     net, (images, labels) = Entangled(), data()
-    for module in (net.first, net.one, net.other):
+    for module in (net.first, net.one, net.other, net.after):
         module.running_mean.normal_()
         module.running_var.uniform_(0.5, 2)
     net = net.double().eval()
     exact = exact_hessian(net, images, labels)
     target = mean_loss(net, images, labels)
     vectors = torch.randn(3, target.size, generator=DRAW, dtype=torch.float64)
+    assert torch.allclose(target.products(vectors), vectors @ exact, atol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", [(3,), (5,), (3, 4), (0, 1)])
+def test_frozen_layers_take_no_part(case, frozen):
+    net, (images, labels) = conv_net(), data()
+    for i in frozen:
+        net[i].requires_grad_(False)
+    trained = torch.cat([torch.full((p.numel(),), p.requires_grad) for p in net.parameters()])
+    target = mean_loss(net, images, labels)
+    vectors = torch.randn(3, target.size, generator=DRAW, dtype=torch.float64)
+    exact = case[-1][trained][:, trained]
     assert torch.allclose(target.products(vectors), vectors @ exact, atol=1e-10)
 
 

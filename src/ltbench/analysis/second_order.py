@@ -37,7 +37,7 @@ class _Spelled(TorchFunctionMode):
     def __init__(self) -> None:
         """Remember no convolution yet."""
         super().__init__()
-        self._last: tuple[Tensor, _Convolution] | None = None
+        self._last: tuple[Tensor, int, _Convolution] | None = None
 
     def __torch_function__(
         self,
@@ -52,7 +52,7 @@ class _Spelled(TorchFunctionMode):
         if func is F.conv2d and torch.is_grad_enabled():
             convolution = _Convolution(*args, **kwargs)
             found = convolution.output()
-            self._last = found, convolution
+            self._last = found, found._version, convolution
             return found
         return func(*args, **kwargs)
 
@@ -74,8 +74,8 @@ class _Spelled(TorchFunctionMode):
         shift = -running_mean * scale
         shift = shift if bias is None else shift + bias
         last, self._last = self._last, None  # or the graph of a batch would outlive it
-        if last is not None and last[0] is input:
-            return last[1].folded(scale, shift).output()
+        if last is not None and last[0] is input and last[1] == input._version:  # as it came out
+            return last[2].folded(scale, shift).output()
         shape = (1, -1, *[1] * (input.ndim - 2))
         return input * scale.view(shape) + shift.view(shape)
 
@@ -143,10 +143,11 @@ class _ConvBackward(torch.autograd.Function):
     def backward(
         ctx: Any,  # noqa: ANN401
         to_input: Tensor | None,
-        to_weight: Tensor,
-        to_bias: Tensor,
+        to_weight: Tensor | None,
+        to_bias: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         grad, input, weight = ctx.saved_tensors
+        to_weight = torch.zeros_like(weight) if to_weight is None else to_weight  # it is frozen
         by_grad = F.conv2d(input, to_weight, to_bias, *ctx.shape)
         by_input = by_weight = None
         if ctx.needs_input_grad[1]:
