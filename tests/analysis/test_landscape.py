@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,16 @@ def test_the_loss_rises_along_the_strongest_curvature_faster_than_along_the_othe
             slope = (along[0] - 2 * along[1] + along[2]) / 0.02**2
             expected = found["lambda_first" if axis == 0 else "lambda_second"]
             assert slope == pytest.approx(expected, rel=0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("corner", [0.0, None, float("nan"), float("inf")])
+def test_a_loss_of_zero_or_one_that_overflows_is_drawn_all_the_same(corner):
+    class_ = {"axis": [-1, 0, 1], "train_images": 9, "lambda_first": 2.0, "lambda_second": 0.1}
+    flat = {**class_, "loss": [[0.0] * 3] * 3}
+    steep = {**class_, "loss": [[1.0, 0.2, 3.0], [1.0, 0.1, 2.0], [4.0, 9.0, corner]]}
+    for runs in ({"a": {"0": steep}}, {"a": {"0": flat}, "b": {"0": steep}}):
+        for draw in (landscape.maps, landscape.cuts):
+            draw(runs, "random").savefig(io.BytesIO())
 
 
 def test_another_run_is_drawn_beside_and_an_even_grid_has_no_middle(

@@ -91,7 +91,7 @@ def analyse(
             )
         )
     return Result(
-        title=f"Loss around the weights, along the strongest curvature and {words}",
+        title=f"Loss around the weights along the strongest curvature and {words} ({split} images)",
         summary=summary,
         values={"second": second, "classes": found},
         figures={"": maps(runs, second), "cuts": cuts(runs, second)},
@@ -166,13 +166,14 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     drawn, panels = figure(len(runs), len(names), width=4.2, height=3.4)
     for column, name in enumerate(names):
         entries = [classes[name] for classes in runs.values()]
-        lowest = min(np.min(entry["loss"]) for entry in entries)
-        highest = max(np.max(entry["loss"]) for entry in entries) or 1.0
-        lowest = max(lowest, highest * LEAST)
+        losses = [np.ma.masked_invalid(np.array(e["loss"], float)) for e in entries]  # may overflow
+        finite = np.concatenate([loss.compressed() for loss in losses])
+        highest = finite.max(initial=0.0) or 1.0
+        lowest = max(finite.min(initial=highest), highest * LEAST)
         levels = np.geomspace(lowest, max(highest, lowest * 1.1), 16)
-        for row, (run, entry) in enumerate(zip(runs, entries, strict=True)):
+        for row, (run, entry, loss) in enumerate(zip(runs, entries, losses, strict=True)):
             axes = panels[row][column]
-            where = entry["axis"], entry["axis"], np.maximum(entry["loss"], lowest)
+            where = entry["axis"], entry["axis"], np.ma.maximum(loss, lowest)
             surface = axes.contourf(*where, levels, norm=LogNorm())
             axes.contour(*where, levels, colors="white", linewidths=0.3)
             axes.plot(0, 0, "+", color=COLOURS[1], markersize=9, markeredgewidth=2)
@@ -191,7 +192,7 @@ def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         for colour, (run, classes) in zip(COLOURS * len(runs), runs.items(), strict=False):
             entry = classes[name]
-            loss, middle = np.array(entry["loss"]), len(entry["axis"]) // 2
+            loss, middle = np.array(entry["loss"], float), len(entry["axis"]) // 2
             label = f"{run}, " if len(runs) > 1 else ""
             axes.plot(
                 entry["axis"], loss[:, middle], color=colour,

@@ -110,12 +110,12 @@ class Output:
     """
 
     def __init__(
-        self, place: Place, analysis: str, settings: Mapping[str, Any], usual: str = ""
+        self, place: Place, analysis: str, settings: Mapping[str, Any], usual: str
     ) -> None:
         """Remember where to write."""
         self.place, self.analysis = place, analysis
         self.settings = {name: _plain(value) for name, value in settings.items()}
-        weights, split = place.checkpoint.stem, settings.get("split", usual)
+        weights, split = place.checkpoint.stem, settings["split"]
         self._of_last = analysis if split == usual else f"{analysis}-{split}"
         self.stem = self._of_last if weights == "last" else f"{self._of_last}-{weights}"
         self.path = place.results / f"{self.stem}.json"
