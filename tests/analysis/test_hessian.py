@@ -166,7 +166,7 @@ def test_what_was_measured_otherwise_or_of_no_common_class_is_not_compared(
     assert "steps: 12 there, 9 here" in told
     told = refused(*command, "--device", "cpu", "--classes", "1", *SHORT[3:], *beside)
     assert "no class in common with 1" in told
-    assert "no readable result" in refused(*command, "--beside", tmp_path)
+    assert "run 'ltbench analyze hessian'" in refused(*command, "--beside", tmp_path)
 
 
 def test_a_class_that_is_not_there_is_named(refused, digits_run, tmp_path):

@@ -149,6 +149,11 @@ class Output:
         for place in places:
             stored = place / "analysis" / f"{self._of_last}.json"
             path = place if place.suffix == ".json" else stored
+            if not path.is_file():
+                raise UserError(
+                    f"there is no {path}: run 'ltbench analyze {self.analysis}' on that network, "
+                    f"with --split {self.settings['split']}."
+                )
             result, settings = read(path), self.settings
             theirs = result.get("settings", {})
             differing = [
