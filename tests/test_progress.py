@@ -1,5 +1,6 @@
 """The progress bar: what it shows, and how rarely it looks."""
 
+import re
 from types import SimpleNamespace
 
 from ltbench import progress
@@ -45,13 +46,22 @@ def test_the_bar_reads_the_loss_and_draws_now_and_then_and_after_the_last_step(m
 
     monkeypatch.setattr(theirs, "on_train_batch_end", count)
     for step in range(8):
-        bar.on_train_batch_end(SimpleNamespace(is_last_batch=step == 7), None, None, None, step)
+        trainer = SimpleNamespace(is_last_batch=step == 7, sanity_checking=False)
+        bar.on_train_batch_end(trainer, None, None, None, step)
         clock[0] += 0.1
     assert reads == [0.0, 0.3, 0.6, 0.7]
     assert [round(at, 1) for at, _ in draws] == [0.0, 0.3, 0.6]
     assert all(how == {"hard": True} for _, how in draws)  # here, and not by Lightning's thread
-    bar._update_metrics(None, None)  # as after an epoch
+    bar._update_metrics(trainer, None)  # as after an epoch
     assert len(reads) == 5
     bar.refresh()
     bar.refresh(hard=True)  # asked for, it draws at any time
     assert len(draws) == 4
+
+
+def test_a_line_of_80_letters_holds_it_after_a_look_at_validation_too(ltbench, tiny, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    words = ("--trainer.num_sanity_val_steps", 1, "--trainer.enable_progress_bar", "true")
+    done = ltbench("fit", "--config", tiny, *words)
+    assert done.code == 0, done.err
+    assert re.search(r"^Epoch 3/3 .* 7/7 .* loss: \d\.\d+ ends in: 0:00:00 *$", done.out, re.M)

@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn, ProgressColumn, TimeRemainingColumn
+from rich.table import Column
 
 DRAWS = 1  # of the bar in a second, and its looks at the loss
 WAKES = 10  # of Lightning's thread in a second; a bar that stops waits for the next one
@@ -22,6 +24,18 @@ class Progress(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=WAKES)
+
+    def _init_progress(self, trainer: L.Trainer) -> None:
+        """Let the bar alone give way on a narrow terminal: broken columns cannot be read."""
+        super()._init_progress(trainer)
+        for column in self.progress.columns if self.progress else ():
+            if isinstance(column, ProgressColumn) and not isinstance(column, BarColumn):
+                column._table_column = Column(no_wrap=True)
+
+    def configure_columns(self, trainer: L.Trainer) -> list[Any]:
+        """Show one time of an epoch or evaluation: what is left, and at its end what it took."""
+        description, bar, batches, _, speed = super().configure_columns(trainer)
+        return [description, bar, batches, TimeRemainingColumn(elapsed_when_finished=True), speed]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember when and where this sitting began."""
@@ -45,7 +59,7 @@ class Progress(RichProgressBar):
             self.refresh()
 
     def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._rests:
+        if not self._rests and not trainer.sanity_checking:  # before the training has begun
             super()._update_metrics(trainer, pl_module)
 
     def refresh(self, hard: bool = False) -> None:
