@@ -4,6 +4,9 @@ A forward pass over one cached batch (``pass``), the same with the collector tha
 (``counted``), the collector alone (``collector``), and with what it computes at the end of an
 evaluation (``computed``) take turns: ResNet-32 at 32 pixels for 10 classes, ResNet-50 at 224 for
 the 1,000 of ImageNet-LT and the 8,142 of iNaturalist-2018.
+
+Two passes differ by some per cent from one moment to the next, far more than the collector takes of
+one; so the goal is on the collector alone, and a counted pass stands beside.
 """
 
 from collections.abc import Sequence

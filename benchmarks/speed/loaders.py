@@ -5,7 +5,7 @@ time from the first job to the last batch, so that nothing is loaded ahead. The 
 that cuts the same random crops, times the workers. With one core more than workers, that is what
 they can reach; beyond the cores there is nothing to gain.
 
-Images in memory need no worker: the speed of their batches is told beside.
+Images in memory need no worker: the JSON file has the speed of their batches.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Each is a process of its own, in turns. ``fit`` is timed up to its first step, on the handwritten
 digits, against a process that imports torch, lightning and timm and builds the same network and the
-first batch of the same data.
+first batch of the same data. ``validate``, ``test`` and ``predict`` start as ``fit`` does.
 """
 
 import subprocess
@@ -28,6 +28,8 @@ LIGHT = {
 HEAVY = {
     "ltbench fit --help": ("fit", "--help"),
     "ltbench data": ("data", "--config", str(CONFIG)),
+    "ltbench leaderboard --help": ("leaderboard", "--help"),
+    "ltbench analyze hessian --help": ("analyze", "hessian", "--help"),
 }
 FIRST = "ltbench fit, up to its first step"
 IMPORTS = "import torch, lightning, timm"

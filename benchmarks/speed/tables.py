@@ -37,6 +37,11 @@ and are switches, so that a config means the same on any device: `switches.py` s
 | --- | --- |
 """
 
+NO_GPU = """
+
+Nothing here was measured on a GPU. What the same scripts find on one is open, and with it what
+bf16, compiling and jobs that share a GPU (`--pack`) gain there."""
+
 
 def scripts() -> dict[str, tuple[str, str]]:
     """Return the question of each script, and how it answers it, by name."""
@@ -54,9 +59,9 @@ def section(name: str, how: str, result: dict[str, Any]) -> str:
     machine, setting = result["machine"], result["setting"]
     load = machine["load"][0]
     told = ", ".join(
-        f"{key.replace('_', ' ')} {value}"
+        f"{key.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
         for key, value in setting.items()
-        if isinstance(value, str | int)
+        if isinstance(value, str | int | float)
     )
     lines = [f"### {name}.py", "", *([how, ""] if how else [])]
     lines += [
@@ -90,9 +95,11 @@ def page(folder: Path = HERE) -> str:
         if (path := folder / f"{name}.json").exists()
     }
     verdicts = [row["met"] for found in results.values() for row in found["answer"] if "met" in row]
+    devices = {found["machine"]["device"] for found in results.values()}
+    gpu = NO_GPU if devices == {"no GPU"} else ""
     parts = [
         HEAD + "\n".join(f"| `{name}.py` | {text} |" for name, (text, _) in questions.items()),
-        f"## Measured\n\n{sum(verdicts)} of {len(verdicts)} goals are met on wall time.",
+        f"## Measured\n\n{sum(verdicts)} of {len(verdicts)} goals are met on wall time.{gpu}",
         *(section(name, questions[name][1], found) for name, found in results.items()),
     ]
     if missing := [f"`{name}.py`" for name in questions if name not in results]:
