@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ltbench.analysis.curvature import MeanLoss
 from ltbench.analysis.lanczos import lanczos, rademacher
 from ltbench.analysis.second_order import second_order
+from ltbench.errors import UserError
 from ltbench.models import build_backbone
 
 DRAW = torch.Generator().manual_seed(0)
@@ -125,6 +126,14 @@ def test_frozen_layers_take_no_part(case, frozen):
     vectors = torch.randn(3, target.size, generator=DRAW, dtype=torch.float64)
     exact = case[-1][trained][:, trained]
     assert torch.allclose(target.products(vectors), vectors @ exact, atol=1e-10)
+
+
+def test_a_network_without_a_second_derivative_is_refused():
+    net, (images, labels) = conv_net(), data()
+    net[2] = nn.Hardsigmoid()
+    target = mean_loss(net, images, labels)
+    with pytest.raises(UserError, match=r"no second derivative in torch \(.*hardsigmoid"):
+        target.products(torch.ones(1, target.size, dtype=torch.float64))
 
 
 def test_the_graph_of_a_batch_does_not_outlive_it():

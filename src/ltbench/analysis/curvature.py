@@ -43,12 +43,24 @@ class MeanLoss:
         return sum(float(self.loss(batch)) * self.weight(batch) for batch in self.batches())
 
     def products(self, vectors: Tensor) -> Tensor:
-        """Multiply the Hessian with vectors, (k, P) -> (k, P)."""
+        """Multiply the Hessian with vectors, (k, P) -> (k, P).
+
+        Raises:
+            UserError: torch cannot differentiate some part of the network twice.
+        """
         total = torch.zeros_like(vectors)
         parts = [self._shaped(vector) for vector in vectors]
         with second_order(), torch.enable_grad():
-            for batch in self.batches():
-                self._add_products(batch, parts, total)
+            try:
+                for batch in self.batches():
+                    self._add_products(batch, parts, total)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                if "is not implemented" not in reason:
+                    raise
+                raise UserError(
+                    f"this network has no second derivative in torch ({reason})."
+                ) from error
         return total
 
     def _add_products(self, batch: Batch, parts: Sequence[list[Tensor]], total: Tensor) -> None:
