@@ -328,7 +328,7 @@ ANALYSES = {
     ),
     "beside a run without a result": Case(
         "analyze hessian --run run --beside nowhere --steps 2 --runs 1 --images 4 --device cpu",
-        ("nowhere", "json is no readable result of"),
+        ("nowhere", "run 'ltbench analyze hessian' on that network"),
     ),
     "output is a file": Case(f"{RUN} --output tiny.yaml", ("confusion", "json cannot be written")),
     "record cut off": Case(
