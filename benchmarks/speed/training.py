@@ -9,8 +9,8 @@ One `ltbench fit` a method, with everything that belongs to it, pauses every few
 * ``augment``: augmentation and normalisation of a raw batch alone.
 
 Where only bare step and augmentation together reach the goal, augmentation is what is missing. The
-rest is loading, averaging of weights, the bar, the trainer, and logging: 0.6 ms for a loss, whose
-mean of the epoch is kept too, and 0.3 ms for each of the three numbers that SAM tells of a step.
+rest is loading, averaging of weights, the bar, the trainer and logging, which SAM has most of: it
+tells three numbers of a step besides the loss.
 
 A repeat of cross-entropy is one epoch of CIFAR-10-LT, so that it holds what happens once an epoch.
 CBGAN, which has no such step, is measured by ``cbgan.py``.

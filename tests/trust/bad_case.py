@@ -1,6 +1,7 @@
 """What a case of bad input is made of, and the working folder that all of them start from."""
 
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -88,6 +89,13 @@ def fill(desk: Path, run: Path) -> None:
     write(desk / "text/train.csv", f"text,label\n{rows}")
     shutil.copytree(run, desk / "run")
     write(desk / "suite.yaml", "seeds: [0]\nrows:\n  ce: {config: tiny.yaml}\n")
+
+
+class Evil:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("trace",)
 
 
 def annotations() -> dict[str, list[dict[str, object]]]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import bad_analyses
 import bad_configs
 import bad_data
 import bad_files
@@ -16,7 +17,11 @@ import bad_suites
 import pytest
 from bad_case import fill
 
-CASES = bad_configs.CASES | bad_data.CASES | bad_files.CASES | bad_suites.CASES
+CASES = {
+    name: case
+    for part in (bad_analyses, bad_configs, bad_data, bad_files, bad_suites)
+    for name, case in part.CASES.items()
+}
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,16 @@
 """Archives of data sets: one that was tampered with is refused, and nothing of it is unpacked."""
 
 import io
-import os
 import pickle
 import tarfile
 from urllib.error import URLError
 
 import pytest
+from bad_case import Evil
 from torchvision import datasets
 
 from ltbench.data.sources import build_source
 from ltbench.errors import UserError
-
-
-class Evil:
-    """A pickle that makes a folder when it is loaded."""
-
-    def __reduce__(self):
-        return os.mkdir, ("trace",)
 
 
 @pytest.fixture
