@@ -17,6 +17,11 @@ UNKNOWN = [
         "unrecognized arguments: --modle.init_args.loss x",
         "unknown option '--modle.init_args.loss'. Did you mean '--model.init_args.loss'?",
     ),
+    (
+        "unrecognized arguments: runs/a-2 runs/a-3",
+        "unrecognized arguments: runs/a-2 runs/a-3. If these are what a pattern such as "
+        "runs/NAME-* stands for, it fits more than one: name the one that you mean.",
+    ),
     ("unrecognized arguments: --zzz", "unknown option '--zzz'."),
     (
         "Parser key \"data.init_args\":\n  Option 'batchsize' is not accepted",

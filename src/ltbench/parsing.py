@@ -49,6 +49,7 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: (?P<argument>--\S+)"
     r"|Expected a dot import path string: (?P<name>\S+))"
 )
+_STRAY = re.compile(r"unrecognized arguments: (?!-).+?(?=\.?$)")  # values that belong to no option
 _MISSING = re.compile(r"the following arguments are required: (.+?)\.?$", re.MULTILINE)
 _DROPPED = re.compile(
     r"class_path change from '(?P<old>[^']+)' to '(?P<new>[^']+)', "
@@ -138,6 +139,11 @@ def explain(message: str) -> str:
     if missing := _MISSING.search(message):
         what = f"{place}: {missing[1]} is missing" if place else f"{missing[1]} is missing"
         return f"{what}. A config has all that is needed: --config FILE (`ltbench list configs`)."
+    if stray := _STRAY.match(message):
+        return (
+            f"{stray[0]}. If these are what a pattern such as runs/NAME-* stands for, it fits more "
+            "than one: name the one that you mean."
+        )
     unknown = _UNKNOWN.search(message)
     if unknown is None:
         lines = [line.strip(" -") for line in message.splitlines() if not _NOISE.match(line)]
