@@ -417,6 +417,15 @@ def test_predict_writes_a_row_an_image(ltbench, folder_run, images, make_images,
     assert pd.read_csv(tmp_path / "predictions.csv")["class"].equals(rows["class"])
 
 
+def test_predict_warns_of_a_run_that_is_not_finished(ltbench, folder_run, make_images, tmp_path):
+    make_images(tmp_path / "new", {"": 2}, size=30)
+    (path,) = tmp_path.glob("runs/*/record.json")
+    path.write_text(path.read_text().replace('"status": "done"', '"status": "interrupted"'))
+    with pytest.warns(UserWarning, match=r"last.ckpt .* not finished \(status: interrupted\)"):
+        done = ltbench("predict", *folder_run, "--data.predict_folder", tmp_path / "new")
+    assert done.code == 0, done.err
+
+
 def test_predict_refuses_what_it_cannot_read(refused, folder_run, tmp_path):
     assert "--data.predict_folder" in refused("predict", *folder_run)
     nowhere = tmp_path / "nowhere"

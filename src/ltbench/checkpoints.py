@@ -1,6 +1,7 @@
 """Checkpoints: written whole, known after their run folder was moved, checked before use."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} is no whole ltbench checkpoint: weights or classes lack a name.")
     return found
+
+
+def require_evaluable(path: Path) -> None:
+    """Refuse a file that is no checkpoint of ours, and warn of a run that is not finished.
+
+    Raises:
+        UserError: It is no checkpoint of ours.
+    """
+    check_checkpoint(path)
+    folder = path.absolute().parent
+    status = stages.status(folder.parent) if folder.name == "checkpoints" else None
+    if status not in (None, "done"):
+        warnings.warn(f"{path} is of a run that is not finished (status: {status}).", stacklevel=2)
 
 
 def require_resumable(path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -54,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that it cannot write
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _stoppable():
+        with _plain_warnings(), _stoppable():
             _run(argv)
         if sys.stdout is not None:  # what cannot be written is found here, not after the end
             sys.stdout.flush()
@@ -82,6 +83,29 @@ def main(args: Sequence[str] | None = None) -> None:
             1,
             debug,
         )
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show what a user is warned of without the line of code that found it."""
+    before = warnings.formatwarning
+
+    def plain(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is UserWarning:
+            return f"warning: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager

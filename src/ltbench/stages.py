@@ -97,9 +97,8 @@ def checkpoint_of(trained: Trained) -> Path | None:
         return None
     path = Path(trained.path)
     if path.is_dir():
-        status = _record(path).get("status")
-        if status != "done":
-            raise UserError(f"the run {path} is not finished (status: {status}): finish it first.")
+        if (found := status(path)) != "done":
+            raise UserError(f"the run {path} is not finished (status: {found}): finish it first.")
         path = path / "checkpoints" / f"{trained.selection}.ckpt"
     if not path.is_file():
         raise UserError(
@@ -107,6 +106,12 @@ def checkpoint_of(trained: Trained) -> Path | None:
             "checkpoint, or a file with a state dict."
         )
     return path
+
+
+def status(folder: Path) -> str | None:
+    """Return how far the run in a folder is (``done``, ``interrupted``, ...); None without one."""
+    found: str | None = _record(folder).get("status")
+    return found
 
 
 def identity(trained: Trained) -> dict[str, Any]:

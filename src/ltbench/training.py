@@ -26,7 +26,7 @@ from ltbench.anomalies import Anomalies
 from ltbench.checkpoints import (
     RunCheckpoint,
     WholeCheckpoints,
-    check_checkpoint,
+    require_evaluable,
     require_resumable,
 )
 from ltbench.data.datamodule import LongTailDataModule
@@ -351,7 +351,7 @@ class TrainingCLI(LightningCLI):
         path = self.config[self.subcommand].ckpt_path
         if not path:
             raise UserError(f"{self.subcommand} needs --ckpt_path FILE: a run keeps checkpoints/.")
-        check_checkpoint(Path(path))
+        require_evaluable(Path(path))
 
 
 def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
