@@ -60,7 +60,7 @@ def joint_confusion(
         raise UserError(
             f"the held-out set has no image of {len(missing)} of {len(counts)} classes (class "
             f"{named}{', ...' if len(missing) > 5 else ''}), so their recall is unknown.\n"
-            "Hold out more images, or draw them so that each class has one."
+            "Hold out more (data.val_fraction), or give each class images in a val folder."
         )
     rows = (counts + smoothing) / (images + smoothing * len(counts))[:, None]
     return (images / images.sum())[:, None] * rows

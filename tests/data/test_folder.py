@@ -219,6 +219,15 @@ def test_skip_says_nothing_when_all_is_well(root):
     assert len(source.paths("train")) == 6
 
 
+def test_images_of_a_kind_that_is_not_read_are_told_of(root):
+    for name in ("train/ant/a.HEIC", "train/ant/b.heic", "train/bee/c.gif", "train/bee/notes.txt"):
+        (root / name).touch()
+    with pytest.warns(UserWarning, match=r"train .*: 1 \.gif, 2 \.heic\.") as caught:
+        source = build_source("folder", root)
+    assert len(caught) == 1
+    assert len(source.paths("train")) == 6
+
+
 def test_class_whose_images_are_all_unreadable_is_named(root):
     truncate(root / "train/bee/0.png")
     with (

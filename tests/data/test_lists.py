@@ -140,7 +140,7 @@ def test_missing_files_are_counted_and_the_first_five_named(root):
     assert "missing below" in message
     assert "a/missing4.jpg, ..." in message
     assert "a/missing5.jpg" not in message
-    assert "on_bad_image: skip" in message
+    assert "--data.on_bad_image skip" in message
     with pytest.warns(UserWarning, match="left out: 7 of 11"):
         source = build_source("lists", root, on_bad_image="skip")
     assert source.labels("train").tolist() == [1, 0, 1, 1]

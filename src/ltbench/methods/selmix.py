@@ -194,8 +194,8 @@ class SelMix(OptimisedModule):
             return
         if "val" not in self.data.splits:
             raise UserError(
-                "SelMix looks at validation images, and this data has none: hold some out, as the "
-                "run that it starts from did."
+                "SelMix looks at validation images, and this data has none: hold some out "
+                "(data.val_fraction, or a val folder), as the run that it starts from did."
             )
         labels = torch.from_numpy(self.data.splits["val"].labels)
         held_out = torch.bincount(labels, minlength=self.num_classes)

@@ -95,7 +95,7 @@ def reading(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
         raise UserError(
             f"cannot read the image {path} ({error}).\nReplace or remove it, or leave such images "
-            "out with on_bad_image: skip."
+            "out with --data.on_bad_image skip."
         ) from error
 
 

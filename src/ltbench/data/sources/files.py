@@ -162,7 +162,9 @@ def usable(root: Path, files: Files, on_bad_image: OnBadImage, listed_in: Path) 
         told = f"{bad.sum()} of {len(bad)} images in {listed_in} are {problem} below {root}: "
         told += f"{first}{', ...' if bad.sum() > 5 else ''}"
         if on_bad_image == "error":
-            raise UserError(f"{told}.\nPut them there, or go on without them: on_bad_image: skip.")
+            raise UserError(
+                f"{told}.\nPut them there, or go on without them: --data.on_bad_image skip."
+            )
         warnings.warn(f"left out: {told}", stacklevel=2)
         files = Files(files.names[~bad], files.labels[~bad])
         if bad.all():

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import compress
@@ -19,6 +21,7 @@ from ltbench.data.sources.files import IMAGENET_MEAN, IMAGENET_STD, Files, FileS
 from ltbench.errors import UserError
 
 LARGEST_DEFAULT_SIZE = 224  # pixels
+UNREAD = frozenset((".avif", ".gif", ".heic", ".heif", ".jfif"))  # image files that are passed over
 
 
 class Folder(FileSource):
@@ -27,7 +30,7 @@ class Folder(FileSource):
     A root with none of the three is itself the training split; beside them, images anywhere below
     ``root/unlabelled/`` are the split of that name. Classes are the folders of the training split,
     files are those with one of torchvision's image extensions, both in sorted order and without
-    hidden ones.
+    hidden ones. Images of other kinds, such as .heic, are passed over with a warning.
 
     `image_size` None stands for the shorter side of the first training image, at most 224.
     Normalisation uses CIFAR's constants up to 32 pixels and ImageNet's above.
@@ -56,8 +59,9 @@ class Folder(FileSource):
         self._class_names = _class_folders(train) if train.is_dir() else []
         if not self._class_names:
             raise UserError(
-                f"there are no class folders in {train}.\nExpected {root}/train/<class>/<image>, "
-                f"and optionally {root}/val and {root}/test with the same classes."
+                f"there are no class folders in {train}. Is --data.root right?\n"
+                f"Expected {root}/train/<class>/<image>, and optionally {root}/val and {root}/test "
+                "with the same classes."
             )
         for name in self._class_names:
             if name != os.fsencode(name).decode(errors="replace"):
@@ -70,7 +74,8 @@ class Folder(FileSource):
         for c in np.flatnonzero(counts == 0)[:1]:
             raise UserError(
                 f"class folder {train / self._class_names[c]} has no image that can be used. "
-                f"Add images ({', '.join(IMG_EXTENSIONS)}) or remove the folder."
+                f"Add images ({', '.join(IMG_EXTENSIONS)}), or take a folder that is no class "
+                f"away.\nIs --data.root {root} right?"
             )
         size = image_size or self._own_size(self._path(files["train"].names[0]))
         self.mean, self.std = (
@@ -103,13 +108,14 @@ class Folder(FileSource):
                 f"{folder} has the class '{min(unknown)}', which the training split lacks. Add it "
                 f"there or remove {folder / min(unknown)}."
             )
-        images = [
+        files = [
             (path, c)
             for c, name in enumerate(self._class_names)
             if (folder / name).is_dir()  # a split other than train may lack classes
             for path in _visible(folder / name)
-            if path.suffix.lower() in IMG_EXTENSIONS
         ]
+        _warn_of_unread(folder, (path for path, _ in files))
+        images = [(path, c) for path, c in files if path.suffix.lower() in IMG_EXTENSIONS]
         return self._files_of(folder, [path for path, _ in images], [c for _, c in images])
 
     def _unlabelled(self, folder: Path) -> Files:
@@ -135,16 +141,24 @@ def image_files(folder: Path, on_bad_image: OnBadImage = "error") -> list[Path]:
     Raises:
         UserError: If there is no such folder or no image in it.
     """
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
-    )
+    files = [path for path in folder.rglob("*") if not path.name.startswith(".")]
+    _warn_of_unread(folder, files)
+    found = sorted(path for path in files if path.suffix.lower() in IMG_EXTENSIONS)
     if on_bad_image == "skip":
         found = list(compress(found, _readable(folder, found)))
     if not found:
         raise UserError(f"there are no images below {folder} ({', '.join(IMG_EXTENSIONS)}).")
     return found
+
+
+def _warn_of_unread(folder: Path, files: Iterable[Path]) -> None:
+    kinds = Counter(path.suffix.lower() for path in files)
+    if unread := ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(UNREAD & kinds.keys())):
+        warnings.warn(
+            f"left out images in {folder} of a kind that is not read: {unread}. Convert them to "
+            "JPEG or PNG.",
+            stacklevel=2,
+        )
 
 
 def _visible(folder: Path) -> list[Path]:
