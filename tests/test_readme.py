@@ -42,6 +42,8 @@ def workplace(tmp_path, monkeypatch, make_images):
 
 
 def run_bash(block, ltbench):
+    """Run each command, and return what they print."""
+    printed = ""
     for line in block.replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line)
         if "=" in program:  # a variable for this command; the command line puts all back
@@ -60,6 +62,8 @@ def run_bash(block, ltbench):
             assert program == "ltbench"
         done = ltbench(*(expanded(word) for word in words), *stand_ins(words))
         assert done.code == 0, f"{line}\n{done.err}"
+        printed += done.out
+    return printed
 
 
 def expanded(word):
@@ -79,8 +83,7 @@ def stand_ins(words):
 
 def run_block(kind, block, ltbench):
     if kind == "bash":
-        run_bash(block, ltbench)
-        return
+        return run_bash(block, ltbench)
     named = re.match(r"# (\S+\.\w+)\n", block)
     assert kind in ("python", "yaml"), f"a page has a block of a kind that is not run: '{kind}'"
     if named:
@@ -88,6 +91,7 @@ def run_block(kind, block, ltbench):
     else:
         assert kind == "python", "a config in a page says its file name in its first line"
         exec(compile(block, "page", "exec"), {"__name__": "page"})
+    return ""
 
 
 # Lightning's advice to a plain Trainer, and when a checkpoint is read without what trained it.
@@ -100,9 +104,14 @@ def test_what_a_section_shows_runs(section, workplace, ltbench):
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_the_tutorial_runs_from_top_to_bottom(workplace, ltbench):
-    for kind, block in FENCE.findall(TUTORIAL):
-        run_block(kind, block, ltbench)
-    assert len(Path("predictions.csv").read_text().splitlines()) == 1 + 5
+    printed = "".join(run_block(kind, block, ltbench) for kind, block in FENCE.findall(TUTORIAL))
+    rows = Path("predictions.csv").read_text()
+    assert len(rows.splitlines()) == 1 + 5
+    # What a table shows of is printed by these names: a result, a row, an image.
+    tables = re.findall(r"^\| (?:\d \| )?`?([^|`\n]+?)`? \|", TUTORIAL, re.MULTILINE)
+    shown = set(tables) - {"---", "---:", "rank", "image"}
+    assert len(shown) > 10
+    assert {name for name in shown if name not in printed + rows} == set()
 
 
 def test_an_unknown_kind_of_block_is_not_passed_over(ltbench):
