@@ -1,5 +1,6 @@
 """The tables in the documentation are those of the committed records: nothing there is typed."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -28,14 +29,12 @@ def test_the_gains_in_the_text_are_those_of_the_page(text):
 
 
 def rows_of(page):
-    """Return row -> title -> cell of the first table of effects."""
-    lines = iter(page.partition("| row | over |")[2].splitlines())
-    titles = ["over", *re.split(r" *\| *", next(lines).strip(" |"))]
-    next(lines)
+    """Return row -> title -> cell of the tables of effects."""
     found = {}
-    for line in lines:
-        if not line.startswith("|"):
-            return found
-        row, *cells = re.split(r" *\| *", line.strip(" |"))
-        found[row] = dict(zip(titles, cells, strict=True))
+    for table in page.split("| row | over |")[1:]:
+        header, _, *lines = table.splitlines()
+        titles = ["over", *re.split(r" *\| *", header.strip(" |"))]
+        for line in itertools.takewhile(lambda line: line.startswith("|"), lines):
+            row, *cells = re.split(r" *\| *", line.strip(" |"))
+            found[row] = dict(zip(titles, cells, strict=True))
     return found
