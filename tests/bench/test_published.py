@@ -38,3 +38,16 @@ def rows_of(page):
             row, *cells = re.split(r" *\| *", line.strip(" |"))
             found[row] = dict(zip(titles, cells, strict=True))
     return found
+
+
+def test_the_prior_given_back_makes_of_stored_scores_what_the_table_says(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = Path("docs/findings.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "findings", "exec"), {})
+    made = [
+        [100 * float(x) for x in line.split()[1:]] for line in capsys.readouterr().out.splitlines()
+    ]
+    (row,) = re.findall(r"^\| `vssam` \| (\S+ \(.*) \|$", text, re.MULTILINE)
+    cells = [f"{all_:.1f} ({head:.0f}/{tail:.0f}; {least:.0f})" for all_, head, tail, least in made]
+    assert row.split(" | ") == cells
