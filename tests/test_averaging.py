@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from ltbench.averaging import WeightAverage
+from ltbench.optim.averaging import WeightAverage
 
 
 def module():

@@ -17,7 +17,7 @@ import yaml
 
 from ltbench import __version__, records
 from ltbench.methods.erm import ERM
-from ltbench.training import TrainingCLI
+from ltbench.runs.training import TrainingCLI
 
 
 class OtherMethod(ERM):
@@ -150,7 +150,9 @@ def test_lists_of_a_later_config_replace_and_plus_appends(ltbench, tiny, tmp_pat
     done = ltbench("fit", *words, "--print_config")
     composed = yaml.safe_load(done.out)
     augment = composed["data"]["init_args"]["augment"]
-    assert [item["class_path"] for item in augment] == ["ltbench.data.augment.HorizontalFlip"]
+    assert [item["class_path"] for item in augment] == [
+        "ltbench.data.transforms.basic.HorizontalFlip"
+    ]
     assert len(composed["trainer"]["callbacks"]) == 2
 
 

@@ -12,9 +12,9 @@ import yaml
 from sklearn.metrics import accuracy_score, recall_score
 
 from ltbench.data.sources.cifar import Cifar10
-from ltbench.metrics import metrics_from_counts
+from ltbench.metrics.collector import metrics_from_counts
+from ltbench.optim.schedules import MultiStep, epoch_of
 from ltbench.records import read_record
-from ltbench.schedules import MultiStep, epoch_of
 
 CONFIGS = {path.stem: path for path in sorted(Path(__file__).parents[1].glob("configs/*.yaml"))}
 LOSSES = ("ce", "cedrw", "ldamdrw", "vs")

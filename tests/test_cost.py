@@ -7,10 +7,10 @@ import torch
 import yaml
 from torch import nn
 
-from ltbench.cost import SavedTensors, cost_command
 from ltbench.data import LongTailDataModule
 from ltbench.methods.erm import ERM
 from ltbench.records import read_record
+from ltbench.runs.cost import SavedTensors, cost_command
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 
 from ltbench.data.profiles import class_counts
 from ltbench.data.sources.base import CIFAR_MEAN, CIFAR_STD
-from ltbench.distillation import (
+from ltbench.methods.deit_lt.distillation import (
     Normalisation,
     Teacher,
     drw_weights,

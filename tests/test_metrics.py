@@ -15,7 +15,12 @@ from sklearn.metrics import (
 )
 
 from ltbench.errors import UserError
-from ltbench.metrics import LongTailMetrics, index_groups, metrics_from_counts, shot_groups
+from ltbench.metrics.collector import (
+    LongTailMetrics,
+    index_groups,
+    metrics_from_counts,
+    shot_groups,
+)
 
 NAMES = {
     *("accuracy", "mean_recall", "hmean_recall", "gmean_recall", "min_recall", "min_coverage"),

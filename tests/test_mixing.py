@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltbench.errors import UserError
-from ltbench.mixing import PairMixing
+from ltbench.methods.deit_lt.mixing import PairMixing
 
 
 def numbered(batch, size=16):

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from torch.testing import assert_close
 
 from ltbench.errors import UserError
-from ltbench.mixing_gain import (
+from ltbench.methods.selmix.gain import (
     CONTROLS,
     GainHistory,
     pair_gains,

@@ -5,8 +5,8 @@ from jsonargparse import lazy_instance
 
 from ltbench.data import LongTailDataModule
 from ltbench.errors import UserError
-from ltbench.parsing import Parser, cause, explain
-from ltbench.sam import GradientRule
+from ltbench.optim.sam import GradientRule
+from ltbench.runs.parsing import Parser, cause, explain
 
 UNKNOWN = [
     (

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ltbench import predictions, records
-from ltbench.predictions import KeepPredictions
+from ltbench import records
+from ltbench.runs.callbacks import predictions
+from ltbench.runs.callbacks.predictions import KeepPredictions
 
 
 @pytest.mark.parametrize("selection", ["last", "best"])

@@ -3,8 +3,8 @@
 import re
 from types import SimpleNamespace
 
-from ltbench import progress
-from ltbench.progress import Progress
+from ltbench.runs.callbacks import progress
+from ltbench.runs.callbacks.progress import Progress
 
 
 def test_progress_says_when_the_whole_training_ends(monkeypatch):

@@ -12,11 +12,12 @@ import torch
 import yaml
 from rich.console import Console
 
-from ltbench import records, run_record
+from ltbench import records
 from ltbench.errors import UserError
 from ltbench.methods.erm import ERM
-from ltbench.result_table import FRACTIONS, percent, result_table
-from ltbench.run_record import RunRecord, device_name, peak_memory
+from ltbench.runs.callbacks import run_record
+from ltbench.runs.callbacks.run_record import RunRecord, device_name, peak_memory
+from ltbench.runs.result_table import FRACTIONS, percent, result_table
 
 
 @pytest.fixture(scope="module")

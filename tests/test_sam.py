@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ltbench.errors import UserError
-from ltbench.sam import (
+from ltbench.optim.sam import (
     LPFSGD,
     PGD,
     SAM,

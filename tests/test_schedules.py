@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltbench.errors import UserError
-from ltbench.schedules import Constant, Cosine, MultiStep, epoch_of
+from ltbench.optim.schedules import Constant, Cosine, MultiStep, epoch_of
 
 
 @pytest.mark.parametrize(

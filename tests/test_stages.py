@@ -7,10 +7,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from ltbench import records, stages
+from ltbench import records
 from ltbench.errors import UserError
+from ltbench.methods import stages
+from ltbench.methods.stages import Trained
 from ltbench.models import build_backbone
-from ltbench.stages import Trained
 
 
 def load(path, num_classes=10, in_chans=1, **named):

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 
-from ltbench.trace_figure import trace_figure
+from ltbench.runs.callbacks.trace_figure import trace_figure
 
 
 def panels(traces, names=("a", "b", "c")):

@@ -20,9 +20,9 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from trainings import RandomImages
 
-from ltbench.data.augment import BatchTransform, Cutout, HorizontalFlip, RandomCrop
 from ltbench.data.datamodule import LongTailDataModule
-from ltbench.data.randaugment import RandAugment
+from ltbench.data.transforms.basic import BatchTransform, Cutout, HorizontalFlip, RandomCrop
+from ltbench.data.transforms.randaugment import RandAugment
 
 Augment = Callable[[Tensor], Tensor]
 """Maps uint8 images (B, 3, H, W) to standardised float32 ones."""

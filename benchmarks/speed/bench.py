@@ -19,9 +19,9 @@ import yaml
 from timing import Parser, Rounds, Row, report
 
 from ltbench import records
-from ltbench.bench import suite as suites
-from ltbench.bench.jobs import Store
-from ltbench.counts import metrics_from_counts
+from ltbench.bench.run import suite as suites
+from ltbench.bench.run.jobs import Store
+from ltbench.metrics.counts import metrics_from_counts
 
 COUNTS = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 LTBENCH = [sys.executable, "-P", "-m", "ltbench"]  # -P: not the stand-in of the working folder

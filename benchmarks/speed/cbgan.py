@@ -19,7 +19,7 @@ from timing import Candidate, Parser, Rounds, report
 from trainings import CONFIGS, Pauses, train
 
 from ltbench.data.datasets import Batch
-from ltbench.methods.cbgan import CBGAN
+from ltbench.methods.cbgan.method import CBGAN
 
 CLASSIFIER = {"name": "resnet32_cifar"}
 PLAYERS = 2  # optimizers, each of which the trainer counts as a step

@@ -18,7 +18,7 @@ from timing import Candidate, Parser, Rounds, peak_memory, report
 from trainings import CONFIGS, Pauses, train
 
 from ltbench.data.datasets import Batch
-from ltbench.methods.deit_lt import DeiTLT
+from ltbench.methods.deit_lt.method import DeiTLT
 
 
 def parts(trainer: L.Trainer, method: DeiTLT, batch: Batch) -> dict[str, Candidate]:

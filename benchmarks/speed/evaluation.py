@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from timing import Candidate, Parser, Rounds, Row, report, take_turns
 
-from ltbench.metrics import LongTailMetrics
+from ltbench.metrics.collector import LongTailMetrics
 from ltbench.models import build_backbone
 
 # Classes -> network, side of the images in pixels, images of a batch.

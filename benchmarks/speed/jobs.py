@@ -16,14 +16,14 @@ from typing import Self
 import torch
 from timing import HERE, Parser, Rounds, report
 
-from ltbench.bench.launchers import LARGE_PAGES
+from ltbench.bench.run.launchers import LARGE_PAGES
 
 # Takes so many steps whenever it is told to.
 JOB = """
 import sys
 import torch
 from sam import step_of
-from ltbench.sam import Plain
+from ltbench.optim.sam import Plain
 device = torch.device(sys.argv[1])
 step = step_of(Plain(), int(sys.argv[2]), device, autocast=True)
 for line in sys.stdin:

@@ -11,7 +11,7 @@ from timing import Candidate, Parser, Rounds, report, take_turns
 from torch.nn import functional as F
 
 from ltbench.models import build_backbone
-from ltbench.sam import SAM, GradientRule, Plain
+from ltbench.optim.sam import SAM, GradientRule, Plain
 
 
 def step_of(

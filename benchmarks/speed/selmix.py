@@ -19,7 +19,7 @@ from training import WRN
 from trainings import CONFIGS, Pauses, train
 
 from ltbench.data.datasets import Batch
-from ltbench.methods.selmix import SelMix
+from ltbench.methods.selmix.method import SelMix
 
 
 def mixup(trainer: L.Trainer, method: SelMix, batch: Batch) -> dict[str, Candidate]:

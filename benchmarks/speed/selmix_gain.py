@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from timing import Parser, Rounds, Row, peak_memory, report, take_turns
 
-from ltbench.mixing_gain import pair_gains, selective, smooth
+from ltbench.methods.selmix.gain import pair_gains, selective, smooth
 
 FEATURES = {10: 128, 100: 128, 1000: 2048, 8142: 2048}
 MILLISECONDS = {10: "< 1", 100: "< 20"}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from timing import HERE, Candidate, Parser, Row, report, take_turns
 
-from ltbench.bench import suite as suites
-from ltbench.bench.jobs import Store
+from ltbench.bench.run import suite as suites
+from ltbench.bench.run.jobs import Store
 
 CONFIGS = HERE.parents[1] / "configs"
 CONFIG = CONFIGS / "ce_digits.yaml"

@@ -10,7 +10,7 @@ import torch
 from sam import step_of
 from timing import Parser, Rounds, report, take_turns
 
-from ltbench.sam import Plain
+from ltbench.optim.sam import Plain
 
 LAST = "fp32, channels-last"
 SWITCHES = {  # bf16, layout, compiled

@@ -27,8 +27,8 @@ from ltbench.data.sources.cifar import Cifar10
 from ltbench.methods.base import Method
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.models import build_backbone
-from ltbench.run_record import count_images
-from ltbench.training import TrainingCLI
+from ltbench.runs.callbacks.run_record import count_images
+from ltbench.runs.training import TrainingCLI
 
 CONFIGS = HERE.parents[1] / "configs"
 TURN = 4  # steps that one of them takes before it is another's turn

@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ltbench.arguments import Arguments
 from ltbench.data.sources import DESCRIPTIONS
 from ltbench.errors import UserError, unknown_name
+from ltbench.runs.arguments import Arguments
 
 KINDS = ("methods", "datasets", "configs", "suites")
 
 
 def methods() -> dict[str, str]:
-    """Return method name -> first line of its file, for each file of ``ltbench.methods``."""
+    """Return method name -> first line of its file, for each method of ``ltbench.methods``."""
     found = {}
-    for path in sorted(_methods_folder().glob("*.py")):
+    for name, path in _method_files().items():
         tree = ast.parse(path.read_text())
         if _card(tree):  # a file without one is a base that methods share
-            found[path.stem] = _first_line(ast.get_docstring(tree))
+            found[name] = _first_line(ast.get_docstring(tree))
     return found
 
 
@@ -46,7 +46,7 @@ def paper(method: str) -> dict[str, Any]:
     Args:
         method: A key of :func:`methods`.
     """
-    tree = ast.parse((_methods_folder() / f"{method}.py").read_text())
+    tree = ast.parse(_method_files()[method].read_text())
     card = _card(tree)
     if card is None:
         raise UserError(f"method '{method}' declares no Paper card.")
@@ -107,7 +107,7 @@ def _show_method(name: str) -> None:
 def _uses(config: Path, method: str) -> bool:
     classes = {
         node.name
-        for node in ast.parse((_methods_folder() / f"{method}.py").read_text()).body
+        for node in ast.parse(_method_files()[method].read_text()).body
         if isinstance(node, ast.ClassDef)
     }
     return any(f"class_path: {name}\n" in config.read_text() for name in classes)
@@ -120,8 +120,12 @@ def _print_rows(title: str, rows: dict[str, str]) -> None:
     Console().print(table)
 
 
-def _methods_folder() -> Path:
-    return Path(__file__).parent / "methods"
+def _method_files() -> dict[str, Path]:
+    """Return the file of each method by its name, which is that of the file or of its folder."""
+    place = Path(__file__).parent / "methods"
+    files = {path.stem: path for path in place.glob("*.py")}
+    folders = {path.parent.name: path for path in place.glob("*/method.py")}
+    return dict(sorted((files | folders).items()))
 
 
 def folder(name: str) -> Path:

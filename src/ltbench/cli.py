@@ -132,7 +132,7 @@ def _failure(error: RuntimeError | MemoryError) -> str:
     """Say what happened to a run where that is known; else raise the error again."""
     told = str(error)
     if "DataLoader worker" in told:
-        from ltbench.data import workers
+        from ltbench.data import loading as workers
 
         return workers.death(error) or told
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", told):
@@ -169,13 +169,13 @@ def _run(argv: list[str]) -> None:
 
         {"list": catalog.list_command, "show": catalog.show_command}[command](rest)
     elif command == "fit" and "--dry-run" in rest:
-        from ltbench.cost import cost_command
+        from ltbench.runs.cost import cost_command
 
         cost_command([word for word in rest if word != "--dry-run"])
     elif command in ("fit", "validate", "test", "predict"):
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-        from ltbench.training import TrainingCLI
+        from ltbench.runs.training import TrainingCLI
 
         try:
             TrainingCLI([command, *rest])
@@ -187,15 +187,15 @@ def _run(argv: list[str]) -> None:
                 raise
             raise UserError(f"trainer: {str(error).split('. If')[0].strip()}.") from error
     elif command == "data":
-        from ltbench.data_report import data_command
+        from ltbench.runs.data_report import data_command
 
         data_command(rest)
     elif command == "bench":
-        from ltbench.bench.commands import bench_command
+        from ltbench.bench.run.command import bench_command
 
         bench_command(rest)
     elif command == "leaderboard":
-        from ltbench.bench.show import leaderboard_command
+        from ltbench.bench.show.command import leaderboard_command
 
         leaderboard_command(rest)
     elif command == "analyze":

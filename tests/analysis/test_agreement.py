@@ -6,8 +6,8 @@ from scipy.stats import entropy as entropy_of
 
 from ltbench.analysis.agreement import entropy, partners
 from ltbench.data.datamodule import LongTailDataModule
-from ltbench.distillation import resize
-from ltbench.mixing import PairMixing
+from ltbench.methods.deit_lt.distillation import resize
+from ltbench.methods.deit_lt.mixing import PairMixing
 from ltbench.models import build_backbone
 from ltbench.models.distilled_vit import head_logits
 

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from ltbench.analysis import calibration, confusion
 from ltbench.analysis.predictions import Predictions
-from ltbench.metrics import LongTailMetrics
+from ltbench.metrics.collector import LongTailMetrics
 
 COUNTS = [500, 300, 200, 90, 60, 40, 30, 12, 8, 5]
 

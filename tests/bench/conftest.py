@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ltbench.counts import metrics_from_counts
+from ltbench.metrics.counts import metrics_from_counts
 
 COUNTS = [120, 60, 15]
 SUPPORT = 40

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from ltbench import catalog
-from ltbench.bench import claims, leaderboard, measures, results, tables
+from ltbench.bench.score import claims, leaderboard, measures, results
+from ltbench.bench.show import tables
 from ltbench.errors import UserError
 
 CLAIM = {
@@ -113,7 +114,7 @@ def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
 )
 def test_claims_and_suites_use_the_same_names(name):
     """A row of a shipped suite that has a published number is called as in the claims."""
-    from ltbench.bench import suite
+    from ltbench.bench.run import suite
 
     rows = set(suite.read(suite.find(name)).rows)
     claimed = {claim.row for claim in claims.read()}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ltbench.bench import reproduce
-from ltbench.bench.commands import overrides
+from ltbench.bench.run import reproduce
+from ltbench.bench.run.command import overrides
 from ltbench.errors import UserError
 
 

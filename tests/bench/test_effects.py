@@ -10,7 +10,8 @@ import scipy.stats
 import yaml
 from rich.console import Console
 
-from ltbench.bench import claims, effects, leaderboard, report, results, stats, tables, terminal
+from ltbench.bench.score import claims, effects, leaderboard, results, stats
+from ltbench.bench.show import report, tables, terminal
 
 CLAIMED = [
     {

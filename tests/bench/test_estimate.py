@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltbench.bench import estimate
-from ltbench.bench.jobs import State
-from ltbench.bench.suite import Job, Plan
+from ltbench.bench.run import estimate
+from ltbench.bench.run.jobs import State
+from ltbench.bench.run.suite import Job, Plan
 
 
 def plan_of(*jobs):

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ltbench.bench import jobs
-from ltbench.bench.suite import Job
+from ltbench.bench.run import jobs
+from ltbench.bench.run.suite import Job
 from ltbench.errors import UserError
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -125,7 +125,7 @@ def test_the_seconds_of_all_starts_are_summed_and_all_output_is_kept(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a process with its parent")
 def test_a_killed_runner_leaves_no_stray_process(tmp_path):
     code = (
-        "import pathlib, sys, time; from ltbench.bench import jobs; "
+        "import pathlib, sys, time; from ltbench.bench.run import jobs; "
         f"jobs.start(pathlib.Path({str(tmp_path)!r}), {SLEEP!r}, {{}}); time.sleep(60)"
     )
     runner = subprocess.Popen([sys.executable, "-c", code])

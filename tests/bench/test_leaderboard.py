@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from ltbench.bench import comparable, leaderboard, results, tables, terminal
+from ltbench.bench.score import comparable, leaderboard, results
+from ltbench.bench.show import tables, terminal
 
 
 def board_of(tmp_path, **options):

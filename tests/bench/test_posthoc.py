@@ -8,8 +8,8 @@ import torch
 from scipy.special import log_softmax
 from scipy.stats import gmean, hmean
 
-from ltbench.bench import posthoc, results
-from ltbench.metrics import LongTailMetrics
+from ltbench.bench.score import posthoc, results
+from ltbench.metrics.collector import LongTailMetrics
 
 COUNTS = np.array([120, 60, 15])
 

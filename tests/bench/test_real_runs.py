@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ltbench.bench import claims, leaderboard, tables
-from ltbench.bench.jobs import Store
-from ltbench.bench.results import of_plan
+from ltbench.bench.run.jobs import Store
+from ltbench.bench.score import claims, leaderboard
+from ltbench.bench.score.results import of_plan
+from ltbench.bench.show import tables
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from ltbench.bench import claims, figures, leaderboard, report, results
+from ltbench.bench.score import claims, leaderboard, results
+from ltbench.bench.show import figures, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 EVIL = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "it\'s"'

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ltbench.bench import leaderboard, report, results
+from ltbench.bench.score import leaderboard, results
+from ltbench.bench.show import report
 from ltbench.errors import UserError
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from ltbench.bench import leaderboard, suite, tables
-from ltbench.bench.jobs import Store
-from ltbench.bench.launchers import Local, visible_gpus
-from ltbench.bench.results import of_plan
-from ltbench.bench.runner import Runner
+from ltbench.bench.run import suite
+from ltbench.bench.run.jobs import Store
+from ltbench.bench.run.launchers import Local, visible_gpus
+from ltbench.bench.run.runner import Runner
+from ltbench.bench.score import leaderboard
+from ltbench.bench.score.results import of_plan
+from ltbench.bench.show import tables
 from ltbench.errors import UserError
 
 STAGED = {

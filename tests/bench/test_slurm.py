@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ltbench.bench import jobs, slurm
+from ltbench.bench.run import jobs, slurm
 
 pytest.importorskip("submitit")
 

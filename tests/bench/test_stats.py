@@ -6,8 +6,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltbench.bench import stats
-from ltbench.counts import index_groups, metrics_from_counts, shot_groups
+from ltbench.bench.score import stats
+from ltbench.metrics.counts import index_groups, metrics_from_counts, shot_groups
 
 fractions = st.floats(0, 1)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltbench import catalog
-from ltbench.bench import suite
-from ltbench.bench.jobs import command
+from ltbench.bench.run import suite
+from ltbench.bench.run.jobs import command
 from ltbench.errors import UserError
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltbench.data.augment import BatchTransform, Cutout, HorizontalFlip, RandomCrop
+from ltbench.data.transforms.basic import BatchTransform, Cutout, HorizontalFlip, RandomCrop
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -6,8 +6,8 @@ from torchvision.transforms import AutoAugment as Policies
 from torchvision.transforms import AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as tv
 
-from ltbench.data.autoaugment import _OPERATIONS, AutoAugment
-from ltbench.data.colour import ColorJitter, GaussianBlur, Grayscale, turn_hue
+from ltbench.data.transforms.autoaugment import _OPERATIONS, AutoAugment
+from ltbench.data.transforms.colour import ColorJitter, GaussianBlur, Grayscale, turn_hue
 from ltbench.errors import UserError
 
 BATCH = 12

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from ltbench import seeding
 from ltbench.data import LongTailDataModule
-from ltbench.data.augment import HorizontalFlip, RandomCrop
 from ltbench.data.datasets import DecodedImages, MemoryImages
 from ltbench.data.profiles import class_counts
 from ltbench.data.sources import files
+from ltbench.data.transforms.basic import HorizontalFlip, RandomCrop
 from ltbench.errors import UserError
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from ltbench.data.diffaugment import (
+from ltbench.data.transforms.diffaugment import (
     DIFFAUGMENTS,
     brightness,
     check_policy,

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltbench.data.randaugment import RandAugment
+from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.errors import UserError
 
 HEIGHT, WIDTH = 28, 26

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltbench.data.augment import BatchTransform
-from ltbench.data.erasing import RandomErasing
-from ltbench.data.resized_crop import RandomResizedCrop, resampling
+from ltbench.data.transforms.basic import BatchTransform
+from ltbench.data.transforms.erasing import RandomErasing
+from ltbench.data.transforms.resized_crop import RandomResizedCrop, resampling
 from ltbench.errors import UserError
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ltbench.data.augment import HorizontalFlip, RandomCrop
 from ltbench.data.protocols import NaturalProtocol, PaperProtocol, ReleasedProtocol
-from ltbench.data.randaugment import RandAugment
 from ltbench.data.semi import PairedSampler, SemiSupervisedDataModule
 from ltbench.data.sources.decoding import Decoding
+from ltbench.data.transforms.basic import HorizontalFlip, RandomCrop
+from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.errors import UserError
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch.testing import assert_close
 
 from ltbench.errors import UserError
-from ltbench.generation.balance import (
+from ltbench.methods.cbgan.balance import (
     ClassBalance,
     balance_loss,
     balance_weights,

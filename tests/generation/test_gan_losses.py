@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from ltbench.errors import UserError
-from ltbench.generation.losses import GAN_LOSSES, gan_loss
+from ltbench.methods.cbgan.losses import GAN_LOSSES, gan_loss
 
 REAL, FAKE = torch.tensor([1, 0.5, -1]), torch.tensor([-1, 0, 2.0])
 

@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import entropy
 
 from ltbench.errors import UserError
-from ltbench.generation.metrics import (
+from ltbench.metrics.generation import (
     FeatureMoments,
     GeneratedClasses,
     class_groups,
@@ -82,7 +82,7 @@ def test_frechet_distance_against_scipy():
 
 def test_frechet_distance_of_known_gaussians():
     """|m|^2 + sum (s - t)^2 of diagonal covariances; a singular one needs no correction."""
-    from ltbench.generation.metrics import Moments
+    from ltbench.metrics.generation import Moments
 
     one = Moments(9, np.array([3.0, 0, 4]), np.diag([4.0, 9, 0]))
     other = Moments(9, np.zeros(3), np.diag([1.0, 1, 1]))

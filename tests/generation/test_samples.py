@@ -6,7 +6,7 @@ from PIL import Image
 
 from ltbench.data.sources.folder import Folder
 from ltbench.errors import UserError
-from ltbench.generation.samples import (
+from ltbench.methods.generative.samples import (
     GRID_ROWS,
     Grid,
     Latents,

@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from ltbench.data.augment import RandomCrop
 from ltbench.data.protocols import ReleasedProtocol
-from ltbench.data.randaugment import RandAugment
 from ltbench.data.semi import SemiSupervisedDataModule
+from ltbench.data.transforms.basic import RandomCrop
+from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.methods.fixmatch import FixMatch
 
 

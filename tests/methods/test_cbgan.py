@@ -17,14 +17,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltbench.data.sources.folder import Folder
-from ltbench.generation.balance import ClassBalance
-from ltbench.generation.losses import gan_loss
-from ltbench.generation.metrics import kl_to_uniform
-from ltbench.methods.cbgan import CBGAN, Balance
-from ltbench.methods.generative import GenerativeModule
+from ltbench.methods.cbgan.balance import ClassBalance
+from ltbench.methods.cbgan.losses import gan_loss
+from ltbench.methods.cbgan.method import CBGAN, Balance
+from ltbench.methods.generative.module import GenerativeModule
+from ltbench.methods.stages import Trained
+from ltbench.metrics.generation import kl_to_uniform
 from ltbench.models.gan import Architecture
 from ltbench.records import read_record
-from ltbench.stages import Trained
 
 GAN = """
 seed_everything: 3

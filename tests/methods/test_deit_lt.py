@@ -15,19 +15,20 @@ from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import accuracy_score
 from torch.nn import functional as F
 
-from ltbench import records, stages
-from ltbench.accumulation import MicroBatches, parts
+from ltbench import records
 from ltbench.data import LongTailDataModule
-from ltbench.data.augment import RandomCrop
-from ltbench.data.randaugment import RandAugment
 from ltbench.data.sources.files import IMAGENET_MEAN
-from ltbench.distillation import Normalisation, drw_weights
+from ltbench.data.transforms.basic import RandomCrop
+from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.errors import UserError
-from ltbench.methods.deit_lt import DeiTLT
+from ltbench.methods import stages
+from ltbench.methods.deit_lt.distillation import Normalisation, drw_weights
+from ltbench.methods.deit_lt.method import DeiTLT
 from ltbench.methods.erm import Reweighting
-from ltbench.sam import SAM
-from ltbench.schedules import DeiTCosine, epoch_of
-from ltbench.stages import Trained
+from ltbench.methods.stages import Trained
+from ltbench.optim.accumulation import MicroBatches, parts
+from ltbench.optim.sam import SAM
+from ltbench.optim.schedules import DeiTCosine, epoch_of
 
 DIGITS = {"imbalance_factor": 10, "largest": 60, "val_fraction": 0.2, "batch_size": 32}
 STUDENT = {
@@ -505,7 +506,7 @@ RUN = """
 seed_everything: 3
 trainer: {max_epochs: 4, accelerator: cpu, devices: 1, enable_progress_bar: false}
 model:
-  class_path: ltbench.methods.deit_lt.DeiTLT
+  class_path: ltbench.methods.deit_lt.method.DeiTLT
   init_args:
     backbone: deit_tiny_distilled_patch4_32
     backbone_args:
@@ -515,7 +516,7 @@ model:
       class_path: torch.optim.AdamW
       init_args: {lr: 3.0e-3, weight_decay: 0.05}
     decay_norms: false
-    lr_schedule: {class_path: ltbench.schedules.DeiTCosine, init_args: {warmup: 0.1}}
+    lr_schedule: {class_path: ltbench.optim.schedules.DeiTCosine, init_args: {warmup: 0.1}}
     ema_decay: 0.9
     micro_batch: 16
 data:

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ltbench import records
 from ltbench.data import LongTailDataModule
-from ltbench.data.augment import RandomCrop
+from ltbench.data.transforms.basic import RandomCrop
 from ltbench.errors import UserError
 from ltbench.losses import class_balanced_weights
 from ltbench.methods.erm import ERM, Reweighting
-from ltbench.sam import SAM
-from ltbench.schedules import Constant, Cosine, MultiStep
+from ltbench.optim.sam import SAM
+from ltbench.optim.schedules import Constant, Cosine, MultiStep
 
 DIGITS = {"imbalance_factor": 10, "largest": 60, "val_fraction": 0.2, "batch_size": 32}
 

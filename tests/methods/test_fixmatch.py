@@ -16,7 +16,7 @@ from ltbench.data.protocols import ReleasedProtocol
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.errors import UserError
 from ltbench.methods.fixmatch import confident, pseudo_labels
-from ltbench.sam import LPFSGD, SAM
+from ltbench.optim.sam import LPFSGD, SAM
 
 # --- the loss ---
 

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from scipy.special import log_softmax
 
 from ltbench.data import LongTailDataModule
-from ltbench.data.augment import RandomCrop
+from ltbench.data.transforms.basic import RandomCrop
 from ltbench.errors import UserError
 from ltbench.methods.paco import KeyQueue, PaCo, paco_loss
-from ltbench.sam import LPFSGD, SAM
-from ltbench.schedules import Constant, epoch_of
+from ltbench.optim.sam import LPFSGD, SAM
+from ltbench.optim.schedules import Constant, epoch_of
 
 
 def build(seed=0, data=None, **options):

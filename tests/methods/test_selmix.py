@@ -19,18 +19,18 @@ from support import run_command
 from torch import nn
 from torch.testing import assert_close
 
-from ltbench.anomalies import Anomalies
 from ltbench.data import LongTailDataModule
-from ltbench.data.augment import RandomCrop
 from ltbench.data.protocols import ReleasedProtocol
 from ltbench.data.semi import SemiSupervisedDataModule
+from ltbench.data.transforms.basic import RandomCrop
 from ltbench.errors import UserError
-from ltbench.methods.selmix import SelMix
-from ltbench.mixing_gain import pair_gains, selective, smooth
+from ltbench.methods.selmix.gain import pair_gains, selective, smooth
+from ltbench.methods.selmix.method import SelMix
+from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 from ltbench.objectives import OBJECTIVES, Ascent, joint_confusion
 from ltbench.records import read_record
-from ltbench.stages import Trained
+from ltbench.runs.callbacks.anomalies import Anomalies
 
 
 class SmallNet(nn.Module):

@@ -17,10 +17,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim import optimizer
 
-import ltbench.training  # noqa: F401  (so that no process imports it again)
+import ltbench.runs.training  # noqa: F401  (so that no process imports it again)
 from ltbench.cli import main
-from ltbench.run_record import RunRecord
-from ltbench.sam import SAM, ascend, weights_restored
+from ltbench.optim.sam import SAM, ascend, weights_restored
+from ltbench.runs.callbacks.run_record import RunRecord
 
 
 def start(target, *args):

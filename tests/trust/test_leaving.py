@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ltbench import training
+from ltbench.runs import training
 
 
 def run(*words, **options):

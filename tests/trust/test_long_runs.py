@@ -14,7 +14,7 @@ from support import TINY, write_images
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ltbench.data.workers import death
+from ltbench.data.loading import death
 from ltbench.records import read_record
 
 STEPS = 2000

@@ -8,11 +8,11 @@ from every_method import METHODS
 
 from ltbench import methods as ltbench_methods
 from ltbench import records
-from ltbench.anomalies import Anomalies
-from ltbench.divergence import FirstBadStep
-from ltbench.generation.balance import ClassBalance
-from ltbench.methods.cbgan import CBGAN
+from ltbench.methods.cbgan.balance import ClassBalance
+from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.erm import ERM
+from ltbench.optim.guard import FirstBadStep
+from ltbench.runs.callbacks.anomalies import Anomalies
 
 BAD = ((1, 2), (1, 3))  # epoch, step in it
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from ltbench.data import LongTailDataModule
 from ltbench.data.datasets import Split
-from ltbench.metrics import LongTailMetrics
+from ltbench.metrics.collector import LongTailMetrics
 from ltbench.records import read_record
 
 pytestmark = pytest.mark.ddp

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ltbench import catalog
 from ltbench.errors import UserError
-from ltbench.trust import TRUSTED, VARIABLE, require_trusted
+from ltbench.runs.trust import TRUSTED, VARIABLE, require_trusted
 
 
 @pytest.fixture

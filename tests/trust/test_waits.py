@@ -15,17 +15,18 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.overrides import TorchFunctionMode
 
 from ltbench import seeding
-from ltbench.data.augment import Cutout, HorizontalFlip, RandomCrop, on_host
-from ltbench.data.autoaugment import AutoAugment
-from ltbench.data.colour import ColorJitter, GaussianBlur, Grayscale
-from ltbench.data.erasing import RandomErasing
-from ltbench.data.randaugment import RandAugment
-from ltbench.data.resized_crop import RandomResizedCrop
-from ltbench.methods import deit_lt, generative
-from ltbench.methods.cbgan import CBGAN
+from ltbench.data.transforms.autoaugment import AutoAugment
+from ltbench.data.transforms.basic import Cutout, HorizontalFlip, RandomCrop, on_host
+from ltbench.data.transforms.colour import ColorJitter, GaussianBlur, Grayscale
+from ltbench.data.transforms.erasing import RandomErasing
+from ltbench.data.transforms.randaugment import RandAugment
+from ltbench.data.transforms.resized_crop import RandomResizedCrop
+from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.csst import CSST
-from ltbench.methods.selmix import SelMix
-from ltbench.training import TrainingCLI
+from ltbench.methods.deit_lt import method as deit_lt
+from ltbench.methods.generative import module as generative
+from ltbench.methods.selmix.method import SelMix
+from ltbench.runs.training import TrainingCLI
 
 META = torch.device("meta")
 STEPS = 4  # of which the first may make what the others use

@@ -18,9 +18,9 @@ from torch import Tensor
 from ltbench import seeding
 from ltbench.analysis.result import BLUE, GREEN, GREY, ORANGE, Result, figure, percent
 from ltbench.analysis.subject import Subject
-from ltbench.distillation import resize
 from ltbench.errors import UserError
-from ltbench.methods.deit_lt import DeiTLT
+from ltbench.methods.deit_lt.distillation import resize
+from ltbench.methods.deit_lt.method import DeiTLT
 from ltbench.models.distilled_vit import head_logits
 
 HEADS = ("cls", "dist", "average")

@@ -16,7 +16,7 @@ from ltbench.analysis.result import BLUE, GREY, Result, figure
 from ltbench.analysis.subject import Subject
 from ltbench.data.sources.decoding import decode
 from ltbench.data.sources.folder import image_files
-from ltbench.distillation import resize
+from ltbench.methods.deit_lt.distillation import resize
 from ltbench.models.distilled_vit import attention_maps
 
 SHOWN = 6  # images of the rollout picture

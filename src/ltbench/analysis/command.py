@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltbench.arguments import Arguments, whole_number
 from ltbench.errors import unknown_name
+from ltbench.runs.arguments import Arguments, whole_number
 
 if TYPE_CHECKING:
     from ltbench.analysis.result import Output, Result

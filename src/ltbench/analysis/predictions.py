@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltbench import records
-from ltbench.counts import Indices, index_groups
 from ltbench.errors import UserError
+from ltbench.metrics.counts import Indices, index_groups
 
 
 @dataclass(frozen=True)

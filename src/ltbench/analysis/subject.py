@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ltbench import seeding, stages
+from ltbench import seeding
 from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import Output, Place
-from ltbench.checkpoints import check_checkpoint
-from ltbench.counts import Indices, index_groups
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch, as_is
-from ltbench.data.workers import Loader
+from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
+from ltbench.methods import stages
 from ltbench.methods.base import Method
 from ltbench.methods.classification import ClassificationModule
-from ltbench.training import TrainingCLI
+from ltbench.metrics.counts import Indices, index_groups
+from ltbench.runs.checkpoints import check_checkpoint
+from ltbench.runs.training import TrainingCLI
 
 Rows = NDArray[np.int64]
 

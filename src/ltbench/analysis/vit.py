@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ltbench.analysis.subject import Rows, Subject
-from ltbench.distillation import resize
 from ltbench.errors import UserError
+from ltbench.methods.deit_lt.distillation import resize
 
 TOKENS = ("CLS", "DIST")  # in timm's order, before the patches
 

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ltbench import seeding
 from ltbench.data import profiles
-from ltbench.data.augment import BatchTransform, constants
 from ltbench.data.datasets import (
     Batch,
     CroppedImages,
@@ -26,11 +25,12 @@ from ltbench.data.datasets import (
     Split,
     as_is,
 )
+from ltbench.data.loading import Loader
 from ltbench.data.samplers import SAMPLERS, EvaluationBatches, EvaluationSampler, TrainingSampler
 from ltbench.data.sources import build_source
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import FileSource
-from ltbench.data.workers import Loader
+from ltbench.data.transforms.basic import BatchTransform, constants
 from ltbench.errors import UserError
 
 MOST_WORKERS = 256  # of a loader: each is a process

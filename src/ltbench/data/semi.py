@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ltbench import seeding
 from ltbench.data import profiles
-from ltbench.data.augment import BatchTransform
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch, CroppedImages, Images
 from ltbench.data.protocols import Protocol, ReleasedProtocol
 from ltbench.data.samplers import TrainingSampler
 from ltbench.data.sources.files import FileSource
+from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
 
 

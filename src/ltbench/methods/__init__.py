@@ -1,11 +1,11 @@
 """The methods: one LightningModule a file."""
 
-from ltbench.methods.cbgan import CBGAN
+from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.csst import CSST
-from ltbench.methods.deit_lt import DeiTLT
+from ltbench.methods.deit_lt.method import DeiTLT
 from ltbench.methods.erm import ERM
 from ltbench.methods.fixmatch import FixMatch
 from ltbench.methods.paco import PaCo
-from ltbench.methods.selmix import SelMix
+from ltbench.methods.selmix.method import SelMix
 
 __all__ = ["CBGAN", "CSST", "ERM", "DeiTLT", "FixMatch", "PaCo", "SelMix"]

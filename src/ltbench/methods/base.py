@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ltbench import seeding
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch
-from ltbench.divergence import FirstBadStep
 from ltbench.errors import UserError
-from ltbench.stages import Trained
+from ltbench.methods.stages import Trained
+from ltbench.optim.guard import FirstBadStep
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -39,6 +39,11 @@ class Paper:
     arxiv: str
     equations: Mapping[str, str] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
+
+
+def method_name(method: type) -> str:
+    """Return what a method is called in records and lists: the name of its file or folder."""
+    return method.__module__.removesuffix(".method").rpartition(".")[2]
 
 
 class Method(L.LightningModule):

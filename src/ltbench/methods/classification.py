@@ -12,7 +12,7 @@ from ltbench import records
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.metrics import LongTailMetrics
+from ltbench.metrics.collector import LongTailMetrics
 
 
 class ClassificationModule(Method):

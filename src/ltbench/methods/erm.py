@@ -14,8 +14,8 @@ from ltbench.errors import UserError
 from ltbench.losses import bind_loss, class_balanced_weights
 from ltbench.methods.base import Paper
 from ltbench.methods.optimised import OptimisedModule
-from ltbench.sam import SAM
-from ltbench.schedules import epoch_of
+from ltbench.optim.sam import SAM
+from ltbench.optim.schedules import epoch_of
 
 
 @dataclass
@@ -62,9 +62,9 @@ class ERM(OptimisedModule):
             "balanced softmax (2007.10740, eq. 4)": "ltbench.losses.balanced_softmax_loss",
             "CDT (2001.01385)": "ltbench.losses.cdt_loss",
             "VS loss (2103.01550, eq. 2)": "ltbench.losses.vs_loss",
-            "SAM (2010.01412, eq. 2)": "ltbench.sam.SAM",
-            "LPF-SGD (2201.08025)": "ltbench.sam.LPFSGD",
-            "PGD (1703.00887)": "ltbench.sam.PGD",
+            "SAM (2010.01412, eq. 2)": "ltbench.optim.sam.SAM",
+            "LPF-SGD (2201.08025)": "ltbench.optim.sam.LPFSGD",
+            "PGD (1703.00887)": "ltbench.optim.sam.PGD",
         },
         deviations=(
             "The last epoch is reported; the published code reports the best epoch on test.",

@@ -14,7 +14,7 @@ from ltbench.errors import UserError
 from ltbench.losses import bind_loss
 from ltbench.methods.base import Paper
 from ltbench.methods.optimised import OptimisedModule
-from ltbench.schedules import LRSchedule, SlowCosine
+from ltbench.optim.schedules import LRSchedule, SlowCosine
 
 
 def confident(logits: Tensor, cutoff: float) -> Tensor:
@@ -74,7 +74,7 @@ class FixMatch(OptimisedModule):
             "pseudo-labels and threshold (eq. 4)": "ltbench.methods.fixmatch.confident",
             "soft pseudo-labels (UDA, 1904.12848)": "ltbench.methods.fixmatch.pseudo_labels",
             "labelled loss with logit adjustment": "ltbench.losses.logit_adjusted_loss",
-            "learning rate (section 2.4)": "ltbench.schedules.SlowCosine",
+            "learning rate (section 2.4)": "ltbench.optim.schedules.SlowCosine",
         },
         deviations=(
             "Strong views are those of the long-tail code bases (2304.14738, 2403.18301): three "

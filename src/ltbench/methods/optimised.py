@@ -15,14 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ltbench import seeding
-from ltbench.averaging import WeightAverage
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods.classification import ClassificationModule
 from ltbench.models import build_backbone
-from ltbench.sam import PGD, GradientRule, Plain
-from ltbench.schedules import LRSchedule, MultiStep
+from ltbench.optim.averaging import WeightAverage
+from ltbench.optim.sam import PGD, GradientRule, Plain
+from ltbench.optim.schedules import LRSchedule, MultiStep
 
 
 class OptimisedModule(ClassificationModule):
@@ -42,7 +42,7 @@ class OptimisedModule(ClassificationModule):
             CIFAR recipes; if not, only on weights of two dimensions and more.
         lr_schedule: Factor on the learning rate; default: ``MultiStep``, the CIFAR recipe.
         gradient_rule: Where the gradient is taken: ``SAM``, ``LPFSGD``, ``PGD``
-            (:mod:`ltbench.sam`), or at the weights themselves by default.
+            (:mod:`ltbench.optim.sam`), or at the weights themselves by default.
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
         ema_decay: Decay per step of an average of the weights, which is then what is evaluated.
         compile: Compile the network with ``torch.compile``.

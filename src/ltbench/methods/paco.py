@@ -14,7 +14,7 @@ from ltbench.losses import vs_offsets
 from ltbench.methods.base import Paper
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.models.penultimate import classify, features, linear_heads
-from ltbench.schedules import LRSchedule, MultiStep
+from ltbench.optim.schedules import LRSchedule, MultiStep
 
 
 def paco_loss(

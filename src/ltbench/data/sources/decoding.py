@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ltbench.data.workers import note
+from ltbench.data.loading import note
 from ltbench.errors import UserError
 
 ATTEMPTS = 10  # boxes that are drawn for an image before the centre is taken

@@ -1,0 +1,1 @@
+"""Running a suite: what its jobs are, and how they are started."""

@@ -1,0 +1,290 @@
+"""A job's folder: its log, its lock, its run; what state it is in; and the process that runs it.
+
+``<store>/<name>-seed<n>-<key>/`` holds ``job.json``, ``log.txt``, ``lock`` and the run folder. The
+lock is held by the training process itself and ends with it, however it ends.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ltbench import records
+from ltbench.bench.run.suite import Job, Plan, substitute
+from ltbench.errors import UserError
+
+STATES = ("done", "running", "queued", "waiting", "stopped", "failed", "blocked")
+"""``stopped``: cut off, and will go on; ``blocked``: a stage that it needs has failed."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a job stands.
+
+    Args:
+        status: One of :data:`STATES`.
+        run: The run folder, once there is one.
+        record: Its record, as it stands.
+        cause: Why it failed, or what is wrong with its record.
+        notes: What the runner wrote down: when it began, its exit code, its seconds so far.
+    """
+
+    status: str
+    run: Path | None = None
+    record: Mapping[str, Any] | None = None
+    cause: str | None = None
+    notes: Mapping[str, Any] | None = None
+
+
+class Store:
+    """The folder in which suites keep their jobs and their plans; a job belongs to all suites.
+
+    Args:
+        folder: Where; made when something is first written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._folders: dict[str, Path] = {}
+
+    def job_folder(self, job: Job) -> Path:
+        """Return the folder of a job, which may have been made under another name."""
+        if job.key not in self._folders:
+            self._folders |= {
+                path.name.rpartition("-")[2]: path for path in self.folder.glob("*-seed*-*")
+            }
+        named = f"{job.name}-seed{job.seed}-{job.key}"
+        return self._folders.setdefault(job.key, self.folder / named)
+
+    def save(self, plan: Plan) -> None:
+        """Write down what was last asked of a suite."""
+        text = json.dumps(asdict(plan), indent=1).encode()
+        records.write_whole(self.folder / f"{plan.suite}.json", lambda file: file.write(text))
+
+    def load(self, suite: str) -> Plan:
+        """Read what was last asked of a suite.
+
+        Raises:
+            UserError: It was never run here, or the file is damaged.
+        """
+        path = self.folder / f"{suite}.json"
+        if not path.is_file():
+            raise UserError(
+                f"suite {suite} was not run in {self.folder}: ltbench bench run {suite}."
+            )
+        try:
+            found = json.loads(path.read_text())
+            jobs = {key: Job(**job) for key, job in found["jobs"].items()}
+            rows = {
+                name: {int(seed): keys for seed, keys in seeds.items()}
+                for name, seeds in found["rows"].items()
+            }
+            baselines = found.get("baselines", {})
+            return Plan(found["suite"], jobs, rows, found["families"], baselines)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path} is damaged: ltbench bench run {suite} writes it anew; what is done stays."
+            ) from error
+
+    def states(self, plan: Plan) -> dict[str, State]:
+        """Look at every job of a plan."""
+        found: dict[str, State] = {}
+        for key, job in plan.jobs.items():
+            state = read_state(self.job_folder(job))
+            upstream = [found[need].status for need in job.needs]
+            if state.status in ("waiting", "stopped") and {"failed", "blocked"} & set(upstream):
+                state = State("blocked", state.run, state.record, notes=state.notes)
+            found[key] = state
+        return found
+
+
+def read_state(folder: Path) -> State:
+    """Say where the job of a folder stands; nothing is written."""
+    notes = read_json(folder / "job.json")
+    run, record, damage = _run_of(folder)
+    if record and record["status"] == "done":
+        return State("done", run, record, notes=notes)
+    if is_locked(folder):
+        return State("running", run, record, damage, notes)
+    if damage and not record:
+        return State("failed", run, record, damage, notes)
+    if notes.get("returncode"):
+        return State("failed", run, record, _cause(folder, record, notes), notes)
+    if notes.get("queued"):
+        return State("queued", run, record, damage, notes)
+    return State("stopped" if notes else "waiting", run, record, damage, notes)
+
+
+def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str | None]:
+    """Return the run in a job's folder (the one that is done, else the latest), and any damage."""
+    found, damage = [], None
+    for path in folder.glob("*/record.json"):
+        try:
+            record = records.read_record(path)
+            found.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
+        except UserError as error:
+            told = str(error).removesuffix(".")
+            damage = f"{told}. Until that file is mended or removed, the job cannot go on."
+        except OSError:  # it was taken away meanwhile
+            continue
+    if not found:
+        return None, None, damage
+    _, _, run, record = max(found, key=lambda item: item[:2])
+    return run, record, damage
+
+
+def _cause(folder: Path, record: dict[str, Any] | None, notes: Mapping[str, Any]) -> str:
+    if record and record.get("cause"):
+        return str(record["cause"])
+    if notes.get("cause"):
+        return str(notes["cause"])
+    code = int(notes["returncode"])
+    if code < 0:
+        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+    told_since_start = tail(folder / "log.txt").rpartition("\n$ ")[2].partition("\n")[2]
+    lines = [line.strip() for line in told_since_start.splitlines() if line.strip()]
+    told = next((line for line in reversed(lines) if line.startswith("error: ")), None)
+    return (told or (lines or [f"exit code {code}"])[-1]).removeprefix("error: ")
+
+
+def tail(path: Path, size: int = 4000) -> str:
+    """Return the end of a text file; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file; an empty one where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def note(folder: Path, **notes: Any) -> None:  # noqa: ANN401 - what JSON can hold
+    """Add to a job's notes."""
+    text = json.dumps({**read_json(folder / "job.json"), **notes}, indent=1).encode()
+    records.write_whole(folder / "job.json", lambda file: file.write(text))
+
+
+def is_locked(folder: Path) -> bool:
+    """Say whether a process holds the lock of a job."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def command(job: Job, folder: Path, runs: Mapping[str, Path]) -> list[str]:
+    """Return the command line that trains a job.
+
+    Args:
+        job: The job.
+        folder: Its folder.
+        runs: Key -> run folder, of the jobs that it needs.
+    """
+    overrides = substitute(job.overrides, {key: str(run) for key, run in runs.items()})
+    return [
+        *(sys.executable, "-m", "ltbench", "fit", "--config", job.config),
+        *(f"--{name}={_argument(value)}" for name, value in overrides.items()),
+        *(f"--seed_everything={job.seed}", f"--name={job.name}"),
+        *(f"--trainer.default_root_dir={folder}", "--trainer.enable_progress_bar=false"),
+    ]
+
+
+def _argument(value: Any) -> str:  # noqa: ANN401 - what YAML can hold
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def start(
+    folder: Path, words: list[str], environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes] | None":
+    """Start a job's process, which holds the lock of its folder until it ends.
+
+    Args:
+        folder: The job's folder.
+        words: Its command line.
+        environment: What is added to this process's environment.
+
+    Returns:
+        The process; None where another one runs the job, or has run it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (found := _run_of(folder)[1]) and found["status"] == "done":
+            return None
+        seconds = read_json(folder / "job.json").get("seconds", 0.0)
+        with (folder / "log.txt").open("ab") as log:
+            log.write(f"\n$ {' '.join(words)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                pass_fds=[lock],
+                preexec_fn=_end_with_parent,
+            )
+        note(
+            folder,
+            command=words,
+            host=os.uname().nodename,
+            pid=process.pid,
+            began=time.time(),
+            seconds=seconds,
+            **dict.fromkeys(("returncode", "queued", "cause")),
+        )
+        return process
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(lock)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process with its parent: a killed runner leaves no strays."""
+    if sys.platform == "linux":
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+_LIBC = ctypes.CDLL(None)  # opened before the fork: nothing may wait for a lock after it
+
+
+def ended(folder: Path, returncode: int | None) -> None:
+    """Note how a job's process ended (None: it was asked to), and what it took."""
+    notes = read_json(folder / "job.json")
+    seconds = float(notes.get("seconds") or 0) + time.time() - float(notes.get("began") or 0)
+    note(folder, returncode=returncode, seconds=round(seconds, 2))
+
+
+def epochs(state: State) -> tuple[int, int] | None:
+    """Return the epochs that a run has done and will do, where its record says so."""
+    try:
+        record = state.record or {}
+        done, total = int(record["epochs"]), int(record["config"]["trainer"]["max_epochs"])
+    except (KeyError, TypeError, ValueError):  # not begun, by steps instead, or not of ours
+        return None
+    return (done, total) if total > 0 else None

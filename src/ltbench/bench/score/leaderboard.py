@@ -1,0 +1,297 @@
+"""Tables computed from records: estimates with intervals, ranks, differences, cost.
+
+Rows measured on the same images make a table. Nothing here prints; see ``tables`` and ``report``.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltbench.bench.score import comparable, posthoc, stats
+from ltbench.bench.score.comparable import Facts
+from ltbench.bench.score.measures import METRICS, is_shown, metric
+from ltbench.bench.score.posthoc import Found
+from ltbench.bench.score.results import Predictions, Results, Row, Run
+from ltbench.bench.score.stats import Estimate, Resampler
+from ltbench.errors import UserError, unknown_name
+from ltbench.metrics.counts import index_groups, shot_groups
+
+
+@dataclass
+class Line:
+    """What a table says of a row."""
+
+    row: Row
+    estimates: dict[str, Estimate]
+    facts: Facts
+    differs: list[str] = field(default_factory=list)
+    rank: int = 0
+    cost: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    posthoc: Found = field(default_factory=dict)
+    priors: dict[str, float] = field(default_factory=dict)
+    draws: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Metric -> its mean over seeds in each draw of test images, (B,)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return self.row.name
+
+
+@dataclass
+class Table:
+    """Rows that were measured on the same images.
+
+    Args:
+        title: What they were measured on.
+        by: The metric of the ranks.
+        metrics: Names of all metrics that some row has, in the order of the columns.
+        lines: The rows, best first.
+        shared: What most rows were trained with.
+        notes: What a reader has to know of all rows.
+        p: (rows, rows) p-values between the lines after Holm's correction; NaN if unknown.
+    """
+
+    title: str
+    by: str
+    metrics: list[str]
+    lines: list[Line]
+    shared: Facts
+    notes: list[str]
+    p: NDArray[np.float64]
+
+
+@dataclass
+class Leaderboard:
+    """All tables of a suite or folder, and what could not be used."""
+
+    title: str
+    tables: list[Table]
+    problems: list[str]
+
+
+def build(results: Results, by: str | None = None) -> Leaderboard:
+    """Compute the tables.
+
+    Args:
+        results: The runs.
+        by: The metric to rank by; default: accuracy, or FID for generated images.
+
+    Raises:
+        UserError: No row has that metric.
+    """
+    together: dict[str, list[Row]] = {}
+    for row in results.rows:
+        together.setdefault(_measured_on(row.runs[0]), []).append(row)
+    known = {name for rows in together.values() for name in _metrics(rows)}
+    if by and known and by not in known:
+        raise unknown_name("metric", by, known)
+    board = Leaderboard(results.title, [], list(results.problems))
+    for rows in together.values():
+        board.tables.append(_table(rows, by, board.problems))
+    return board
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    """Name the metrics that some run has, in the order in which they are shown."""
+    measured = {
+        name
+        for row in rows
+        for run in row.runs
+        for name, value in run.metrics.items()
+        if value is not None
+    }
+    names = [name for name in measured if is_shown(name)]
+    return sorted(names, key=lambda name: (list(METRICS).index(name.partition("[")[0]), name))
+
+
+def _measured_on(run: Run) -> str:
+    data = run.record["data"]
+    names = hashlib.sha256("\n".join(map(str, data["class_names"])).encode()).hexdigest()
+    images = f"{run.split} {data['images'].get(run.split)}"
+    return f"{data['source']} {images} {names} {_is_classified(run)}"
+
+
+def _is_classified(run: Run) -> bool:
+    return not any(name.startswith("fid") for name in run.metrics)
+
+
+def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
+    first = rows[0].runs[0]
+    data = first.record["data"]
+    names = _metrics(rows)
+    chosen = by if by in names else names[0]
+    correct, resampler = _paired(rows, problems)
+    lines = []
+    for row in rows:
+        draws = {}
+        if resampler and row.name in correct:
+            draws = _draws(resampler, correct[row.name], row.runs[0].class_counts)
+        lines.append(_line(row, names, draws))
+    replicates = [line.draws.get(chosen) for line in lines]
+    usual = comparable.shared([line.facts for line in lines])
+    values = [
+        line.estimates[chosen].values if chosen in line.estimates else [np.nan] for line in lines
+    ]
+    compared = stats.compare(values, replicates, metric(chosen).higher_is_better)
+    for line, rank in zip(lines, compared.ranks, strict=True):
+        line.rank = int(rank)
+        line.differs = comparable.differences(line.facts, usual)
+    order = compared.order
+    title = f"{data['source']}, generated images"
+    if _is_classified(first):
+        unit = {"test": "test images", "val": "validation images"}[first.split]
+        title = f"{data['source']}, {data['images'].get(first.split, 0):,} {unit}"
+    return Table(
+        title=title,
+        by=chosen,
+        metrics=names,
+        lines=[lines[i] for i in order],
+        shared=usual,
+        notes=_notes(lines, resampler, chosen, replicates),
+        p=compared.p[np.ix_(order, order)],
+    )
+
+
+def _paired(
+    rows: Sequence[Row], problems: list[str]
+) -> tuple[dict[str, NDArray[np.bool_]], Resampler | None]:
+    """Return whether the runs of each row are right about each image, (S, N), and the draws.
+
+    Rows without predictions are left out, and those that were measured on other images than the
+    first one: such as another part of the training images, where there is no test set.
+    """
+    found: dict[str, NDArray[np.bool_]] = {}
+    images: Predictions | None = None
+    for row in rows:
+        mine = _predictions(row, problems)
+        if not mine:
+            continue
+        if not _same_images([images or mine[0], *mine]):
+            other = next(iter(found), "each other")
+            problems.append(
+                f"{row.name}: its runs were measured on other images than those of {other}: "
+                "they are not compared image by image."
+            )
+            continue
+        images = images or mine[0]
+        found[row.name] = np.array([each.correct for each in mine])
+    if images is None:
+        return found, None
+    return found, Resampler(images.label, len(rows[0].runs[0].class_counts))
+
+
+def _predictions(row: Row, problems: list[str]) -> list[Predictions]:
+    """Return the stored predictions of each run of a row; of none, where one has none."""
+    found: list[Predictions] = []
+    for run in row.runs:
+        try:
+            predictions = run.predictions()
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if predictions is not None:
+            found.append(predictions)
+    return found if len(found) == len(row.runs) else []
+
+
+def _same_images(found: Sequence[Predictions]) -> bool:
+    first = found[0]
+    return all(
+        np.array_equal(first.index, other.index) and np.array_equal(first.label, other.label)
+        for other in found
+    )
+
+
+def _draws(
+    resampler: Resampler, correct: NDArray[np.bool_], class_counts: NDArray[np.int64]
+) -> dict[str, NDArray[np.floating]]:
+    """Return, of each metric, its mean over seeds in each draw of images, (B,)."""
+    recalls = resampler.recalls(correct)
+    groups = {**shot_groups(class_counts), **index_groups(class_counts)}
+    metrics = stats.reductions(resampler.support, groups)
+    return {name: reduce(recalls).mean(0) for name, reduce in metrics.items()}
+
+
+def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floating]]) -> Line:
+    estimates = {}
+    for name in names:
+        values = [float(run.metrics[name]) for run in row.runs if run.metrics.get(name) is not None]
+        if values:
+            images = stats.percentiles(draws[name]) if name in draws else None
+            mean = float(np.mean(values))
+            estimates[name] = Estimate(mean, stats.t_interval(values), images, values)
+    notes = []
+    if len(row.runs) == 1:
+        notes.append("One seed, so the spread between seeds is unknown")
+    if not draws and "accuracy" in names:
+        notes.append("No stored predictions, so not compared image by image")
+    return Line(
+        row,
+        estimates,
+        comparable.facts(row),
+        cost=_cost(row),
+        notes=notes,
+        posthoc=posthoc.baselines(row.runs),
+        priors=posthoc.under_priors(row.runs),
+        draws=draws,
+    )
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    """Return what a seed of a row costs: its own training, and with the earlier stages."""
+    records = [run.record for run in row.runs]
+    earlier = sum(run.record["wall_seconds"] for run in row.earlier)
+    own = float(np.mean([record["wall_seconds"] for record in records]))
+    speeds = [r["images_per_second"] for r in records if r.get("images_per_second")]
+    return {
+        "wall_seconds": own,
+        "wall_seconds_with_stages": own + earlier / len(records),
+        "images_seen": float(np.mean([record["images_seen"] for record in records])),
+        "images_per_second": float(np.mean(speeds)) if speeds else None,
+        "peak_memory_bytes": max(record.get("peak_memory_bytes") or 0 for record in records)
+        or None,
+        "parameters": records[0].get("parameters"),
+        "device": ", ".join(sorted({str(record.get("device", "?")) for record in records})),
+    }
+
+
+def _is_flat(estimate: Estimate) -> bool:
+    images = estimate.images
+    return estimate.seeds is None and images is not None and images[0] == images[1]
+
+
+def _notes(
+    lines: Sequence[Line],
+    resampler: Resampler | None,
+    by: str,
+    replicates: Sequence[NDArray[np.floating] | None],
+) -> list[str]:
+    notes = []
+    if len(lines) > 1 and all(draws is None for draws in replicates):
+        notes.append(
+            f"How {metric(by).title} varies over test images is not known: rows share a rank by it "
+            "unless several seeds tell them apart."
+        )
+    if resampler is not None:
+        seen = resampler.support[resampler.support > 0]
+        small = int((seen < stats.SMALL_CLASS).sum())
+        if small:
+            notes.append(
+                f"{small} of {len(seen)} classes have fewer than {stats.SMALL_CLASS} test images, "
+                f"the smallest {seen.min()}: one image moves its recall by {100 / seen.min():.0f} "
+                "points, so min recall and H-mean say little."
+            )
+    if any(_is_flat(estimate) for line in lines for estimate in line.estimates.values()):
+        notes.append(
+            "An interval of ±0.0 over test images is too narrow: of each class that counts there "
+            "all images are right or none, so draws of them do not vary."
+        )
+    if any(line.differs for line in lines):
+        notes.append("Rows that differ in more than the method say so; compare them with care.")
+    return notes

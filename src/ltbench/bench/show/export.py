@@ -1,0 +1,85 @@
+"""Copy what a leaderboard needs of a suite's finished jobs, to publish it: no weights."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ltbench import records
+from ltbench.bench.run.jobs import Store
+from ltbench.bench.run.suite import Plan
+
+KEPT = (
+    *("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png"),
+    *("samples/last.png", "analysis/*"),
+)
+"""Files of a run folder beside its record. Checkpoints and TensorBoard's files stay."""
+TEXT = (".json", ".yaml", ".csv")
+
+
+def export(plan: Plan, store: Store, folder: Path) -> int:
+    """Copy records, configs, curves, predictions and figures of what is done.
+
+    The copy is a folder of jobs as ``ltbench bench run`` keeps them, so that ``ltbench leaderboard
+    SUITE --folder FOLDER`` reads it anywhere. Paths in it say nothing of this machine: those under
+    the working folder become relative, and of others the last part is kept.
+
+    Args:
+        plan: The suite's jobs.
+        store: Where they were run.
+        folder: Where to. What was exported there before stays, but for rows and seeds of this plan.
+
+    Returns:
+        Jobs that were copied.
+
+    Raises:
+        UserError: The plan of an earlier export is damaged.
+    """
+    states, copies, private = store.states(plan), Store(folder), _private(plan, store)
+    done = {key: state for key, state in states.items() if state.status == "done" and state.run}
+    for key, state in done.items():
+        run = state.run or Path()
+        target = copies.job_folder(plan.jobs[key]) / run.name
+        for path in (run / "record.json", *(p for kept in KEPT for p in sorted(run.glob(kept)))):
+            _copy(path, target / path.relative_to(run), private)
+        _write(target.parent / "job.json", {"seconds": (state.notes or {}).get("seconds")}, ())
+    if (folder / f"{plan.suite}.json").is_file():
+        plan = plan.after(copies.load(plan.suite))
+    _write(folder / f"{plan.suite}.json", asdict(plan), private)
+    return len(done)
+
+
+def _private(plan: Plan, store: Store) -> list[str]:
+    """Return what paths begin with on this machine alone, longest first."""
+    roots = {
+        Path(job.overrides["data.root"])
+        for job in plan.jobs.values()
+        if "data.root" in job.overrides
+    }
+    folders = {
+        Path.cwd(),
+        store.folder.absolute().parent,
+        *(p.parent for p in roots if p.is_absolute()),
+    }
+    return sorted((f"{folder}/" for folder in folders), key=len, reverse=True)
+
+
+def _copy(source: Path, target: Path, private: Sequence[str]) -> None:
+    if source.suffix in TEXT:
+        text = _without(source.read_text(), private).encode()
+        records.write_whole(target, lambda file: file.write(text))
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _write(path: Path, content: object, private: Sequence[str]) -> None:
+    text = _without(json.dumps(content, indent=1), private).encode()
+    records.write_whole(path, lambda file: file.write(text))
+
+
+def _without(text: str, private: Sequence[str]) -> str:
+    for prefix in private:
+        text = text.replace(prefix, "")
+    return text

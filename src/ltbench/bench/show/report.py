@@ -1,0 +1,391 @@
+"""The report: one HTML file with everything in it, readable on a phone and without a network."""
+
+import base64
+import contextlib
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from ltbench import __version__
+from ltbench.bench.score import analyses
+from ltbench.bench.score.claims import Judged
+from ltbench.bench.score.effects import Effect, effects
+from ltbench.bench.score.leaderboard import Leaderboard, Line, Table
+from ltbench.bench.score.measures import metric
+from ltbench.bench.score.posthoc import CORRECTIONS
+from ltbench.bench.score.stats import Interval
+from ltbench.bench.show import figures, tables
+from ltbench.bench.show.figures import Series
+
+BINS = 20
+"""Groups of classes of similar frequency, where there are too many classes to draw each."""
+PICTURES, PICTURE_BYTES = 4, 2_000_000
+"""Pictures of a row that are put into the page, and how large one may be."""
+SAMPLES, OTHERS = "samples/last.png", "*.png"
+"""Where a run leaves its generated images, and pictures of what it traced."""
+HEADLINES = ("accuracy", "hmean_recall", "min_recall", "fid", "kl_to_uniform")
+
+CURVES = {
+    "val/accuracy": "accuracy on validation, %",
+    "test_watched/accuracy": "accuracy on test (watched), %",
+    "val/fid": "FID on validation",
+    "train/loss": "training loss",
+}
+
+
+def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
+    """Render the report.
+
+    Args:
+        board: The tables.
+        judged: The claims about them.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ltbench.bench.show", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    return environment.get_template("report.html.j2").render(
+        board=board,
+        sections=[_section(table, judged) for table in board.tables],
+        sources=_by_source(judged),
+        runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
+        level=95,
+        version=__version__,
+    )
+
+
+def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Return what the template needs of a table."""
+    found = effects(table, judged)
+    names = tables.columns(table)
+    rated = [name for name in table.metrics if metric(name).percent]
+    priors = [line for line in table.lines if line.priors]
+    return {
+        "table": table,
+        "by": metric(table.by).title,
+        "metrics": [(name, metric(name)) for name in names],
+        "matrix": [(name, metric(name)) for name in rated],
+        "shades": {name: _shades(table, name) for name in rated},
+        "cell": _cell,
+        "costs": tables.costs,
+        "remarks": tables.remarks(table),
+        "tiles": _tiles(table),
+        "figures": list(_figures(table)),
+        "legend": [line.name for line in table.lines[: figures.COLOURS]],
+        "grey": max(0, len(table.lines) - figures.COLOURS),
+        "differing": tables.differing(table),
+        "effects": _effects(found),
+        "effect_remarks": tables.effect_remarks(table, found),
+        "posthoc": _posthoc(table),
+        "priors": [
+            (line, shade) for line, shade in zip(priors, _prior_shades(priors), strict=True)
+        ],
+        "samples": [(line.name, s) for line in table.lines if (s := _pictures(line, SAMPLES))],
+        "analyses": list(_analyses(table)),
+        "pictures": partial(_pictures, pattern=OTHERS),
+        "details": _details,
+        "best": _best(table),
+    }
+
+
+def _breakable(name: str) -> Markup:
+    """Let a long name break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def _by_source(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """Return the claims by where they stand; those of which something was run come first."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for each in judged:
+        claim = each.claim
+        key = (claim.paper, claim.table, claim.protocol, claim.certainty)
+        source = found.setdefault(key, {"claim": claim, "measured": [], "missing": []})
+        cells = tables.claim_cells(each)
+        source["measured" if each.line else "missing"].append((each, cells))
+    return sorted(found.values(), key=lambda source: not source["measured"])
+
+
+def _tiles(table: Table) -> list[tuple[str, str, str]]:
+    """Return title, cell and row of the best by what matters most, for those in a hurry."""
+    names = [table.by, *(name for name in HEADLINES if name != table.by)]
+    found = []
+    for name in names:
+        lines = [line for line in table.lines if name in line.estimates]
+        if len(lines) > 1:
+            sign = 1 if metric(name).higher_is_better else -1
+            best = max(lines, key=lambda line: sign * line.estimates[name].mean)
+            found.append((metric(name).title, tables.cell(name, best.estimates[name]), best.name))
+    return found
+
+
+def _shades(table: Table, name: str) -> dict[str, float]:
+    """Return how good each row is among all, from 0 (worst) to 1 (best)."""
+    means = {x.name: x.estimates[name].mean for x in table.lines if name in x.estimates}
+    if not metric(name).higher_is_better:
+        means = {row: -mean for row, mean in means.items()}
+    return dict(zip(means, _scaled(list(means.values())), strict=True))
+
+
+def _prior_shades(lines: Sequence[Line]) -> list[list[float]]:
+    columns = zip(*(line.priors.values() for line in lines), strict=True)
+    return [list(row) for row in zip(*map(_scaled, columns), strict=True)]
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [(value - low) / ((high - low) or 1) for value in values]
+
+
+def _cell(line: Line, name: str) -> dict[str, Any]:
+    """Return the parts of a cell: what it shows, what it sorts by, and all that is known."""
+    estimate = line.estimates.get(name)
+    if estimate is None:
+        return {"text": "-", "error": "", "sort": "", "told": ""}
+    shown = metric(name)
+    told = [f"mean of {len(estimate.values)}: {', '.join(map(shown.text, estimate.values))}"]
+    for kind, bounds in (("seeds", estimate.seeds), ("test images", estimate.images)):
+        if bounds:
+            told.append(f"95 % over {kind}: {' to '.join(map(shown.text, bounds))}")
+    error = tables.cell(name, estimate).partition(" ")[2]
+    return {
+        "text": shown.text(estimate.mean),
+        "error": error,
+        "sort": repr(estimate.mean),
+        "told": "; ".join(told),
+    }
+
+
+def _best(table: Table) -> dict[str, float]:
+    """Return the best mean of each metric in which the rows differ."""
+    found = {}
+    for name in table.metrics:
+        means = [line.estimates[name].mean for line in table.lines if name in line.estimates]
+        if len(set(means)) > 1:
+            found[name] = max(means) if metric(name).higher_is_better else min(means)
+    return found
+
+
+def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
+    """Yield title, figure and explanation of each figure that the data allows."""
+    rows = list(enumerate(table.lines))
+    points = [
+        Series(
+            line.name,
+            n,
+            [(100 * line.estimates["accuracy"].mean, 100 * line.estimates["min_recall"].mean)],
+            [_percent(line.estimates["min_recall"].interval)],
+            _percent(line.estimates["accuracy"].interval),
+        )
+        for n, line in rows
+        if {"accuracy", "min_recall"} <= line.estimates.keys()
+    ]
+    if points:
+        front = [points[n].name for n in figures.front_of([each.points[0] for each in points])]
+        yield (
+            "Accuracy against the worst class",
+            figures.scatter(points, "accuracy, %", "min recall, %", "accuracy and min recall"),
+            "Up and right is better. The dashed edge is the front, which no row beats in both: "
+            f"{', '.join(front)}.",
+        )
+    recalls = [Series(line.name, n, found) for n, line in rows if (found := _recalls(line))]
+    if recalls:
+        binned = len(table.lines[0].row.runs[0].class_counts) > 2 * BINS
+        yield (
+            "Recall over class frequency",
+            figures.by_frequency(recalls, "recall of classes by their training images"),
+            f"Means of {BINS} groups of classes of similar frequency."
+            if binned
+            else "A dot a class; the frequent ones are on the left.",
+        )
+    for groups in (("many", "medium", "few"), ("head", "mid", "tail")):
+        named = [group for group in groups if f"{group}_recall" in table.metrics]
+        bars = [Series(line.name, n, *_groups(line, named)) for n, line in rows[: figures.COLOURS]]
+        if len(named) > 1 and any(bar.points for bar in bars):
+            yield (
+                f"Recall of {', '.join(named[:-1])} and {named[-1]} classes",
+                figures.bars(bars, named, "recall by groups of classes"),
+                _GROUPS[groups],
+            )
+    for column, title in CURVES.items():
+        lines = [Series(line.name, n, found) for n, line in rows if (found := _curve(line, column))]
+        if lines:
+            fractions = column.endswith("accuracy")
+            yield (
+                "Training",
+                figures.curves(lines, title, title, fractions),
+                "The first seed of each row.",
+            )
+            break
+
+
+_GROUPS = {
+    ("many", "medium", "few"): "More than 100, 20 to 100, and fewer than 20 training images.",
+    ("head", "mid", "tail"): "By the rank of a class, in the sizes that the papers use.",
+}
+
+
+def _percent(bounds: Interval | None) -> Interval | None:
+    return (100 * bounds[0], 100 * bounds[1]) if bounds else None
+
+
+def _recalls(line: Line) -> list[tuple[float, float]]:
+    """Return (training images, recall in %) of each class, or of groups of similar classes."""
+    found = [run.metrics.get("per_class_recall") for run in line.row.runs]
+    if not all(found):
+        return []
+    recalls = np.nanmean(np.array(found, dtype=float), axis=0)
+    counts = line.row.runs[0].class_counts
+    order = [c for c in np.argsort(-counts, kind="stable") if np.isfinite(recalls[c]) and counts[c]]
+    parts = np.array_split(order, BINS) if len(order) > 2 * BINS else [[c] for c in order]
+    return [(float(counts[part].mean()), 100 * float(recalls[part].mean())) for part in parts]
+
+
+def _groups(
+    line: Line, named: Sequence[str]
+) -> tuple[list[tuple[float, float]], list[Interval | None]]:
+    points, bounds = [], []
+    for n, group in enumerate(named):
+        if estimate := line.estimates.get(f"{group}_recall"):
+            points.append((float(n), 100 * estimate.mean))
+            bounds.append(_percent(estimate.interval))
+    return points, bounds
+
+
+def _curve(line: Line, column: str) -> list[tuple[float, float]]:
+    """Return (part of the training in %, value) from the first run's ``metrics.csv``."""
+    path = line.row.runs[0].folder / "metrics.csv"
+    factor = 100 if column.endswith("accuracy") else 1
+    found, epochs = [], 0.0
+    with contextlib.suppress(OSError, csv.Error), path.open(newline="", errors="replace") as file:
+        for row in csv.DictReader(file):
+            try:
+                epochs = float(row["epoch"]) + 1
+                found.append((epochs, factor * float(row[column])))
+            except (KeyError, TypeError, ValueError):  # not measured in this epoch
+                continue
+    return [(100 * done / epochs, y) for done, y in found if np.isfinite((done, y)).all()]
+
+
+def _effects(found: Sequence[Effect]) -> dict[str, Any] | None:
+    """Return the headings and cells of what rows add to their baselines."""
+    names = tables.effect_names(found)
+    rows = [(each, [_gain(each, name) for name in names]) for each in found]
+    return {"metrics": [metric(name) for name in names], "rows": rows} if rows else None
+
+
+def _gain(effect: Effect, name: str) -> dict[str, str]:
+    """Return the parts of a cell, and whether the gain is one, a loss, or neither beyond chance."""
+    gain = effect.gains.get(name)
+    text, _, error = tables.effect_cell(name, gain).partition(" ")
+    if gain is None:
+        return {"text": text, "error": "", "sort": "", "kind": "", "told": ""}
+    low, high = gain.interval or (gain.mean, gain.mean)
+    kind = ""
+    if gain.interval and not low <= 0 <= high:
+        kind = "up" if (low > 0) == metric(name).higher_is_better else "down"
+    told = "; ".join(gain.sources)
+    return {"text": text, "error": error, "sort": repr(gain.mean), "kind": kind, "told": told}
+
+
+def _posthoc(table: Table) -> dict[str, Any] | None:
+    """Return the headings and cells of the baselines: of each metric the own, then corrected."""
+    lines = [line for line in table.lines if line.posthoc]
+    headings = [(metric(name).title, ["own", *rules]) for name, rules in CORRECTIONS.items()]
+    rows = [
+        (
+            line.name,
+            [
+                _corrected(line, name, rule)
+                for name, rules in CORRECTIONS.items()
+                for rule in ("", *rules)
+            ],
+        )
+        for line in lines
+    ]
+    without = [line.name for line in table.lines if not line.posthoc]
+    return {"headings": headings, "rows": rows, "without": without} if rows else None
+
+
+def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
+    """Return a cell: a row's own metric, or what it is after a correction."""
+    own = line.estimates[name].mean if name in line.estimates else float("nan")
+    found = line.posthoc.get(name, {}).get(rule, {})
+    value = found.get("value", float("nan")) if rule else own
+    cell = {"text": metric(name).text(value), "sort": repr(value), "own": not rule}
+    if not rule or not np.isfinite(value):
+        return cell | {"change": "", "kind": ""}
+    change = 100 * (value - own)
+    good = change > 0 if metric(name).higher_is_better else change < 0
+    kind = "" if abs(change) < 0.05 else "up" if good else "down"
+    return cell | {"change": f"{change:+.1f} [{found['constant']:.2g}]", "kind": kind}
+
+
+def _pictures(line: Line, pattern: str) -> list[tuple[str, str]]:
+    """Return (name, data URI) of the pictures in the run folder of the first seed."""
+    folder = line.row.runs[0].folder
+    return _embedded(folder, sorted(folder.glob(pattern))[:PICTURES])
+
+
+def _embedded(folder: Path, paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Return (name below the folder, data URI) of those pictures that are not too large."""
+    found = []
+    for path in paths:
+        if path.is_file() and path.stat().st_size <= PICTURE_BYTES:
+            data = base64.b64encode(path.read_bytes()).decode()
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            found.append((name, f"data:image/png;base64,{data}"))
+    return found
+
+
+def _analyses(table: Table) -> Iterator[tuple[str, list[tuple[Any, list[tuple[str, str]]]]]]:
+    """Yield each run that was analysed, with its analyses and their pictures."""
+    for run in (run for line in table.lines for run in line.row.runs):
+        if found := analyses.of_run(run.folder):
+            name = f"{run.record['name']}, seed {run.record['seed']}"
+            yield name, [(each, _embedded(run.folder, each.pictures)) for each in found]
+
+
+def _details(line: Line) -> list[dict[str, Any]]:
+    """Return what is known of each run: where it lies, what made it, its config."""
+    found = []
+    for run in [*line.row.runs, *line.row.earlier]:
+        record = run.record
+        git = record.get("git") or {}
+        commit = str(git.get("commit") or "unknown")[:12]
+        facts = {
+            "run folder": str(run.folder),
+            "job id": record.get("job_id"),
+            "method": f"{record.get('method')}, stage {record.get('stage')}",
+            "commit": commit + (" with uncommitted changes" if git.get("dirty") else ""),
+            "versions": ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items()),
+            "device": f"{record.get('device')}, {record.get('threads')} threads, "
+            f"{record.get('precision')}, {record.get('world_size')} process(es)",
+            "data": f"{record['data']['source']}, indices {record['data']['index_hash'][:16]}",
+            "epochs, steps": f"{record.get('epochs')}, {record.get('steps')}",
+            "starts from": ", ".join(
+                f"{start.get('role')}: {start.get('job_id') or start.get('path')}"
+                for start in record.get("lineage") or ()
+            ),
+            "differs from the paper": " ".join(record.get("deviations") or []),
+            "run it again": f"ltbench bench reproduce {record.get('job_id')}",
+        }
+        found.append(
+            {
+                "title": f"{record['name']}, seed {record['seed']}",
+                "facts": {name: value for name, value in facts.items() if value},
+                "config": yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False),
+            }
+        )
+    return found

@@ -1,1 +1,0 @@
-"""What the generative methods share: losses, class balance, judges, metrics and samples."""

@@ -1,0 +1,335 @@
+"""DeiT-LT: a ViT trained from scratch on a long tail with the labels of a convolutional teacher.
+
+Two tokens of the student learn different things: CLS the labels, DIST what the teacher says of the
+student's own augmented and mixed images, which are unlike those that the teacher was trained on.
+Late in training the teacher's rare answers weigh more. Predictions average both heads' logits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Console
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor
+
+from ltbench import seeding
+from ltbench.data.datasets import Batch
+from ltbench.data.sources.files import IMAGENET_MEAN
+from ltbench.data.transforms.randaugment import RandAugment
+from ltbench.errors import UserError
+from ltbench.losses import bind_loss
+from ltbench.methods import stages
+from ltbench.methods.base import Paper
+from ltbench.methods.deit_lt.distillation import (
+    Form,
+    Normalisation,
+    Teacher,
+    drw_weights,
+    hard_distillation_loss,
+    resize,
+    soft_distillation_loss,
+    weighted_mean,
+)
+from ltbench.methods.deit_lt.mixing import PairMixing
+from ltbench.methods.erm import Reweighting
+from ltbench.methods.optimised import OptimisedModule
+from ltbench.methods.stages import Trained
+from ltbench.metrics.collector import LongTailMetrics
+from ltbench.models.distilled_vit import head_logits
+from ltbench.optim.accumulation import MicroBatches, parts
+from ltbench.optim.sam import Plain
+from ltbench.optim.schedules import epoch_of
+
+SHOWN = {"accuracy": "accuracy", "head": "head_recall", "mid": "mid_recall", "tail": "tail_recall"}
+
+
+class Prepared(NamedTuple):
+    """A batch as student and teacher see it."""
+
+    images: Tensor
+    targets: Tensor  # of CLS: labels (B,), or shares of the classes (B, C)
+    taught: Tensor  # of DIST: the teacher's labels (B,) or logits (B, C); without one, the targets
+
+
+class DeiTLT(OptimisedModule):
+    """Train a distilled ViT on the labels (CLS) and on a frozen teacher's answers (DIST).
+
+    Without a teacher both heads learn from the labels: the same student without distillation.
+
+    Args:
+        teacher: The run, checkpoint or timm network to learn from; null trains on labels alone.
+        teacher_size: Side in pixels of the images that the teacher sees; default: the student's.
+        teacher_antialias: Whether images are averaged on the way to that size.
+        teacher_normalisation: Mean and standard deviation of the teacher's own training images;
+            default: it sees the student's as they are.
+        teacher_scale: Factor on the teacher's logits in soft distillation; 30 for a cosine head.
+        distillation: ``hard``: the teacher's label; ``soft``: its probabilities.
+        temperature: Of soft distillation.
+        alpha: Share of DIST in the loss.
+        loss: Of CLS, a function of :mod:`ltbench.losses`.
+        loss_args: Its constants.
+        reweighting: Weights of DIST by the teacher's label, and the point in training from which
+            they apply (DRW); none by default.
+        drw_form: The published code's weights, of mean 1, or those of the paper.
+        mixup: Alpha of mixup's Beta distribution; 0 is off.
+        cutmix: Alpha of CutMix's; with mixup on, each part of a batch takes one of the two.
+        smoothing: Share of each CLS target that is spread over all classes.
+        mix_in_drw: Whether mixing and smoothing go on while DIST is re-weighted.
+        micro_batch: Images of a rank that are mixed with one another, share one mean, and pass
+            through the network at a time; default: all of its batch.
+        **kwargs: Network, optimizer and gradient rule, as in
+            :class:`~ltbench.methods.optimised.OptimisedModule`.
+    """
+
+    paper = Paper(
+        title="DeiT-LT: Distillation Strikes Back for Vision Transformer Training on "
+        "Long-Tailed Datasets",
+        venue="CVPR 2024",
+        arxiv="2404.02900",
+        equations={
+            "CLS loss, soft targets (DeiT-LT code)": "ltbench.losses.cross_entropy_loss",
+            "hard distillation (DeiT, eq. 3)": "ltbench.methods.deit_lt.hard_distillation_loss",
+            "soft distillation (DeiT, eq. 2)": "ltbench.methods.deit_lt.soft_distillation_loss",
+            "DRW weights (section 3)": "ltbench.methods.deit_lt.drw_weights",
+            "DRW loss (section 3)": "ltbench.methods.deit_lt.weighted_mean",
+            "teacher's view (section 3)": "ltbench.methods.deit_lt.Teacher.view",
+            "schedule (2012.12877, table 9)": "ltbench.optim.schedules.DeiTCosine",
+        },
+        deviations=(
+            "The last epoch is reported; the published code reports the best epoch on test.",
+            "DRW weights have mean 1, as in the code; drw_form: paper is the equation's.",
+            "RandAugment: torchvision's 14 operations, of one strength; the code's are timm's 15.",
+            "Test images are enlarged whole; the code cuts an eighth of each side off.",
+            "Images are normalised by their own set's statistics; the code takes ImageNet's.",
+        ),
+    )
+    heads: ClassVar[tuple[str, ...]] = ("", "cls", "dist")
+    weight: Tensor | None = None
+    mixed: bool = True
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        teacher: Trained | None = None,
+        teacher_size: int | None = None,
+        teacher_antialias: bool = False,
+        teacher_normalisation: Normalisation | None = None,
+        teacher_scale: float = 1.0,
+        distillation: Literal["hard", "soft"] = "hard",
+        temperature: float = 1.0,
+        alpha: float = 0.5,
+        loss: str = "cross_entropy_loss",
+        loss_args: dict[str, float] | None = None,
+        reweighting: Reweighting | None = None,
+        drw_form: Form = "normalised",
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        smoothing: float = 0.1,
+        mix_in_drw: bool = False,
+        micro_batch: int | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Build the student; the teacher is loaded when training needs it."""
+        compile = kwargs.pop("compile", False)
+        super().__init__(num_classes, in_chans, **kwargs)
+        if not isinstance(self.net, VisionTransformerDistilled):
+            raise UserError(
+                f"backbone '{self.network['name']}' has no DIST token: take a distilled ViT, such "
+                "as deit_base_distilled_patch16_224 or deit_tiny_distilled_patch4_32."
+            )
+        if not 0 <= alpha <= 1 or temperature <= 0 or (micro_batch is not None and micro_batch < 1):
+            raise UserError(
+                f"alpha {alpha}, temperature {temperature}, micro_batch {micro_batch}: alpha lies "
+                "in [0, 1], the others are above 0."
+            )
+        if micro_batch is not None:
+            if not isinstance(self.gradient_rule, Plain):
+                raise UserError("micro_batch cuts up the batch itself: leave gradient_rule out.")
+            self.gradient_rule = MicroBatches(micro_batch)
+        if compile:  # by block: the heads are read behind the network's own forward
+            for block in self.student.blocks:
+                block.compile()
+        if teacher:
+            self.starts = {"teacher": teacher}
+        self.teacher: Teacher | None = None
+        self.teacher_size = teacher_size
+        self.teacher_antialias = teacher_antialias
+        self.teacher_normalisation = teacher_normalisation
+        self.teacher_scale = teacher_scale
+        self.distillation = distillation
+        self.temperature = temperature
+        self.alpha = alpha
+        self.loss = bind_loss(loss, loss_args or {})
+        self.reweighting = reweighting
+        self.drw_form: Form = drw_form
+        self.mixing = PairMixing(num_classes, mixup, cutmix, smoothing)
+        self.mix_in_drw = mix_in_drw
+        self.micro_batch = micro_batch
+
+    @property
+    def student(self) -> VisionTransformerDistilled:
+        """The network that is trained."""
+        assert isinstance(self.net, VisionTransformerDistilled)
+        return self.net
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the images that the student sees."""
+        side: int = self.student.patch_embed.img_size[0]
+        return side
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits (B, C) of both heads, first their average, which predicts."""
+        tokens = self.student.forward_features(resize(images, self.size, antialias=True))
+        cls, dist = head_logits(self.student, tokens)
+        return {"": (cls + dist) / 2, "cls": cls, "dist": dist}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the average of both heads' logits, (B, C)."""
+        return self.outputs(images)[""]
+
+    @property
+    def deviations(self) -> Sequence[str]:
+        """Those of the paper's card that this run's options and images bring about."""
+        epoch, weights, augment, whole, own = self.paper.deviations
+        found = [epoch]
+        found += [weights] if self.reweighting and self.drw_form == "normalised" else []
+        found += [augment] if any(isinstance(t, RandAugment) for t in self.data.augment) else []
+        found += [whole] if self.size != self.data.image_size else []
+        return [*found, own] if self.data.source.mean != IMAGENET_MEAN else found
+
+    def setup(self, stage: str) -> None:
+        """Check the batch and load the teacher."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        self._check_batch()
+        if "teacher" in self.starts and self.teacher is None:
+            self.load_teacher()
+
+    def _check_batch(self) -> None:
+        batch, world = self.data.batch_size, self.trainer.world_size
+        unit = world * (self.micro_batch or 1)
+        if self.micro_batch and batch % unit:
+            near = [n for n in (batch // unit * unit, -(-batch // unit) * unit) if n]
+            raise UserError(
+                f"data.batch_size {batch} is the batch over all {world} ranks and no multiple of "
+                f"{world} x micro_batch {self.micro_batch}: take {' or '.join(map(str, near))}, or "
+                "another micro_batch."
+            )
+
+    def load_teacher(self) -> None:
+        """Load the teacher onto this device; training does so itself.
+
+        Raises:
+            UserError: There is none, it does not fit, or it was trained on images of another size.
+        """
+        if "teacher" not in self.starts:
+            raise UserError("this run has no teacher: set model.init_args.teacher.")
+        channels = self.network["in_chans"]
+        start = stages.load(self.starts["teacher"], self.num_classes, channels, role="teacher")
+        size = self.teacher_size or self.size
+        trained_at = start.data.get("image_size", size)
+        if trained_at != size:
+            raise UserError(
+                f"the teacher was trained on images of {trained_at} pixels a side and would see "
+                f"{size}: set model.init_args.teacher_size: {trained_at}."
+            )
+        ours = Normalisation(tuple(self.data.source.mean), tuple(self.data.source.std))
+        theirs = self.teacher_normalisation
+        known = [start.data.get(key) for key in ("mean", "std")]
+        if theirs is None and known not in ([None] * 2, [list(ours.mean), list(ours.std)]):
+            rank_zero_warn(
+                f"the teacher was trained on images of mean and std {known}, the student's have "
+                "others: model.init_args.teacher_normalisation gives it what it knows."
+            )
+        self.teacher = Teacher(start.network, size, self.teacher_antialias, ours, theirs)
+        try:
+            self.teacher(torch.zeros(1, channels, self.size, self.size))
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"the teacher cannot take images of {size} pixels a side ({error}): set "
+                "model.init_args.teacher_size."
+            ) from error
+        self.lineage = [start.lineage]
+
+    def on_fit_start(self) -> None:
+        """Measure the teacher before the student starts: a weak one explains a weak student."""
+        if self.teacher is None:
+            return
+        self.teacher.to(self.device)
+        measured = {
+            split: self._teacher_metrics(split)
+            for split in ("test", "val")
+            if split in self.data.splits
+        }
+        self.lineage[0]["metrics"] = measured
+        console = Console(quiet=not self.trainer.is_global_zero)
+        for split, metrics in measured.items():
+            for logger in self.trainer.loggers:
+                logger.log_metrics({f"teacher/{split}/{k}": v for k, v in metrics.items()}, step=0)
+            shown = (f"{name} {100 * metrics[key]:.1f}" for name, key in SHOWN.items())
+            console.print(f"Teacher on {split}, %: {', '.join(shown)}", soft_wrap=True)
+
+    def _teacher_metrics(self, split: str) -> dict[str, float]:
+        assert self.teacher is not None
+        collector = LongTailMetrics(self.num_classes, self.class_counts).to(self.device)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in self.data.evaluation_batches(split, self.device):
+                images = resize(batch["image"], self.size, antialias=True)
+                collector.update(self.teacher(images), batch["label"])
+        return {name: float(value) for name, value in collector.compute().items()}
+
+    def on_train_epoch_start(self) -> None:
+        """Fix the weights of DIST and whether images are mixed in this epoch."""
+        super().on_train_epoch_start()
+        rule = self.reweighting
+        self.weight = None
+        if rule is not None and self.current_epoch >= epoch_of(rule.start, self.epochs):
+            self.weight = drw_weights(self.class_counts, rule.beta, self.drw_form)
+        self.mixed = self.weight is None or self.mix_in_drw
+
+    def prepare_step(self, batch: Batch) -> Prepared:
+        """Mix the images, and ask the teacher about what came of it."""
+        images = resize(batch["image"], self.size, antialias=True)
+        labels, targets, taught = batch["label"], [], []
+        key = ("mix", self.global_rank, self.trainer.global_step)
+        for part in parts(len(images), self.micro_batch):
+            target = labels[part]
+            if self.mixed:
+                seed = seeding.derive(seeding.run_seed(), *key, part.start)
+                target = self.mixing(images[part], target, seed)
+            targets.append(target)
+            taught.append(self._teach(images[part], target))
+        return Prepared(images, torch.cat(targets), torch.cat(taught))
+
+    def _teach(self, images: Tensor, targets: Tensor) -> Tensor:
+        if self.teacher is None:
+            return targets
+        logits = self.teacher(images)
+        return logits.argmax(1) if self.distillation == "hard" else self.teacher_scale * logits
+
+    def loss_of(self, prepared: Prepared, part: slice) -> Tensor:
+        """Return (1 - alpha) L_cls + alpha L_dist of these images."""
+        tokens = self.student.forward_features(prepared.images[part])
+        cls, dist = head_logits(self.student, tokens)
+        cls_loss = self.loss(cls, prepared.targets[part], self.class_counts)
+        dist_loss = self._dist_loss(dist, prepared.taught[part])
+        with torch.no_grad():
+            cosine = F.cosine_similarity(tokens[:, 0], tokens[:, 1], eps=1e-6).mean()
+        found = {"cls_loss": cls_loss.detach(), "dist_loss": dist_loss.detach(), "cosine": cosine}
+        shown = {f"train/{name}": value for name, value in found.items()}
+        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(tokens))
+        return (1 - self.alpha) * cls_loss + self.alpha * dist_loss
+
+    def _dist_loss(self, logits: Tensor, taught: Tensor) -> Tensor:
+        if self.teacher and self.distillation == "soft":
+            losses = soft_distillation_loss(logits, taught, self.temperature)
+            taught = taught.argmax(1)
+        else:
+            losses = hard_distillation_loss(logits, taught)
+        return weighted_mean(losses, taught, self.weight, self.drw_form)

@@ -1,0 +1,1 @@
+"""What generative methods share: sampling, judges, sample grids."""

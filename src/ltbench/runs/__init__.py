@@ -1,0 +1,1 @@
+"""What a run does: from a config to a trained model, its checkpoints and its record."""

@@ -1,0 +1,290 @@
+"""What a run leaves behind as it goes: its record, curves and traces."""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+import ltbench
+from ltbench import records, seeding
+from ltbench.data import loading as workers
+from ltbench.data.datasets import Batch
+from ltbench.errors import UserError
+from ltbench.methods.base import Method
+from ltbench.runs.callbacks.trace_figure import trace_figure
+
+
+class RunRecord(Callback):
+    """Keep ``record.json``, ``metrics.csv`` and ``traces.npz`` of one run.
+
+    The record is rewritten whole after each epoch, so it tells the truth at any moment: ``status``
+    is ``running``, ``done``, ``interrupted`` or ``failed`` (with ``cause``).
+
+    Args:
+        folder: The run folder.
+        identity: What is known before the run: name, method, job id, resolved config.
+        monitor: The validation metric that "best" goes by.
+
+    Attributes:
+        begun: Whether there has been a step or an evaluation: bad input leaves nothing behind.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], monitor: str | None) -> None:
+        """Remember where to write; nothing is written before training starts."""
+        self.folder = folder
+        self.identity = identity | {
+            "versions": records.versions(),
+            "git": records.git_state(Path(ltbench.__file__)),
+        }
+        self.loggers: list[Logger] = []
+        self.monitor = monitor or ""
+        self.history: list[dict[str, float]] = []
+        self.images_seen = 0
+        self.seconds = 0.0
+        self.selection: str | None = None
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self._since = 0.0
+        self.begun = False
+        self._validated: tuple[str, ...] = ()
+        self.traces: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must remember."""
+        return {
+            "history": self.history,
+            "images_seen": self.images_seen,
+            "seconds": self._clock(),
+            "traces": self.traces,
+            "job_id": self.identity["job_id"],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what a checkpoint remembers; not when it is loaded only to be tested.
+
+        Raises:
+            UserError: It is of another run, whose length, schedule or seed was another one.
+        """
+        if self.selection is not None:
+            return
+        if state_dict.get("job_id", self.identity["job_id"]) != self.identity["job_id"]:
+            raise UserError(
+                f"the checkpoint belongs to run {state_dict['job_id']}, and this config makes "
+                f"another one, {self.identity['job_id']}: use the config.yaml in its run folder."
+            )
+        self.history = state_dict["history"]
+        self.images_seen = state_dict["images_seen"]
+        self.seconds = state_dict["seconds"]
+        self.traces = state_dict["traces"]
+
+    def _clock(self) -> float:
+        return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that the run has begun: nothing can refuse it any more, so curves may be drawn."""
+        trainer.loggers = self.loggers
+        self.begun, self._since = True, time.monotonic()
+        self._write(trainer, pl_module, "running")
+        config = yaml.safe_dump(self.identity["config"], sort_keys=False).encode()
+        if trainer.is_global_zero:
+            records.write_whole(self.folder / "config.yaml", lambda file: file.write(config))
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count images, over all ranks."""
+        self.images_seen += count_images(batch) * trainer.world_size
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that this epoch's row has validation metrics; those of earlier epochs linger.
+
+        After training it is the validation of a selection, and belongs to that.
+        """
+        if self.selection is not None:
+            self.metrics[self.selection]["val"] = _under("val", trainer.callback_metrics)
+        self._validated = ("val", "test_watched")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add this epoch's row to the curves."""
+        fresh = ("train/", *(f"{name}/" for name in self._validated))
+        row = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(fresh) and not name.endswith(("_step", "_epoch"))
+        }
+        self._validated = ()
+        self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **row})
+        self._keep_traces(trainer.current_epoch, _method(pl_module), trainer.is_global_zero)
+        self._write(trainer, pl_module, "running")
+
+    def _keep_traces(self, epoch: int, method: Method, write: bool) -> None:
+        """Write ``traces.npz``: of each name an array (E, ...), and ``<name>.epoch`` (E,)."""
+        for name, value in method.traces.items():
+            self.traces.setdefault(name, []).append((epoch, value.detach().cpu().clone()))
+        method.traces.clear()
+        if not (self.traces and write):
+            return
+        arrays, path = self._trace_arrays(), self.folder / "traces.npz"
+        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+
+    def _trace_arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = {}
+        for name, kept in self.traces.items():
+            arrays[name] = torch.stack([value for _, value in kept]).numpy()
+            arrays[f"{name}.epoch"] = np.array([epoch for epoch, _ in kept])
+        return arrays
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds, self._since = self._clock(), 0.0
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Say why the run stopped, if it had begun."""
+        if not self.begun:
+            return
+        status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
+        cause = workers.death(exception) or f"{type(exception).__name__}: {exception}"
+        self._write(trainer, pl_module, status, cause)
+
+    def select(self, selection: str) -> None:
+        """Say which weights are evaluated next, with what validation said of them.
+
+        Args:
+            selection: ``last``; ``best``, the first epoch that was best on validation; or
+                ``given``, a checkpoint that the user named.
+        """
+        self.selection = selection
+        self.begun |= selection != "given"
+        self.metrics[selection] = {}
+        if selection == "best":
+            rows = [row for row in self.history if self.monitor in row]
+        else:
+            rows = self.history[-1:] if selection == "last" else []
+        row = max(rows, key=lambda row: row.get(self.monitor, 0.0), default=None)
+        if row:
+            self.metrics[selection] = {"epoch": row["epoch"], "val": _under("val", row)}
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the test metrics of this selection into the record."""
+        test = _under("test", trainer.callback_metrics)
+        self.metrics[self.selection or "given"]["test"] = test | _method(pl_module).test_details()
+
+    def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say that all is done, and draw what was traced."""
+        if self.traces and trainer.is_global_zero:
+            figure = trace_figure(self._trace_arrays(), _method(pl_module).data.source.class_names)
+            path = self.folder / "traces.png"
+            records.write_whole(path, lambda file: figure.savefig(file, format="png"))
+        self._write(trainer, pl_module, "done")
+
+    def _write(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        status: str,
+        cause: str | None = None,
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        record = self.summary(trainer, pl_module, status, cause)
+        records.write_record(self.folder / "record.json", record)
+        curves = pd.DataFrame(self.history).to_csv(index=False).encode()
+        records.write_whole(self.folder / "metrics.csv", lambda file: file.write(curves))
+
+    def summary(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        status: str,
+        cause: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the record as it stands (:mod:`ltbench.records` says what is in it)."""
+        method = _method(pl_module)
+        seconds = self._clock()
+        averaged = method.averages or any(
+            isinstance(c, WeightAveraging)
+            for c in trainer.callbacks  # type: ignore[attr-defined]
+        )
+        batches = trainer.num_training_batches  # infinite before a training
+        return {
+            "schema": records.SCHEMA,
+            **self.identity,
+            "lineage": method.lineage or self.identity["lineage"],
+            "seed": seeding.run_seed(),
+            "data": method.data.describe(),
+            "metrics": self.metrics,
+            "weights": "averaged" if averaged else "raw",
+            "deviations": list(method.deviations),
+            "device": device_name(pl_module.device),
+            "threads": torch.get_num_threads(),
+            "precision": str(trainer.precision),
+            "world_size": trainer.world_size,
+            "batch_size": method.data.batch_size,
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "epochs": len(self.history),
+            "steps": trainer.global_step,
+            "batches_per_epoch": batches if isinstance(batches, int) else None,
+            "images_seen": self.images_seen,
+            "wall_seconds": round(seconds, 1),
+            "images_per_second": round(self.images_seen / seconds, 1) if seconds else None,
+            "peak_memory_bytes": peak_memory(pl_module.device),
+            "status": status,
+            "cause": cause,
+        }
+
+
+def _method(module: L.LightningModule) -> Method:
+    assert isinstance(module, Method)
+    return module
+
+
+def count_images(batch: Batch) -> int:
+    """Return how many images a training batch holds: every ``index`` in it names some."""
+    return sum(
+        count_images(value) if isinstance(value, dict) else len(value)
+        for key, value in batch.items()
+        if key == "index" or isinstance(value, dict)
+    )
+
+
+def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:
+    return {
+        name.removeprefix(f"{prefix}/"): float(value)
+        for name, value in metrics.items()
+        if name.startswith(f"{prefix}/")
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a reader calls the device: the GPU's name, or the processor's and its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{torch.backends.cpu.get_cpu_capability()} CPU, {os.cpu_count()} cores"
+    return str(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory held so far, in bytes: the GPU's, or the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,244 @@
+"""``ltbench fit --dry-run``: what a run will cost, from a few of its steps."""
+
+import json
+import time
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from ltbench import records
+from ltbench.data.datasets import Batch, MemoryImages
+from ltbench.runs.callbacks.run_record import count_images, device_name
+from ltbench.runs.training import TrainingCLI
+
+STEPS = 10  # timed, after one that is not
+SECONDS = 60.0  # after which no further step is begun
+
+
+class EnoughSteps(Exception):
+    """Ends a training whose cost is known."""
+
+
+class SavedTensors(saved_tensors_hooks):
+    """Count what autograd keeps from forward passes for backward passes, while this is open.
+
+    Args:
+        held: Storages that are there anyhow, such as those of the weights.
+
+    Attributes:
+        peak: The most bytes kept at one time.
+    """
+
+    def __init__(self, held: set[int]) -> None:
+        self.held = held
+        self.alive: Counter[int] = Counter()
+        self.now = self.peak = 0
+        super().__init__(self._keep, lambda kept: kept.tensor)
+
+    def _keep(self, tensor: Tensor) -> "_Kept":
+        # Detached: an operation that keeps its own output would otherwise never let go of it.
+        storage, kept = tensor.untyped_storage(), _Kept(tensor.detach())
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in self.held:
+            self.now += 0 if self.alive[place] else size
+            self.alive[place] += 1
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(kept, self._drop, place, size)
+        return kept
+
+    def _drop(self, place: int, size: int) -> None:
+        self.alive[place] -= 1
+        self.now -= 0 if self.alive[place] else size
+
+
+class _Kept:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Meter(Callback):
+    """Take the first steps of a training, measure them and end it.
+
+    Attributes:
+        steps: Steps of the whole training.
+        images: Images of each step taken, over all ranks.
+        seconds: Time of each step, with its data.
+        memory: Bytes by what they hold.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.images: list[int] = []
+        self.seconds: list[float] = []
+        self.memory: dict[str, int] = {}
+        self.open = ExitStack()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is known without a step, which may take long, and start the clock."""
+        epochs, batches = trainer.max_epochs or -1, int(trainer.num_training_batches)
+        limits = [n for n in (batches * epochs, trainer.max_steps) if n > 0]
+        self.steps = min(limits, default=0)
+        Console(quiet=not trainer.is_global_zero).print(
+            f"{_trained(pl_module):,} parameters; {self.steps:,} steps, {batches:,} an epoch. "
+            "Timing a few of them.",
+            highlight=False,
+        )
+        self.saved = SavedTensors({p.untyped_storage().data_ptr() for p in pl_module.parameters()})
+        self.began = self.since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Look at the memory of the first step."""
+        if not self.seconds:
+            self.open.enter_context(self.saved)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Note the time and, after enough steps, end.
+
+        Raises:
+            EnoughSteps: After ten timed steps, or a minute.
+        """
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        if not self.seconds:
+            self.open.close()
+            self.memory = memory(trainer, pl_module) | {"activations": self.saved.peak}
+        now = time.perf_counter()
+        self.images.append(count_images(batch) * trainer.world_size)
+        self.seconds.append(now - self.since)
+        self.since = now
+        late = len(self.seconds) > 1 and now - self.began > SECONDS
+        if late or len(self.seconds) > STEPS:
+            raise EnoughSteps
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Close what an error left open."""
+        self.open.close()
+
+
+def memory(trainer: L.Trainer, module: L.LightningModule) -> dict[str, int]:
+    """Return the bytes that a training holds between its steps, by what they are."""
+    states = [
+        value
+        for optimizer in trainer.optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    loaded = trainer.datamodule._loaded.values()  # type: ignore[attr-defined]
+    return {
+        "weights": _bytes([*module.parameters(), *module.buffers()]),
+        "gradients": _bytes(trained),
+        "optimizer": _bytes(states),
+        "images": _bytes([found.images for found in loaded if isinstance(found, MemoryImages)]),
+    }
+
+
+def _trained(module: L.LightningModule) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+class CostCLI(TrainingCLI):
+    """Parse like ``fit``, take a few steps, and leave nothing behind."""
+
+    writes = ("fit",)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Train without record, checkpoints, curves and evaluation."""
+        self.datamodule.setup()
+        self.meter = Meter()
+        without = ("logger", "enable_checkpointing", "enable_progress_bar")
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        config |= {"limit_val_batches": 0, **dict.fromkeys(without, False)}
+        return self._instantiate_trainer(config, [self.meter])
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with suppress(EnoughSteps):
+            self.trainer.fit(self.model, datamodule=self.datamodule)
+        found = estimate(self.trainer, self.model, self.meter)
+        if not self.trainer.is_global_zero:
+            return
+        Console().print(cost_table(self.resolved["name"], found))
+        if output := self.config[subcommand].output:
+            text = json.dumps(found, indent=1) + "\n"
+            records.write_whole(Path(output), lambda file: file.write(text.encode()))
+
+
+def cost_command(args: Sequence[str]) -> None:
+    """Run ``ltbench fit --dry-run`` with the other arguments of ``fit``."""
+    CostCLI(["fit", *args])
+
+
+def estimate(trainer: L.Trainer, module: L.LightningModule, meter: Meter) -> dict[str, Any]:
+    """Return what a whole training takes, by name.
+
+    Seconds and hours are of training alone, without evaluation.
+    """
+    timed = meter.seconds[1:] or meter.seconds
+    step = sorted(timed)[len(timed) // 2]
+    images = max(meter.images)
+    on_gpu = module.device.type == "cuda"
+    device_parts = [size for name, size in meter.memory.items() if name != "images" or not on_gpu]
+    peak = torch.cuda.max_memory_allocated(module.device) if on_gpu else sum(device_parts)
+    return {
+        "device": device_name(module.device),
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        "parameters": _trained(module),
+        "epochs": trainer.max_epochs,
+        "steps": meter.steps,
+        "images_per_step": images,
+        "images": meter.steps * images,
+        "memory_bytes": {**meter.memory, "all": peak},
+        "timed_steps": len(timed),
+        "seconds_per_step": step,
+        "images_per_second": images / step,
+        "hours": meter.steps * step / 3600,
+    }
+
+
+def cost_table(name: str, found: dict[str, Any]) -> Table:
+    """Lay out an estimate for people."""
+    table = Table(title=f"{escape(name)}: cost of training", show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    table.add_row("device", f"{found['devices']} x {escape(found['device'])}, {found['precision']}")
+    table.add_row("parameters", f"{found['parameters']:,}")
+    table.add_row("steps", f"{found['steps']:,} in {found['epochs']} epochs")
+    table.add_row("images a step, over all devices", f"{found['images_per_step']:,}")
+    table.add_row("images", f"{found['images']:,}")
+    for part, size in found["memory_bytes"].items():
+        table.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
+    table.add_row("a step", f"{found['seconds_per_step']:.3g} s, of {found['timed_steps']} timed")
+    table.add_row("images a second", f"{found['images_per_second']:,.0f}")
+    length = timedelta(seconds=round(3600 * found["hours"]))
+    table.add_row("training, without evaluation", f"{length} ({found['hours']:.2f} h)")
+    return table
