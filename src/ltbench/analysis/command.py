@@ -101,8 +101,9 @@ def _of_predictions(
     if found is None:
         from ltbench.analysis.subject import load, predict
 
-        found = predict(load(output, overrides, device), split)
-    return _module(output).analyse(found, **options)  # type: ignore[no-any-return]
+        subject = load(output, overrides, device)
+        found = predict(subject, split), subject.classes
+    return _module(output).analyse(*found, split, **options)  # type: ignore[no-any-return]
 
 
 def _module(output: "Output") -> Any:  # noqa: ANN401 - a module

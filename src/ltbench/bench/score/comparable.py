@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ltbench.bench.score.results import Record, Row, Run
+from ltbench.bench.score.results import Row, Run
+from ltbench.records import Record
 
 Facts = dict[str, str]
 """What -> how, in words short enough for a table."""
