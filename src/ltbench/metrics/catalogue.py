@@ -30,9 +30,7 @@ TABLES = ("run", "board", "effects", "tiles")
 """Where a metric can be shown: at the end of a run, as a column of a leaderboard for reading, among
 what a row adds to its baseline, among the best of a report. CSV and JSON have them all."""
 
-GROUPS = (
-    *("overall", "shots", "ranks", "means", "worst", "coverage", "calibration", "generation"),
-)
+GROUPS = "overall", "shots", "ranks", "means", "worst", "coverage", "calibration", "generation"
 """What belongs together, in the order in which a reader wants it."""
 
 
@@ -126,10 +124,9 @@ def _min_ht_recall(tally: Tally) -> float:
     2304.14738.
     """
     assert tally.order is not None
-    classes = len(tally.order)
-    if classes < 10:
+    if len(tally.order) < 10:
         return float("nan")
-    parts = np.split(tally.order, [9 * classes // 10])
+    parts = np.split(tally.order, [9 * len(tally.order) // 10])
     return float(np.min([tally.mean_of(part) for part in parts]))
 
 
@@ -143,34 +140,24 @@ def _ece(tally: Tally) -> float | None:
     return None if tally.bins is None else calibration_error(*tally.bins)
 
 
-def _group(name: str, title: str, group: str, tables: str) -> Metric:
-    """Return the mean recall of a group of classes; NaN without the counts that make the group."""
-
-    def compute(tally: Tally) -> Any:  # noqa: ANN401 - an array or a number
-        return tally.mean_of(tally.groups.get(name, np.array([], dtype=np.intp)))
-
-    return Metric(name, group, tables, compute, resampled=True, long=title)
+def _of_seen(mean: Callable[[Floats], Any]) -> Callable[[Tally], Any]:
+    return lambda tally: mean(tally.seen)
 
 
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", "overall", "run board effects tiles", _accuracy, resampled=True),
-    "mean_recall": Metric(
-        "mean recall", "overall", "", lambda tally: tally.seen.mean(-1), resampled=True
-    ),
-    "hmean_recall": Metric(
-        *("H-mean", "means", "run board effects tiles", lambda tally: harmonic_mean(tally.seen)),
-        resampled=True,
-        long="H-mean recall",
-    ),
+def _of_group(name: str) -> Callable[[Tally], Any]:
+    """Return the mean recall of a group; NaN without the counts that make the group."""
+    return lambda tally: tally.mean_of(tally.groups.get(name, np.array([], dtype=np.intp)))
+
+
+_ALL = " ".join(TABLES)
+METRICS = {
+    "accuracy": Metric("accuracy", "overall", _ALL, _accuracy, True),
+    "mean_recall": Metric("mean recall", "overall", "", _of_seen(lambda r: r.mean(-1)), True),
+    "hmean_recall": Metric("H-mean", "means", _ALL, _of_seen(harmonic_mean), True, "H-mean recall"),
     "gmean_recall": Metric(
-        *("G-mean", "means", "run", lambda tally: geometric_mean(tally.seen)),
-        resampled=True,
-        long="G-mean recall",
+        "G-mean", "means", "run", _of_seen(geometric_mean), True, "G-mean recall"
     ),
-    "min_recall": Metric(
-        *("min recall", "worst", "run board effects tiles", lambda tally: tally.seen.min(-1)),
-        resampled=True,
-    ),
+    "min_recall": Metric("min recall", "worst", _ALL, _of_seen(lambda r: r.min(-1)), True),
     "min_coverage": Metric(
         *("min coverage", "coverage", "run effects", _min_coverage),
         long="min coverage (share of predictions)",
@@ -179,23 +166,33 @@ METRICS: dict[str, Metric] = {
         *("min head/tail", "worst", "run", _min_ht_recall),
         long="min head/tail recall (90 / 10 % of classes)",
     ),
-    "many_recall": _group("many", "many-shot recall (> 100 training images)", "shots", "run board"),
-    "medium_recall": _group("medium", "medium-shot recall (20 to 100)", "shots", "run board"),
-    "few_recall": _group("few", "few-shot recall (< 20)", "shots", "run board"),
-    "head_recall": _group("head", "head recall (by index)", "ranks", "run board effects"),
-    "mid_recall": _group("mid", "mid recall", "ranks", "run"),
-    "tail_recall": _group("tail", "tail recall", "ranks", "run board effects"),
+    "many_recall": Metric(
+        *("many", "shots", "run board", _of_group("many"), True),
+        "many-shot recall (> 100 training images)",
+    ),
+    "medium_recall": Metric(
+        *("medium", "shots", "run board", _of_group("medium"), True),
+        "medium-shot recall (20 to 100)",
+    ),
+    "few_recall": Metric(
+        "few", "shots", "run board", _of_group("few"), True, "few-shot recall (< 20)"
+    ),
+    "head_recall": Metric(
+        "head", "ranks", "run board effects", _of_group("head"), True, "head recall (by index)"
+    ),
+    "mid_recall": Metric("mid", "ranks", "run", _of_group("mid"), True, "mid recall"),
+    "tail_recall": Metric(
+        "tail", "ranks", "run board effects", _of_group("tail"), True, "tail recall"
+    ),
     "ece": Metric("ECE", "calibration", "", _ece, higher_is_better=False),
     "dead_classes": Metric(  # with test images, and recall 0
-        *("dead classes", "worst", "board", lambda tally: (tally.seen == 0).sum(-1)),
+        *("dead classes", "worst", "board", _of_seen(lambda r: (r == 0).sum(-1))),
         unit="classes",
         higher_is_better=False,
     ),
-    "fid": Metric("FID", "generation", "run board effects tiles", unit="", higher_is_better=False),
+    "fid": Metric("FID", "generation", _ALL, unit="", higher_is_better=False),
     "kl_to_uniform": Metric(
-        *("KL to uniform", "generation", "run board effects tiles"),
-        unit="nats",
-        higher_is_better=False,
+        "KL to uniform", "generation", _ALL, unit="nats", higher_is_better=False
     ),
     "min_class_share": Metric(
         *("min class share", "generation", "run board effects"),

@@ -84,6 +84,8 @@ RECORD: dict[str, Any] = {
 }
 """What a record holds; the names in this order."""
 
+SELECTIONS = {"last": "last epoch", "best": "best on val", "given": "given checkpoint"}
+"""Which weights were measured, in words."""
 PARTS = tuple(name.removesuffix("?") for name in RECORD)
 
 # Records written before they named the sizes go by their data set.
@@ -134,9 +136,11 @@ def read_record(path: Path) -> Record:
         )
     if wrong := misfit(record, RECORD):
         raise UserError(f"{path} is no readable run record: it has no usable '{wrong}'.")
-    data, sizes = record["data"], _HEAD_MID_TAIL.get(record.get("dataset"), [])
-    fits = sum(sizes) == len(data["class_counts"])
-    data.setdefault("head_mid_tail", sizes if fits else None)
+    data = record["data"]
+    classes, sizes = len(data["class_counts"]), _HEAD_MID_TAIL.get(record.get("dataset"), [])
+    data.setdefault("head_mid_tail", sizes if sum(sizes) == classes else None)
+    if {len(data["class_names"]), sum(data["head_mid_tail"] or [classes])} != {classes}:
+        raise UserError(f"{path} contradicts itself about the number of its classes.")
     return {**record, "config": canonical(record["config"])}
 
 

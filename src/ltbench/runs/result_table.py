@@ -8,9 +8,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from ltbench.metrics.catalogue import metric, shown_in
-
-SELECTIONS = {"last": "last epoch", "best": "best on val", "given": "given checkpoint"}
+from ltbench.metrics.catalogue import Metric, metric, shown_in
+from ltbench.records.schema import SELECTIONS
 
 
 def result_table(record: dict[str, Any]) -> Table:
@@ -36,10 +35,9 @@ def result_table(record: dict[str, Any]) -> Table:
         table.add_row("nothing was measured: there are no test or validation images")
     rows = [(name, metric(name)) for name in shown_in("run", measured)]
     for name, row in sorted(rows, key=lambda named: not named[1].percent):
-        title, write = row.long or row.title, percent
-        if not row.percent:
-            title, write = f"{title}{', ' if row.unit else ''}{row.unit} (not %)", _number
-        table.add_row(escape(title), *(write(metrics.get(name)) for metrics in columns))
+        title, unit = row.long or row.title, f", {row.unit}" if row.unit else ""
+        title = title if row.percent else f"{title}{unit} (not %)"
+        table.add_row(escape(title), *(_cell(row, metrics.get(name)) for metrics in columns))
     names = record["data"]["class_names"]
     if "per_class_recall" in measured:
         table.add_row("class with the min recall", *(_worst_class(m, names) for m in columns))
@@ -62,10 +60,7 @@ def _worst_class(metrics: dict[str, Any], names: Sequence[str]) -> str:
     return escape(names[int(np.nanargmin(recalls))]) if np.isfinite(recalls).any() else "-"
 
 
-def percent(value: float | None) -> str:
-    """Write a fraction as percent with one decimal; undefined ones as a dash."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def _cell(row: Metric, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return row.text(value) if row.percent else f"{value:.3f}"

@@ -210,10 +210,8 @@ def read(folder: Path, selection: str = "last") -> Run:
         raise UserError(f"{path} was measured on nothing.")
     if wrong := [name for name, value in run.metrics.items() if not _is_usable(name, value)]:
         raise UserError(f"{path} is no readable run record: it has no usable '{wrong[0]}'.")
-    data, classes = record["data"], len(record["data"]["class_counts"])
-    recalls = run.metrics.get("per_class_recall", [None] * classes)
-    sizes = {len(data["class_names"]), len(recalls), sum(data["head_mid_tail"] or [classes])}
-    if not classes or sizes != {classes}:
+    classes = len(run.classes)
+    if not classes or len(run.metrics.get("per_class_recall", run.classes)) != classes:
         raise UserError(f"{path} contradicts itself about the number of its classes.")
     return run
 
