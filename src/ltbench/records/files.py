@@ -1,4 +1,9 @@
-"""Files that are whole or not there, and reading that survives damage: JSON, YAML, npz."""
+"""Files that are whole or not there, and reading that survives damage: JSON, YAML, npz.
+
+Only what reads or writes npz imports numpy.
+"""
+
+from __future__ import annotations
 
 import json
 import math
@@ -7,13 +12,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from ltbench.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _NPZ_DAMAGE = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError),
@@ -60,7 +66,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    if isinstance(value, np.generic):
+    if hasattr(value, "item"):  # a number of numpy
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -78,6 +84,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays whole, by their names."""
+    import numpy as np
+
     columns: dict[str, Any] = dict(arrays)
     write_whole(path, lambda file: np.savez_compressed(file, **columns))
 
@@ -92,6 +100,8 @@ def read_npz(path: Path, *leave_out: str) -> dict[str, NDArray[Any]]:
     Raises:
         UserError: The file is damaged.
     """
+    import numpy as np
+
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored if name not in leave_out}

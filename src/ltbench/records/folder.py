@@ -1,16 +1,20 @@
 """The files of a run folder, and the predictions in it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ltbench.errors import UserError
 from ltbench.records.files import read_npz, write_npz
 from ltbench.records.schema import Record, read_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RECORD = "record.json"
 _CHECKPOINTS = "checkpoints"
@@ -28,7 +32,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
+    def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
         """Return the folder of the run that keeps a checkpoint, else that in which it lies."""
         above = checkpoint.parent
         return cls(above.parent if above.name == _CHECKPOINTS else above)
@@ -86,7 +90,7 @@ class RunFolder:
 
     def read_predictions(
         self, record: Record, selection: str, split: str = "test", logits: bool = True
-    ) -> "Predictions | None":
+    ) -> Predictions | None:
         """Read predictions and hold them against the record; None where there are none.
 
         Args:
@@ -130,18 +134,19 @@ class Predictions:
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
         """(N,) whether the prediction is the label."""
-        return np.equal(self.prediction, self.label)
+        right: NDArray[np.bool_] = self.prediction == self.label
+        return right
 
     def write(self, path: Path) -> None:
         """Write them whole, sorted by index; the file opens with ``allow_pickle=False``."""
         columns = {name: getattr(self, name) for name in COLUMNS} | {
             f"{_HEAD}{head}": column for head, column in self.heads.items()
         }
-        order = np.argsort(self.index, kind="stable")
+        order = self.index.argsort(kind="stable")
         write_npz(path, {name: c[order] for name, c in columns.items() if c is not None})
 
     @classmethod
-    def read(cls, path: Path, logits: bool = True) -> "Predictions":
+    def read(cls, path: Path, logits: bool = True) -> Predictions:
         """Read them.
 
         Args:
