@@ -32,6 +32,7 @@ PLACES = [
     {"model": {"class_path": "ERM", "init_args": {"optimizer": "payload.SGD"}}},
     {"trainer": {"callbacks": [{"class_path": "payload.SGD"}]}},
     {"data": {"class_path": "LongTailDataModule", "init_args": {"augment": ["payload.SGD"]}}},
+    {"data": {"sampler": "payload.SGD"}},
 ]
 
 
@@ -42,6 +43,14 @@ def test_a_config_imports_no_package_that_nobody_vouched_for(payload, refused, c
     assert "evil.yaml names payload.SGD" in told
     assert "LTBENCH_TRUST=payload" in told
     assert not payload.exists()
+
+
+@pytest.mark.parametrize("key", ["class_path", "sampler", "source", "loss"])
+def test_a_file_of_that_name_does_not_vouch_for_it(payload, key):
+    payload.with_name("payload.SGD").touch()
+    require_trusted({"root": "payload.SGD"}, "x")
+    with pytest.raises(UserError, match="runs its code"):
+        require_trusted({key: "payload.SGD"}, "x")
 
 
 @pytest.mark.parametrize(

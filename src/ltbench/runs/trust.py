@@ -2,19 +2,20 @@
 
 import importlib.util
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ltbench.errors import UserError
+from ltbench.naming import IMPORT_PATH
 
 TRUSTED = frozenset({"ltbench", "torch", "torchvision", "lightning", "timm", "torchmetrics"})
 VARIABLE = "LTBENCH_TRUST"
 """Environment variable: further packages, separated by commas."""
 
-MOST_VALUES = 100_000  # of a config
+NAMING = frozenset({"class_path", "source", "sampler", "profile", "loss", "objective"})
+"""Keys whose value is imported, also where a file happens to have the same name."""
 
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+MOST_VALUES = 100_000  # of a config
 
 
 def require_trusted(settings: object, where: str) -> None:
@@ -42,7 +43,7 @@ def require_trusted(settings: object, where: str) -> None:
 
 
 def _texts(settings: object, where: str) -> Iterator[tuple[str, bool]]:
-    """Yield each text that looks like an import path, and whether it is a ``class_path``."""
+    """Yield each text that looks like an import path, and whether it stands where one is named."""
     seen, left = 0, [(settings, False)]
     while left:
         value, named = left.pop()
@@ -50,10 +51,10 @@ def _texts(settings: object, where: str) -> Iterator[tuple[str, bool]]:
         if seen > MOST_VALUES:  # a few aliases of aliases stand for more than memory holds
             raise UserError(f"{where} is nested without an end, or has over {MOST_VALUES} values.")
         if isinstance(value, Mapping):
-            left += [(item, key == "class_path") for key, item in value.items()]
+            left += [(item, key in NAMING) for key, item in value.items()]
         elif isinstance(value, list):
             left += [(item, False) for item in value]
-        elif isinstance(value, str) and _IMPORT_PATH.fullmatch(value):
+        elif isinstance(value, str) and IMPORT_PATH.fullmatch(value):
             yield value, named
 
 
