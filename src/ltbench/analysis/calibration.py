@@ -30,7 +30,8 @@ def analyse(predictions: Predictions, classes: Classes, split: str, bins: int = 
     """
     if bins < 1:
         raise UserError(f"bins {bins}: give at least 1.")
-    assert predictions.confidence is not None
+    if predictions.confidence is None:
+        raise UserError("the stored predictions have no confidences: `ltbench fit` stores them.")
     group_of, hits = classes.rank_of, predictions.correct
     confidences = predictions.confidence.astype(np.float64)
     found: dict[str, dict[str, Any]] = {}

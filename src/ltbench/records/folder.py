@@ -21,51 +21,36 @@ _CHECKPOINTS = "checkpoints"
 COLUMNS, _HEAD = ("index", "label", "prediction", "confidence", "logits"), "prediction_"
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Where a run leaves what.
 
+    Args:
+        path: The folder.
+
     Attributes:
         path: The folder.
+        record: What the run is and what came of it: see :mod:`ltbench.records.schema`.
+        config: What builds the run again.
+        curves: A CSV row per epoch.
+        traces: Arrays that the method kept, epoch by epoch; ``traces.png`` draws them.
+        checkpoints: Folder of the weights.
+        analyses: Folder of what ``ltbench analyze`` found.
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / RECORD
+        self.config = path / "config.yaml"
+        self.curves = path / "metrics.csv"
+        self.traces = path / "traces.npz"
+        self.checkpoints = path / _CHECKPOINTS
+        self.analyses = path / "analysis"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
         """Return the folder of the run that keeps a checkpoint, else that in which it lies."""
         above = checkpoint.parent
         return cls(above.parent if above.name == _CHECKPOINTS else above)
-
-    @property
-    def record(self) -> Path:
-        """What the run is and what came of it: see :mod:`ltbench.records.schema`."""
-        return self.path / RECORD
-
-    @property
-    def config(self) -> Path:
-        """What builds the run again."""
-        return self.path / "config.yaml"
-
-    @property
-    def curves(self) -> Path:
-        """A CSV row per epoch."""
-        return self.path / "metrics.csv"
-
-    @property
-    def traces(self) -> Path:
-        """Arrays that the method kept, epoch by epoch; ``traces.png`` draws them."""
-        return self.path / "traces.npz"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the weights."""
-        return self.path / _CHECKPOINTS
-
-    @property
-    def analyses(self) -> Path:
-        """Folder of what ``ltbench analyze`` found."""
-        return self.path / "analysis"
 
     def checkpoint(self, selection: str) -> Path:
         """Return the weights of the ``last`` epoch, or of the ``best`` on validation."""
