@@ -152,7 +152,7 @@ class Predictions:
         images, classes = record["data"]["images"].get(split), len(record["data"]["class_counts"])
         columns = (self.index, self.label, self.prediction, *self.heads.values())
         if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in columns):
-            return "is damaged: its columns are no lists of whole numbers."
+            return "is damaged: a column is not a list of whole numbers."
         if self.logits is not None and self.logits.shape != (images, classes):
             return f"is damaged: its logits are not {images} times {classes}."
         if any(len(column) != images for column in columns):
@@ -164,7 +164,7 @@ class Predictions:
         if self.confidence is not None and not _are_shares(self.confidence, images):
             return "is damaged: a confidence is not in [0, 1]."
         accuracy = (record["metrics"].get(selection, {}).get(split) or {}).get("accuracy")
-        if accuracy is not None and abs(self.correct.mean() - accuracy) > 1e-6:
+        if isinstance(accuracy, int | float) and abs(self.correct.mean() - accuracy) > 1e-6:
             return (
                 f"has accuracy {self.correct.mean():.4f}; its record says {accuracy:.4f}: they "
                 "are of different runs."
