@@ -94,15 +94,21 @@ def _of_predictions(
     output: "Output", overrides: list[str], device: str | None, options: dict[str, Any]
 ) -> "Result":
     """Analyse what the run recorded; with other data or without a record, predict now."""
-    from ltbench.analysis.predictions import recorded
+    from ltbench.metrics.counts import Classes
+    from ltbench.records import RunFolder
 
-    place, split = output.place, options.pop("split")
-    found = None if overrides else recorded(place.folder, place.checkpoint.stem, split)
-    if found is None:
+    place, split, predictions = output.place, options["split"], None
+    run, weights = RunFolder(place.folder), place.checkpoint.stem
+    if not overrides and run.predictions(weights, split).is_file() and run.record.is_file():
+        record = run.read()
+        predictions = run.read_predictions(record, weights, split, logits=False)
+        classes = Classes.of(record["data"])
+    if predictions is None:
         from ltbench.analysis.subject import load, predict
 
-        found = predict(load(output, overrides, device), split)
-    return _module(output).analyse(found, **options)  # type: ignore[no-any-return]
+        subject = load(output, overrides, device)
+        predictions, classes = predict(subject, split), subject.classes
+    return _module(output).analyse(predictions, classes, **options)  # type: ignore[no-any-return]
 
 
 def _module(output: "Output") -> Any:  # noqa: ANN401 - a module

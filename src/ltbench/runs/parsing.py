@@ -24,7 +24,7 @@ from ltbench.methods.base import Method
 from ltbench.objectives import MultiplierRule
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
-from ltbench.records import yaml_files
+from ltbench.records import parse_yaml
 from ltbench.runs.trust import require_trusted
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def check_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
     try:
-        found = yaml_files.load(path.read_text())
+        found = parse_yaml(path.read_text())
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):

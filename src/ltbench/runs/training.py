@@ -159,7 +159,7 @@ class TrainingCLI(LightningCLI):
             if null := null_of(class_, found.get("init_args", {})):
                 raise UserError(f"{part}.{null} is null; it needs a value.")
         kept = ("seed_everything", "trainer", "model", "data")
-        self.resolved = {key: canonical(self.config_dump[key]) for key in kept}
+        self.resolved = {key: records.canonical(self.config_dump[key]) for key in kept}
         for linked in LINKS.values():
             self.resolved["model"].get("init_args", {}).pop(linked, None)
         self.resolved["name"] = self.config_dump["name"] or self._config_name()
@@ -349,22 +349,6 @@ class TrainingCLI(LightningCLI):
         if not path:
             raise UserError(f"{self.subcommand} needs --ckpt_path FILE: a run keeps checkpoints/.")
         require_evaluable(Path(path))
-
-
-def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
-    """Name each class of ours without its module: one experiment has one spelling.
-
-    Args:
-        value: A resolved config or a part of one.
-    """
-    if isinstance(value, list):
-        return [canonical(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: canonical(item) for key, item in value.items()}
-    if str(found.get("class_path")).startswith("ltbench."):
-        found["class_path"] = found["class_path"].rpartition(".")[2]
-    return found
 
 
 def quiet() -> None:

@@ -23,6 +23,7 @@ from ltbench.data import loading as workers
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
+from ltbench.records import RunFolder
 from ltbench.runs.callbacks.trace_figure import trace_figure
 
 
@@ -96,9 +97,9 @@ class RunRecord(Callback):
         trainer.loggers = self.loggers
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
-        config = yaml.safe_dump(self.identity["config"], sort_keys=False).encode()
+        config = yaml.safe_dump(self.identity["config"], sort_keys=False)
         if trainer.is_global_zero:
-            records.write_whole(self.folder / "config.yaml", lambda file: file.write(config))
+            records.write_text(RunFolder(self.folder).config, config)
 
     def on_train_batch_end(
         self,
@@ -140,8 +141,7 @@ class RunRecord(Callback):
         method.traces.clear()
         if not (self.traces and write):
             return
-        arrays, path = self._trace_arrays(), self.folder / "traces.npz"
-        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+        records.write_npz(RunFolder(self.folder).traces, self._trace_arrays())
 
     def _trace_arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {}
@@ -191,7 +191,7 @@ class RunRecord(Callback):
         """Say that all is done, and draw what was traced."""
         if self.traces and trainer.is_global_zero:
             figure = trace_figure(self._trace_arrays(), _method(pl_module).data.source.class_names)
-            path = self.folder / "traces.png"
+            path = RunFolder(self.folder).traces.with_suffix(".png")
             records.write_whole(path, lambda file: figure.savefig(file, format="png"))
         self._write(trainer, pl_module, "done")
 
@@ -205,9 +205,10 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         record = self.summary(trainer, pl_module, status, cause)
-        records.write_record(self.folder / "record.json", record)
-        curves = pd.DataFrame(self.history).to_csv(index=False).encode()
-        records.write_whole(self.folder / "metrics.csv", lambda file: file.write(curves))
+        records.write_record(RunFolder(self.folder).record, **record)
+        records.write_text(
+            RunFolder(self.folder).curves, pd.DataFrame(self.history).to_csv(index=False)
+        )
 
     def summary(
         self,
@@ -216,7 +217,7 @@ class RunRecord(Callback):
         status: str,
         cause: str | None = None,
     ) -> dict[str, Any]:
-        """Return the record as it stands (:mod:`ltbench.records` says what is in it)."""
+        """Return the record as it stands (:mod:`ltbench.records.schema` says what is in it)."""
         method = _method(pl_module)
         seconds = self._clock()
         averaged = method.averages or any(
@@ -225,7 +226,6 @@ class RunRecord(Callback):
         )
         batches = trainer.num_training_batches  # infinite before a training
         return {
-            "schema": records.SCHEMA,
             **self.identity,
             "lineage": method.lineage or self.identity["lineage"],
             "seed": seeding.run_seed(),
