@@ -1,7 +1,7 @@
 """Splits as torch data sets: held in memory, decoded, cropped while decoded, or a plain folder."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,11 +23,25 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of a source: which folder or file of it, which positions, which labels."""
+    """Some images of a source.
+
+    Attributes:
+        part: Which folder or file of the source they are in.
+        indices: (n,) their positions there.
+        labels: (n,) their labels; -1 where these are hidden.
+        hidden: Whether nothing may tell of the labels: then ``index`` in a batch is not the
+            position in the source, but that in this split, which is in random order.
+    """
 
     part: str
     indices: NDArray[np.int64]
     labels: NDArray[np.int64]
+    hidden: bool = False
+
+    def batch(self, rows: list[int]) -> Batch:
+        """Return label and index of these rows."""
+        index = np.array(rows, dtype=np.int64) if self.hidden else self.indices[rows]
+        return {"label": torch.from_numpy(self.labels[rows]), "index": torch.from_numpy(index)}
 
 
 class Images(Dataset[Batch], ABC):
@@ -52,8 +66,8 @@ class MemoryImages(Images):
     def __init__(self, source: Source, split: Split) -> None:
         """Decode every image of ``split``."""
         self.images = source.images(split.part, split.indices)
-        self.labels = torch.from_numpy(split.labels)
-        self.indices = torch.from_numpy(split.indices)
+        rest = split.batch(list(range(len(split.labels))))
+        self.labels, self.indices = rest["label"], rest["index"]
 
     def to(self, device: torch.device) -> Self:
         """Hold everything on a device from now on."""
@@ -85,12 +99,8 @@ class DecodedImages(Images):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """Decode the batch of these rows."""
-        indices = self.split.indices[rows]
-        return {
-            "image": self.source.images(self.split.part, indices),
-            "label": torch.from_numpy(self.split.labels[rows]),
-            "index": torch.from_numpy(indices),
-        }
+        images = self.source.images(self.split.part, self.split.indices[rows])
+        return {"image": images, **self.split.batch(rows)}
 
 
 class CroppedImages(Images):
@@ -100,11 +110,11 @@ class CroppedImages(Images):
         source: Where the images are, and how boxes are drawn.
         split: Which images.
         seed: Seed of the run.
-        views: Names of the views, ``image`` first.
+        views: Names of the views.
     """
 
     def __init__(
-        self, source: FileSource, split: Split, seed: int, views: Sequence[str] = ("image",)
+        self, source: FileSource, split: Split, seed: int, views: Collection[str] = ("image",)
     ) -> None:
         """Remember where the images are."""
         self.source, self.split, self.seed, self.views = source, split, seed, views
@@ -119,11 +129,7 @@ class CroppedImages(Images):
         indices = self.split.indices[chosen]
         draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
         views = self.source.crops(self.split.part, indices, draws, len(self.views))
-        return {
-            **dict(zip(self.views, views, strict=True)),
-            "label": torch.from_numpy(self.split.labels[chosen]),
-            "index": torch.from_numpy(indices),
-        }
+        return {**dict(zip(self.views, views, strict=True)), **self.split.batch(chosen)}
 
 
 class ImagesOfFolder(Images):

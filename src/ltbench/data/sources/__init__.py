@@ -1,10 +1,9 @@
 """Where images and labels come from. Importing this package does not import torch."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltbench.errors import unknown_name
+from ltbench.naming import Name, resolve
 
 if TYPE_CHECKING:
     from ltbench.data.sources.base import OnBadImage, Source
@@ -45,29 +44,20 @@ _CLASSES = {
 }
 
 
-def source_class(name: str) -> "type[Source]":
-    """Import the class of a source.
-
-    Raises:
-        UserError: If `name` is not one of `DESCRIPTIONS`.
-    """
-    if name not in _CLASSES:
-        raise unknown_name("source", name, _CLASSES)
-    module, attribute = _CLASSES[name].split(".")
-    source: type[Source] = getattr(import_module(f"{__name__}.{module}"), attribute)
-    return source
-
-
 def build_source(
-    name: str,
+    name: Name,
     root: Path,
     image_size: int | None = None,
     on_bad_image: "OnBadImage" = "error",
     decoding: "Decoding | None" = None,
 ) -> "Source":
-    """Build a source by name; the arguments are those of `ltbench.data.sources.base.Source`.
+    """Build a source of ours or the user's own; its arguments are those of `sources.base.Source`.
 
     Raises:
-        UserError: If `name` is not one of `DESCRIPTIONS`, or the source finds a mistake in `root`.
+        UserError: If there is no such source, or it finds a mistake in `root`.
     """
-    return source_class(name)(root, image_size, on_bad_image, decoding)
+    from ltbench.data.sources.base import Source
+
+    table = {short: f"{__name__}.{path}" for short, path in _CLASSES.items()}
+    source: type[Source] = resolve("source", name, table, Source)
+    return source(root, image_size, on_bad_image, decoding)
