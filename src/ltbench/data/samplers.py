@@ -47,6 +47,7 @@ class TrainingSampler(DistributedSampler[int]):
     """
 
     numbered = False
+    together: ClassVar[int] = 1  # rows that are drawn together and stay on one rank
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
         """Shard the draws over the ranks of the default process group, if there is one."""
@@ -54,7 +55,7 @@ class TrainingSampler(DistributedSampler[int]):
         super().__init__(labels, replicas, rank, seed=seed)  # type: ignore[arg-type]
         self.labels = labels
         self.length = len(labels) if length is None else length
-        self.num_samples = -(-self.length // replicas)
+        self.num_samples = -(-self.length // replicas) * self.together
         self.total_size = self.num_samples * replicas
 
     @abstractmethod
@@ -62,20 +63,18 @@ class TrainingSampler(DistributedSampler[int]):
         """Draw the rows of one epoch, all ranks together.
 
         Returns:
-            (length,) int64 rows, or (length, k) where k rows stay together on a rank.
+            (length,) int64 rows, or (length, :attr:`together`).
         """
 
     def __iter__(self) -> Iterator[int]:
         """Yield this rank's rows for the current epoch."""
         order = self.order(seeding.generator("cpu", self.seed, "shuffle", self.epoch))
-        places = torch.arange(self.rank, self.total_size, self.num_replicas)
-        drawn = order[places % len(order)].view(len(places), -1)
-        rows = drawn.flatten().tolist()
+        places = torch.arange(self.rank, self.total_size // self.together, self.num_replicas)
+        rows = order[places % len(order)].flatten().tolist()
         if not self.numbered:
             return iter(rows)
-        together = drawn.shape[1]
-        numbers = (self.epoch * self.total_size + places)[:, None] * together
-        numbers = numbers + torch.arange(together)
+        numbers = places[:, None] * self.together + torch.arange(self.together)
+        numbers += self.epoch * self.total_size
         return zip(rows, numbers.flatten().tolist(), strict=True)  # type: ignore[return-value]
 
 
@@ -170,6 +169,8 @@ class PairSampler(TrainingSampler):
         length: Pairs of an epoch, all ranks together.
         seed: Seed of the run.
     """
+
+    together = 2
 
     def __init__(self, labels: Labels, classes: int, length: int, seed: int) -> None:
         """Sort the first images by class; :meth:`draw_from` gives the rest."""

@@ -35,7 +35,6 @@ class SemiSupervisedDataModule(DataModule):
         root: Folder of the data; default: the environment variable ``LTBENCH_DATA``, else ``data``.
         protocol: Which images are labelled, unlabelled, validation and test; default: that of the
             released code of CSST and SelMix.
-        subset_seed: Seed of that draw, apart from the run's seed.
         mu: Unlabelled images for each labelled one of a batch; 0 leaves them out.
         steps_per_epoch: Steps that make an epoch.
         strong_augment: Transforms of the strong view, before the weak ones (``augment``).
@@ -52,7 +51,6 @@ class SemiSupervisedDataModule(DataModule):
         source: Name = "digits",
         root: str | None = None,
         protocol: Protocol | None = None,
-        subset_seed: int = 0,
         mu: int = 4,
         steps_per_epoch: int = 1024,
         strong_augment: Sequence[BatchTransform] = (),

@@ -26,21 +26,21 @@ DESCRIPTIONS = {
     "dbpedia14": "DBpedia-14: 630,000 abstracts in 14 classes, from the Hugging Face hub",
 }
 
-_CLASSES = {
-    "digits": "digits.Digits",
-    "cifar10": "cifar.Cifar10",
-    "cifar100": "cifar.Cifar100",
-    "stl10": "stl10.Stl10",
-    "folder": "folder.Folder",
-    "lists": "lists.Lists",
-    "imagenet_lt": "lists.ImageNetLT",
-    "places_lt": "lists.PlacesLT",
-    "inaturalist2018": "inaturalist.INaturalist2018",
-    "inaturalist2019": "inaturalist.INaturalist2019",
-    "phrases": "text.Phrases",
-    "text": "text.Text",
-    "imdb": "text.Imdb",
-    "dbpedia14": "text.DBpedia14",
+SOURCES = {
+    "digits": f"{__name__}.digits.Digits",
+    "cifar10": f"{__name__}.cifar.Cifar10",
+    "cifar100": f"{__name__}.cifar.Cifar100",
+    "stl10": f"{__name__}.stl10.Stl10",
+    "folder": f"{__name__}.folder.Folder",
+    "lists": f"{__name__}.lists.Lists",
+    "imagenet_lt": f"{__name__}.lists.ImageNetLT",
+    "places_lt": f"{__name__}.lists.PlacesLT",
+    "inaturalist2018": f"{__name__}.inaturalist.INaturalist2018",
+    "inaturalist2019": f"{__name__}.inaturalist.INaturalist2019",
+    "phrases": f"{__name__}.text.Phrases",
+    "text": f"{__name__}.text.Text",
+    "imdb": f"{__name__}.text.Imdb",
+    "dbpedia14": f"{__name__}.text.DBpedia14",
 }
 
 
@@ -58,6 +58,5 @@ def build_source(
     """
     from ltbench.data.sources.base import Source
 
-    table = {short: f"{__name__}.{path}" for short, path in _CLASSES.items()}
-    source: type[Source] = resolve("source", name, table, Source)
+    source: type[Source] = resolve("source", name, SOURCES, Source)
     return source(root, image_size, on_bad_image, decoding)
