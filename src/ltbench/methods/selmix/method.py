@@ -248,7 +248,7 @@ class SelMix(OptimisedModule):
 
     def streams(self, data: DataModule) -> Streams:
         """Return the training images, each with a partner, which the sampler pairs by class."""
-        partners = Stream({"labelled": "train"}.get(self.partners, self.partners))
+        partners = Stream("train" if self.partners == "labelled" else "unlabelled")
         images = Stream("train", {"image": data.augment})
         return Streams(self.sampler, {MAIN: images, "partner": partners})
 
