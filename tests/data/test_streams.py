@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltbench.data import LongTailDataModule
-from ltbench.data.datamodule import Statistics
+from ltbench.data.base import Statistics
 from ltbench.data.samplers import (
     ClassBalancedSampler,
     ShuffledSampler,

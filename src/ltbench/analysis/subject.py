@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ltbench import seeding
 from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import Output, Place
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name

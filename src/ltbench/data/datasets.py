@@ -2,13 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,31 +14,9 @@ from ltbench.data.sources.base import OnBadImage, Source
 from ltbench.data.sources.decoding import Decoding, decode
 from ltbench.data.sources.files import FileSource
 from ltbench.data.sources.folder import image_files
+from ltbench.data.splits import Split
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some images of a source.
-
-    Attributes:
-        part: Which folder or file of the source they are in.
-        indices: (n,) their positions there.
-        labels: (n,) their labels; -1 where these are hidden.
-        hidden: Whether nothing may tell of the labels: then ``index`` in a batch is not the
-            position in the source, but that in this split, which is in random order.
-    """
-
-    part: str
-    indices: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    hidden: bool = False
-
-    def batch(self, rows: list[int]) -> Batch:
-        """Return label and index of these rows."""
-        index = np.array(rows, dtype=np.int64) if self.hidden else self.indices[rows]
-        return {"label": torch.from_numpy(self.labels[rows]), "index": torch.from_numpy(index)}
 
 
 class Images(Dataset[Batch], ABC):

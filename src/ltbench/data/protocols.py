@@ -1,9 +1,8 @@
-"""Which images are which split: a long tail, published semi-supervised protocols, and one's own.
+"""Which images are labelled, unlabelled, validation and test: published protocols, and one's own.
 
-A partition names the splits of a source. A protocol is one that says how many images of each class
-go where. Which ones is a seeded permutation of each class: labelled images come first, unlabelled
-ones follow, and validation is the end of it. So other unlabelled counts leave the labelled and the
-validation images as they are.
+A protocol says how many images of each class go where. Which ones is a seeded permutation of each
+class: labelled images come first, unlabelled ones follow, and validation is the end of it. So other
+unlabelled counts leave the labelled and the validation images as they are.
 
 The labels of unlabelled images stay in the source: their :class:`Split` holds -1 for each image, in
 random order, so that a position in it says nothing of the class either.
@@ -16,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ltbench.data import profiles
-from ltbench.data.datasets import Split
 from ltbench.data.sources.base import Source
+from ltbench.data.splits import Partition, Split
 from ltbench.errors import UserError
-from ltbench.naming import Name
 
 Counts = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int64]
@@ -45,74 +43,6 @@ class Sizes:
     shared: bool = False
 
 
-class Partition:
-    """How a source is divided into ``train``, perhaps ``unlabelled``, ``val`` and ``test``."""
-
-    def split(self, source: Source, seed: int) -> dict[str, Split]:
-        """Divide a source, as a function of the source and ``seed`` alone.
-
-        Raises:
-            UserError: The source has too few images, or ``seed`` is out of range.
-        """
-        raise NotImplementedError
-
-
-@dataclass
-class LongTail(Partition):
-    """A long tail, with validation carved from its training images, never from test.
-
-    Args:
-        profile: How many training images each class keeps: a name of
-            :data:`ltbench.data.profiles.PROFILES` or a function of one's own, or ``natural``, which
-            keeps all.
-        imbalance_factor: Largest over smallest class, >= 1; not used by ``natural``.
-        largest: Images of the largest class; default: as many as every class could give.
-        val_fraction: Share of the long-tailed training images kept for validation, stratified. A
-            validation split of the source's own is used instead.
-
-    Raises:
-        UserError: ``val_fraction`` is out of its range, or there is no such profile.
-    """
-
-    profile: Name = "exp"
-    imbalance_factor: float = 100
-    largest: int | None = None
-    val_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check what needs no images."""
-        if not 0 <= self.val_fraction < 1:
-            raise UserError(f"data.val_fraction is {self.val_fraction}; it must lie in [0, 1).")
-        if self.profile != "natural":
-            profiles.position_of(self.profile)
-
-    def __str__(self) -> str:
-        """Name the profile, as records do."""
-        return str(self.profile)
-
-    def split(self, source: Source, seed: int) -> dict[str, Split]:
-        """See :meth:`Partition.split`."""
-        labels, counts = source.labels("train"), None
-        if self.profile != "natural":
-            largest = self.largest
-            if largest is None:
-                largest = int(_counts(source, "train").min())
-            counts = profiles.class_counts(
-                largest, source.num_classes, self.imbalance_factor, self.profile
-            )
-        train, splits = profiles.select(labels, counts, seed), {}
-        if source.has("val"):
-            splits["val"] = _whole(source, "val")
-        elif self.val_fraction:
-            train, val = profiles.split_validation(labels, train, self.val_fraction, seed)
-            if len(val):  # single images stay in training
-                splits["val"] = _part(source, "train", val)
-        splits["train"] = _part(source, "train", train)
-        if source.has("test"):
-            splits["test"] = _whole(source, "test")
-        return splits
-
-
 class Protocol(Partition):
     """How many images of each class are labelled, unlabelled and held out."""
 
@@ -130,11 +60,13 @@ class Protocol(Partition):
             raise UserError(f"data.subset_seed is {seed}; give a whole number of at least 0.")
         sizes = self.sizes(source)
         drawn = _draw(source, "train", sizes, seed)
-        splits = {"train": _part(source, "train", drawn["labelled"])}
+        splits = {"train": Split.of(source, "train", drawn["labelled"])}
         if sizes.unlabelled is not None:
             splits["unlabelled"] = _hidden("train", drawn["unlabelled"], seed)
         elif source.has("unlabelled"):
-            splits["unlabelled"] = _hidden("unlabelled", _all(source, "unlabelled"), seed)
+            splits["unlabelled"] = _hidden(
+                "unlabelled", np.arange(len(source.labels("unlabelled"))), seed
+            )
         else:
             raise UserError(
                 f"{source.display_name} has no unlabelled images of its own: give this protocol "
@@ -144,14 +76,14 @@ class Protocol(Partition):
         if sizes.val_from == "test":
             held_out = _draw(source, "test", sizes, seed)["val"]
         if len(held_out):
-            splits["val"] = _part(source, sizes.val_from, held_out)
+            splits["val"] = Split.of(source, sizes.val_from, held_out)
         elif source.has("val"):
-            splits["val"] = _whole(source, "val")
+            splits["val"] = Split.of(source, "val")
         if source.has("test"):
-            splits["test"] = _whole(source, "test")
+            splits["test"] = Split.of(source, "test")
             if sizes.val_from == "test":
                 rest = np.setdiff1d(splits["test"].indices, held_out)
-                splits["test"] = _part(source, "test", rest)
+                splits["test"] = Split.of(source, "test", rest)
         return splits
 
 
@@ -307,24 +239,6 @@ def _present(source: Source, counts: Counts, kind: str) -> Counts:
             "smaller imbalance, another share, or add images."
         )
     return counts
-
-
-def _all(source: Source, split: str) -> Indices:
-    return np.arange(len(source.labels(split)))
-
-
-def _part(source: Source, split: str, indices: Indices) -> Split:
-    return Split(split, indices, source.labels(split)[indices])
-
-
-def _whole(source: Source, split: str) -> Split:
-    indices = _all(source, split)
-    if not len(indices):
-        raise UserError(
-            f"no {split} images found for {source.display_name} in {source.root}: add some, or "
-            "remove that folder or list."
-        )
-    return _part(source, split, indices)
 
 
 def _hidden(split: str, indices: Indices, seed: int) -> Split:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ltbench import seeding
 from ltbench.data import profiles
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol, ReleasedProtocol
 from ltbench.data.samplers import SideBySide, UniformSampler
 from ltbench.data.streams import MAIN, Stream, Streams
@@ -40,7 +40,7 @@ class SemiSupervisedDataModule(DataModule):
         strong_augment: Transforms of the strong view, before the weak ones (``augment``).
         oracle: Open the true labels of the unlabelled images, for ablations and statistics.
         **kwargs: ``batch_size`` (labelled images a step, over all ranks), ``augment``, and the rest
-            of :class:`~ltbench.data.datamodule.DataModule`.
+            of :class:`~ltbench.data.base.DataModule`.
 
     Raises:
         UserError: An argument is out of its range.

@@ -9,13 +9,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ltbench.data.datasets import Batch, Images
+from ltbench.data.datasets import Images
 from ltbench.data.samplers import TrainingSampler
 from ltbench.data.transforms.basic import BatchTransform
 
@@ -122,14 +121,3 @@ class StreamImages(Images):
         batches = zip(self.parts.items(), chosen, strict=True)
         found = {name: images.__getitems__(rows) for (name, images), rows in batches}
         return {**found.pop(MAIN), **found}
-
-
-@runtime_checkable
-class Consumer(Protocol):
-    """What a data module asks of a method."""
-
-    def streams(self, data: Any) -> Streams:  # noqa: ANN401 - the data module, which knows this
-        """Return what a training batch of ``data`` holds."""
-
-    def to_predict(self, data: Any) -> Dataset[Batch]:  # noqa: ANN401
-        """Return what ``predict_step`` is called on."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ltbench import seeding
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch
 from ltbench.data.streams import Streams
 from ltbench.errors import UserError

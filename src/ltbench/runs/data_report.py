@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench import records
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.metrics.collector import index_groups, shot_groups
 from ltbench.runs.training import TrainingCLI

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
 
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError

@@ -14,11 +14,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
+import ltbench.data.datamodule
 import ltbench.data.text
 import ltbench.data.transforms
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.base import Method, method_name

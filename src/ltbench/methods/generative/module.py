@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ltbench.data import profiles
-from ltbench.data.datamodule import DataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.samplers import EvaluationSampler
 from ltbench.errors import UserError

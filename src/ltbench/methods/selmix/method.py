@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench import seeding
-from ltbench.data.datamodule import DataModule
-from ltbench.data.samplers import PairSampler
+from ltbench.data.base import DataModule
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.data.streams import MAIN, Stream, Streams
 from ltbench.errors import UserError
@@ -30,6 +29,7 @@ from ltbench.methods.selmix.gain import (
     smooth,
     without_empty,
 )
+from ltbench.methods.selmix.pairs import PairSampler
 from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 from ltbench.objectives import (

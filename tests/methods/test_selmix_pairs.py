@@ -4,12 +4,14 @@ import torch
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
-from ltbench.data.datasets import CroppedImages, Split, as_is
-from ltbench.data.samplers import ImagesByClass, PairSampler
+from ltbench.data.datasets import CroppedImages, as_is
+from ltbench.data.samplers import ImagesByClass
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.folder import Folder
+from ltbench.data.splits import Split
 from ltbench.data.streams import MAIN, StreamImages
 from ltbench.errors import UserError
+from ltbench.methods.selmix.pairs import PairSampler
 
 LABELS = np.array([2, 0, 0, 1, 2, 0, 0, 0])
 PSEUDO = torch.tensor([1, 1, 0, 1, 2, 1])
