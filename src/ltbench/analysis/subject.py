@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ltbench import seeding
 from ltbench.analysis.result import Output, Place
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
@@ -63,7 +63,7 @@ class Subject:
     """
 
     model: ClassificationModule
-    data: LongTailDataModule
+    data: DataModule
     trainer: L.Trainer
     device: torch.device
     output: Output
@@ -186,7 +186,7 @@ def load(output: Output, overrides: Sequence[str], device: str | None) -> Subjec
     model, data = built.model, built.datamodule
     if not isinstance(model, ClassificationModule):
         raise UserError(f"{type(model).__name__} is no classifier: there is nothing to analyse.")
-    assert isinstance(data, LongTailDataModule)
+    assert isinstance(data, DataModule)
     model.trainer = built.trainer
     _fill(model, place)
     where = _device(device)

@@ -14,11 +14,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
+import ltbench.data.datamodule
 import ltbench.data.text
 import ltbench.data.transforms
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.base import Method, method_name
@@ -67,7 +68,7 @@ class TrainingCLI(LightningCLI):
         whole_numbers_first()
         super().__init__(
             Method,
-            LongTailDataModule,
+            DataModule,
             save_config_callback=None,
             seed_everything_default=0,
             subclass_mode_model=True,
@@ -92,6 +93,7 @@ class TrainingCLI(LightningCLI):
         )
         parser.add_argument("--fresh", type=bool, default=False, help="Start over, even if done.")
         parser.add_argument("--output", type=str | None, help="File that predict or data writes.")
+        parser.set_defaults({"data": {"class_path": "LongTailDataModule"}})
         for ours, theirs in LINKS.items():
             parser.link_arguments(
                 f"data.{ours}", f"model.init_args.{theirs}", apply_on="instantiate"
@@ -254,7 +256,7 @@ class TrainingCLI(LightningCLI):
     def fit(
         self,
         model: Method,
-        datamodule: LongTailDataModule,
+        datamodule: DataModule,
         ckpt_path: str | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
