@@ -1,6 +1,5 @@
 """The predictions that a run keeps, so that metrics can be recomputed and methods compared."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +11,7 @@ from torch import Tensor
 from ltbench import records
 from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
+from ltbench.runs.context import RunContext
 
 LOGITS_KEPT = 10_000_000
 
@@ -20,17 +20,12 @@ class KeepPredictions(Callback):
     """Store what the chosen weights of a run predict for the validation and the test images.
 
     Args:
-        folder: The run folder.
-
-    Attributes:
-        selection: Which weights are evaluated, for the names of the files; while it is None
-            nothing is kept.
+        context: The run; while it has no selection nothing is kept.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Keep nothing before a selection is named."""
-        self.folder = folder
-        self.selection: str | None = None
+    def __init__(self, context: RunContext) -> None:
+        """Keep nothing yet."""
+        self.context = context
         self._outputs: dict[str, list[dict[str, Tensor]]] = {}
 
     def on_test_batch_end(
@@ -62,7 +57,7 @@ class KeepPredictions(Callback):
     def _collect(
         self, pl_module: L.LightningModule, split: str, outputs: object, batch: Batch
     ) -> None:
-        if self.selection is None or not isinstance(outputs, dict):
+        if self.context.selection is None or not isinstance(outputs, dict):
             return
         assert isinstance(pl_module, Method)
         images = len(pl_module.data.splits[split].labels)
@@ -77,7 +72,7 @@ class KeepPredictions(Callback):
         self._store(trainer)
 
     def _store(self, trainer: L.Trainer) -> None:
-        if self.selection is None:
+        if self.context.selection is None:
             return
         found: list[dict[str, list[dict[str, Tensor]]]] = [self._outputs]
         if trainer.world_size > 1:
@@ -103,7 +98,7 @@ class KeepPredictions(Callback):
         """
         order = columns["index"].argsort(stable=True)
         stem = "predictions" if split == "test" else f"{split}_predictions"
-        path = self.folder / f"{stem}_{self.selection}.npz"
+        path = self.context.folder / f"{stem}_{self.context.selection}.npz"
         arrays: dict[str, Any] = {name: value[order].numpy() for name, value in columns.items()}
         records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
 
