@@ -7,6 +7,7 @@ import torch
 from ltbench import records
 from ltbench.runs.callbacks import predictions
 from ltbench.runs.callbacks.predictions import KeepPredictions
+from ltbench.runs.context import RunContext
 
 
 @pytest.mark.parametrize("selection", ["last", "best"])
@@ -31,9 +32,8 @@ def test_logits_of_too_many_are_not_even_collected(images, names, tmp_path, monk
     found = predictions.predicted(batch, {"": logits, "cls": logits.flip(1)}, images)
     always = {"index", "label", "prediction", "confidence", "prediction_cls"}
     assert found.keys() == always | names
-    writer = KeepPredictions(tmp_path)
-    writer.selection = "last"
-    writer.save_predictions("test", found)
+    run = RunContext("run", "1", tmp_path, config={}, starts={}, made_from={}, selection="last")
+    KeepPredictions(run).save_predictions("test", found)
     with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
         assert stored.keys() == found.keys()
         assert stored["index"].tolist() == [4, 7]

@@ -15,7 +15,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import ActionConfigFile  # type: ignore[attr-defined]
 
 import ltbench.data.text
 import ltbench.data.transforms
@@ -219,7 +218,7 @@ def device_of(name: str | None) -> torch.device:
 
 def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
     try:
-        built: Namespace = parser.instantiate_classes(parsed)
+        built: Namespace = parser.instantiate(parsed)
     except ValueError as error:  # what a constructor refused, buried in errors of jsonargparse
         raise cause(error) or UserError(explain(str(error))) from error
     return built
@@ -234,9 +233,7 @@ def _parser(command: str) -> Parser:
         dump_header=[f"lightning.pytorch=={L.__version__}"],
         allow_abbrev=False,
     )
-    parser.add_argument(
-        *CONFIG_OPTIONS, action=ActionConfigFile, help="A config: a file, or its name."
-    )
+    parser.add_argument(*CONFIG_OPTIONS, action="config", help="A config: a file, or its name.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of the run.")
     parser.add_lightning_class_args(L.Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
@@ -289,7 +286,7 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     Raises:
         UserError: Settings that no run can have.
     """
-    text = parser.dump(parsed, skip_link_targets=False, skip_none=False, format="yaml")
+    text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
     name = whole["name"]

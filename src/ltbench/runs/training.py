@@ -160,15 +160,13 @@ class Training:
         try:
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=start, weights_only=True)
         except UserError as error:
-            last = self.context.folder / "checkpoints" / "last.ckpt"
             if not self.record.begun:
                 raise
-            told = (
-                f"The last good checkpoint is {last}."
-                if last.exists()
-                else "There is no checkpoint yet."
+            last = self.context.folder / "checkpoints" / "last.ckpt"
+            there = (
+                f"The last good checkpoint is {last}." if last.exists() else "None is saved yet."
             )
-            raise UserError(f"{error} {told}") from error
+            raise UserError(f"{error} {there}") from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if start is None or self.record.begun:
                 raise
