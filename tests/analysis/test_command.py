@@ -1,13 +1,16 @@
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 from digit_runs import analyze, copy_of
 
-from ltbench.analysis.command import analyses
+from ltbench.analysis.command import Analysis, analyses
+from ltbench.analysis.predictions import Predictions
 
 
 def test_help_lists_every_analysis_without_torch(ltbench):
@@ -21,6 +24,19 @@ def test_help_lists_every_analysis_without_torch(ltbench):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", analyses())
+def test_options_are_the_arguments_of_the_analysis(name):
+    analysis = Analysis(analyses()[name])
+    function = import_module(f"ltbench.analysis.{name}").analyse
+    (_, first), *others = inspect.signature(function).parameters.items()
+    assert analysis.of_predictions == (first.annotation is Predictions)
+    assert list(analysis.options) == [argument for argument, _ in others]
+    for argument, parameter in others:
+        if argument != "beside":
+            assert analysis.options[argument]["default"] == parameter.default
+        assert analysis.options[argument]["help"]
 
 
 def test_mistakes_are_named(refused, digits_run, tmp_path):

@@ -58,16 +58,16 @@ class Analysis:
     @cached_property
     def options(self) -> dict[str, dict[str, Any]]:
         """Its options, by name: arguments of ``add_argument``."""
-        described = dict(
-            re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", self._docstring, re.MULTILINE)
-        )
+        _, _, texts = (ast.get_docstring(self.function) or "").partition("Args:\n")
+        described = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", texts, re.MULTILINE))
         arguments, defaults = self.function.args.args[1:], self.function.args.defaults
         options = {}
         for argument, default in zip(arguments, defaults, strict=True):
             kind = _annotation(argument).removesuffix(" | None")
-            option = dict(_TYPES.get(kind, {}))
             if kind.startswith("Literal["):
-                option["choices"] = ast.literal_eval(kind.removeprefix("Literal"))
+                option = {"choices": ast.literal_eval(kind.removeprefix("Literal"))}
+            else:
+                option = dict(_TYPES[kind])
             if "default" not in option:
                 option["default"] = ast.literal_eval(default)
             text = " ".join(described[argument.arg].split()).rstrip(".").replace("``", "")
@@ -81,11 +81,6 @@ class Analysis:
     def usual_split(self) -> str:
         """Whose images it takes where it is told nothing else."""
         return str(self.options.get("split", {"default": "test"})["default"])
-
-    @property
-    def _arguments(self) -> str:
-        _, _, arguments = (ast.get_docstring(self.function) or "").partition("Args:\n")
-        return arguments.partition("\n\n")[0]
 
 
 def _annotation(argument: ast.arg) -> str:
