@@ -139,9 +139,7 @@ def test_lists_of_a_later_config_replace_and_plus_appends(ltbench, tiny, tmp_pat
     done = ltbench("fit", *words, "--print_config")
     composed = yaml.safe_load(done.out)
     augment = composed["data"]["init_args"]["augment"]
-    assert [item["class_path"] for item in augment] == [
-        "HorizontalFlip"
-    ]
+    assert [item["class_path"] for item in augment] == ["HorizontalFlip"]
     assert len(composed["trainer"]["callbacks"]) == 2
 
 
