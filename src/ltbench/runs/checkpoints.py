@@ -15,6 +15,7 @@ from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.base import Method
 from ltbench.runs.context import RunContext
+from ltbench.runs.experiment import Experiment
 from ltbench.runs.parsing import bare_names
 
 
@@ -83,40 +84,32 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def require_evaluable(
-    path: Path, context: RunContext, model: Method, data: LongTailDataModule, same_images: bool
-) -> None:
-    """Refuse a checkpoint of another run, and warn of a run that is not finished.
+def require_evaluable(path: Path, experiment: Experiment, same_images: bool) -> None:
+    """Refuse a checkpoint of another experiment, and warn of a run that is not finished.
 
     Args:
         path: The checkpoint.
-        context: The run that the config makes.
-        model: Its model.
-        data: Its data, set up.
+        experiment: The experiment, its data set up.
         same_images: Whether it must have been trained on the training images of this data.
 
     Raises:
         UserError: It is no checkpoint of ours, or of another model or other data.
     """
     checkpoint = check_checkpoint(path)
-    require_same_model(checkpoint, context, model)
-    require_same_data(checkpoint, data, same_images=same_images)
+    require_same_model(checkpoint, experiment.evaluation, experiment.model)
+    require_same_data(checkpoint, experiment.data, same_images)
     folder = path.absolute().parent
     status = stages.status(folder.parent) if folder.name == "checkpoints" else None
     if status not in (None, "done"):
         warnings.warn(f"{path} is of a run that is not finished (status: {status}).", stacklevel=2)
 
 
-def require_resumable(
-    path: Path, context: RunContext, model: Method, data: LongTailDataModule
-) -> int:
+def require_resumable(path: Path, experiment: Experiment) -> int:
     """Refuse a checkpoint that a training cannot go on from to the same result.
 
     Args:
         path: The checkpoint.
-        context: The run that the config makes.
-        model: Its model.
-        data: Its data, set up.
+        experiment: The experiment, its data set up.
 
     Returns:
         How many epochs it has been trained for.
@@ -142,8 +135,8 @@ def require_resumable(
             f"{path} was saved in the middle of an epoch: go on from last.ckpt, which the same "
             "command does without --ckpt_path."
         )
-    require_same_model(found, context, model)
-    require_same_data(found, data, same_images=True)
+    require_same_model(found, experiment.training, experiment.model)
+    require_same_data(found, experiment.data, same_images=True)
     return done
 
 

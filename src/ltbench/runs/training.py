@@ -138,9 +138,7 @@ class Training:
                 console.print(f"Going on from {last}.")
                 start = last
             if start is not None:
-                self.data.first_epoch = require_resumable(
-                    start, self.context, self.model, self.data
-                )
+                self.data.first_epoch = require_resumable(start, self.experiment)
             records.require_place(record)
             if self.trainer.is_global_zero:
                 records.clear_parts(folder)
@@ -239,13 +237,13 @@ def _of_checkpoint(
     path = experiment.options.ckpt_path
     if not path:
         raise UserError(f"{command} needs --ckpt_path FILE: a run keeps checkpoints/.")
-    model, data, context = experiment.model, experiment.data, experiment.evaluation
+    model, data = experiment.model, experiment.data
     data.setup()
     if command == "validate" and "val" not in data.splits:
         raise UserError("there is no validation split: set data.val_fraction above 0.")
-    require_evaluable(Path(path), context, model, data, same_images=command == "validate")
+    require_evaluable(Path(path), experiment, same_images=command == "validate")
     off = {"logger": False, "enable_checkpointing": False}
-    trainer = make_trainer(experiment, context, callbacks, **off, **settings)
+    trainer = make_trainer(experiment, experiment.evaluation, callbacks, **off, **settings)
     where = {"model": model, "datamodule": data, "ckpt_path": path, "weights_only": True}
     return trainer, where
 
