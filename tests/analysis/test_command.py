@@ -10,7 +10,7 @@ import torch
 from digit_runs import analyze, copy_of
 
 from ltbench.analysis.command import Analysis, analyses
-from ltbench.analysis.predictions import Predictions
+from ltbench.records import Predictions
 
 
 def test_help_lists_every_analysis_without_torch(ltbench):
@@ -30,10 +30,11 @@ def test_help_lists_every_analysis_without_torch(ltbench):
 def test_options_are_the_arguments_of_the_analysis(name):
     analysis = Analysis(analyses()[name])
     function = import_module(f"ltbench.analysis.{name}").analyse
-    (_, first), *others = inspect.signature(function).parameters.items()
-    assert analysis.of_predictions == (first.annotation is Predictions)
-    assert list(analysis.options) == [argument for argument, _ in others]
-    for argument, parameter in others:
+    parameters = inspect.signature(function).parameters
+    assert analysis.of_predictions == (next(iter(parameters.values())).annotation is Predictions)
+    others = {n: p for n, p in parameters.items() if p.default is not p.empty}
+    assert list(analysis.options) == list(others)
+    for argument, parameter in others.items():
         if argument != "beside":
             assert analysis.options[argument]["default"] == parameter.default
         assert analysis.options[argument]["help"]

@@ -1,9 +1,9 @@
 """``ltbench analyze``: its command line comes from the signatures of the analyses.
 
 An analysis is a file of this folder with a function ``analyse``. The first line of the file says
-what it does. The function's first parameter is what is analysed, a ``Subject`` or ``Predictions``;
-the others are its options, and its docstring has their help. All is read from the source: torch
-waits until one of them runs.
+what it does. The function's first parameter is what is analysed: a ``Subject``, or ``Predictions``
+followed by their ``Classes``. Those with a default, ``split`` among them, are its options, and its
+docstring has their help. All is read from the source: torch waits until one of them runs.
 """
 
 import argparse
@@ -60,7 +60,8 @@ class Analysis:
         """Its options, by name: arguments of ``add_argument``."""
         _, _, texts = (ast.get_docstring(self.function) or "").partition("Args:\n")
         described = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", texts, re.MULTILINE))
-        arguments, defaults = self.function.args.args[1:], self.function.args.defaults
+        defaults = self.function.args.defaults
+        arguments = self.function.args.args[-len(defaults) :]
         options = {}
         for argument, default in zip(arguments, defaults, strict=True):
             kind = _annotation(argument).removesuffix(" | None")
@@ -80,7 +81,7 @@ class Analysis:
     @property
     def usual_split(self) -> str:
         """Whose images it takes where it is told nothing else."""
-        return str(self.options.get("split", {"default": "test"})["default"])
+        return str(self.options["split"]["default"])
 
 
 def _annotation(argument: ast.arg) -> str:
@@ -132,11 +133,8 @@ def _parser(analysis: Analysis) -> argparse.ArgumentParser:
     add("--config", type=Path, help="default: config.yaml of the run folder")
     add("--output", type=Path, help="folder of the results; default: analysis/ in the run folder")
     add("--device", help="such as cpu or cuda:1; default: the first GPU, else the CPU")
-    split = analysis.usual_split
-    add("--split", default=split, help=f"whose images; default: {split}")
     for name, option in analysis.options.items():
-        if name != "split":
-            add(f"--{name}", **option)
+        add(f"--{name}", **option)
     return parser
 
 
@@ -184,15 +182,21 @@ def _of_predictions(
     output: "Output", overrides: list[str], device: str | None, options: dict[str, Any]
 ) -> "Result":
     """Analyse what the run recorded; with other data or without a record, predict now."""
-    from ltbench.analysis.predictions import recorded
+    from ltbench.metrics.counts import Classes
+    from ltbench.records import RunFolder
 
-    place, split = output.place, options.pop("split")
-    found = None if overrides else recorded(place.folder, place.checkpoint.stem, split)
-    if found is None:
+    place, split, predictions = output.place, options["split"], None
+    run, weights = RunFolder(place.folder), place.checkpoint.stem
+    if not overrides and run.predictions(weights, split).is_file() and run.record.is_file():
+        record = run.read()
+        predictions = run.read_predictions(record, weights, split, logits=False)
+        classes = Classes.of(record["data"])
+    if predictions is None:
         from ltbench.analysis.subject import load, predict
 
-        found = predict(load(output, overrides, device), split)
-    return _module(output).analyse(found, **options)  # type: ignore[no-any-return]
+        subject = load(output, overrides, device)
+        predictions, classes = predict(subject, split), subject.classes
+    return _module(output).analyse(predictions, classes, **options)  # type: ignore[no-any-return]
 
 
 def _module(output: "Output") -> Any:  # noqa: ANN401 - a module

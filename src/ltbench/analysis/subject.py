@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ltbench import seeding
-from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import Output
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.classification import ClassificationModule
-from ltbench.metrics.counts import Indices, index_groups
+from ltbench.metrics.counts import Classes, Indices
+from ltbench.records import Predictions
 from ltbench.runs.checkpoints import check_checkpoint, load_weights, require_same_data
 from ltbench.runs.experiment import build, device_of
 from ltbench.runs.notices import quiet
@@ -69,9 +69,14 @@ class Subject:
         return self.data.source.class_names
 
     @property
+    def classes(self) -> Classes:
+        """The classes of the run."""
+        return Classes(self.class_names, self.class_counts, self.data.head_mid_tail)
+
+    @property
     def groups(self) -> dict[str, Indices]:
         """Labels of the head, mid and tail classes, by training images."""
-        return index_groups(self.class_counts)
+        return self.classes.ranks
 
     def by_frequency(self, split: str) -> list[int]:
         """Return the classes that a split has images of, by decreasing training images."""
@@ -187,14 +192,7 @@ def predict(subject: Subject, split: str) -> Predictions:
         (*logits.float().softmax(1).max(1), labels)
         for logits, labels in subject.logits(split, rows, subject.data.eval_batch_size)
     ]
-    confidences, predicted, labels = (
+    confidence, prediction, label = (
         torch.cat(column).cpu().numpy() for column in zip(*scores, strict=True)
     )
-    return Predictions(
-        labels,
-        predicted,
-        confidences.astype(np.float64),
-        subject.class_counts,
-        subject.class_names,
-        split,
-    )
+    return Predictions(subject.data.splits[split].indices, label, prediction, confidence)

@@ -32,6 +32,7 @@ from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import FileSource
 from ltbench.data.transforms.basic import BatchTransform, constants
 from ltbench.errors import UserError
+from ltbench.metrics.counts import default_sizes
 
 MOST_WORKERS = 256  # of a loader: each is a process
 
@@ -158,6 +159,14 @@ class LongTailDataModule(L.LightningDataModule):
     def class_counts(self) -> NDArray[np.int64]:
         """Training images of each class, (C,), after validation was carved off."""
         return np.bincount(self.splits["train"].labels, minlength=self.num_classes)
+
+    @property
+    def head_mid_tail(self) -> tuple[int, int, int]:
+        """Numbers of head, mid and tail classes: those of the set's papers, else 30/40/30 %."""
+        sizes = self.source.head_mid_tail
+        return (
+            sizes if sizes and sum(sizes) == self.num_classes else default_sizes(self.num_classes)
+        )
 
     @property
     def index_hash(self) -> str:
@@ -371,6 +380,7 @@ class LongTailDataModule(L.LightningDataModule):
             "imbalance_factor": profiles.imbalance_factor(counts),
             "class_names": self.source.class_names,
             "class_counts": counts.tolist(),
+            "head_mid_tail": list(self.head_mid_tail),
             "images": {name: len(split.labels) for name, split in self.splits.items()},
             "index_hash": self.index_hash,
         }

@@ -16,7 +16,6 @@ from ltbench.methods import stages
 from ltbench.methods.base import Method
 from ltbench.runs.context import RunContext
 from ltbench.runs.experiment import Experiment
-from ltbench.runs.parsing import bare_names
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -146,7 +145,7 @@ def require_same_model(checkpoint: dict[str, Any], context: RunContext, model: M
     Raises:
         UserError: Naming each argument that differs.
     """
-    theirs, ours = bare_names(checkpoint["ltbench_model"]), context.made_from
+    theirs, ours = records.canonical(checkpoint["ltbench_model"]), context.made_from
     # Only training needs the networks that it starts from, so only then are they known.
     free = (model.starts.keys() - context.starts.keys()) | model.evaluation_arguments
     differing = [

@@ -1,8 +1,9 @@
 """What is known of a run beside its model and its data."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from ltbench.records import RunFolder
 
 
 @dataclass
@@ -22,7 +23,7 @@ class RunContext:
 
     name: str
     job_id: str
-    folder: Path
+    folder: RunFolder
     config: dict[str, Any]
     starts: dict[str, dict[str, Any]]
     made_from: dict[str, Any]

@@ -15,7 +15,7 @@ from rich.table import Table
 from ltbench import records
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
-from ltbench.metrics.collector import index_groups, shot_groups
+from ltbench.metrics.counts import index_groups, shot_groups
 from ltbench.runs.experiment import build
 from ltbench.runs.notices import quiet
 
@@ -46,7 +46,7 @@ def report(data: LongTailDataModule, output: Path) -> None:
     facts, counts = data.describe(), data.class_counts
     groups = {
         "by images (many > 100 >= medium >= 20 > few)": shot_groups(counts),
-        "by index (the papers' head, mid, tail)": index_groups(counts),
+        "by index (the papers' head, mid, tail)": index_groups(counts, data.head_mid_tail),
     }
     group_of = [
         {label: name for name, labels in group.items() for label in labels.tolist()}

@@ -28,7 +28,6 @@ from ltbench.runs.context import RunContext
 from ltbench.runs.parsing import (
     Parser,
     arguments_of,
-    bare_names,
     cause,
     check_argument,
     check_config,
@@ -101,7 +100,7 @@ class Experiment:
     @property
     def folder(self) -> Path:
         """Where training it leaves its files."""
-        return self.training.folder
+        return self.training.folder.path
 
     def _context(self, starts: dict[str, dict[str, Any]]) -> RunContext:
         name, model = self.config["name"], self.config["model"]
@@ -109,7 +108,7 @@ class Experiment:
         linked = {argument: getattr(self.data, ours) for ours, argument in LINKS.items()}
         made_from = {"class_path": model["class_path"], **model.get("init_args", {}), **linked}
         root = Path(self.config["trainer"]["default_root_dir"])
-        folder = root / f"{name}-{job_id[:8]}"
+        folder = records.RunFolder(root / f"{name}-{job_id[:8]}")
         return RunContext(name, job_id, folder, self.config, starts, made_from | starts)
 
     def make_trainer(self, callbacks: Sequence[Callback], **settings: Any) -> L.Trainer:  # noqa: ANN401
@@ -195,7 +194,7 @@ def build_part(part: str, base: type[T], settings: Mapping[str, Any]) -> T:
     check_settings({part: settings}, part)
     parser = Parser()
     parser.add_lightning_class_args(base, part, subclass_mode=True)  # type: ignore[arg-type]
-    parsed = parser.parse_object({part: bare_names(settings)})
+    parsed = parser.parse_object({part: records.canonical(settings)})
     return _instantiated(parser, parsed)[part]  # type: ignore[no-any-return]
 
 
@@ -268,7 +267,7 @@ def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             path = existing_config(value)
             settings, value = check_config(path), str(path)
         elif option.startswith(("--model", "--data", "--trainer")):
-            settings, value = check_argument(option, value), bare_names(value)
+            settings, value = check_argument(option, value), records.canonical(value)
         else:
             continue
         if equals:
@@ -300,25 +299,10 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
         if null := null_of(class_, whole[part].get("init_args", {})):
             raise UserError(f"{part}.{null} is null; it needs a value.")
     resolved = {
-        key: canonical(whole[key]) for key in ("seed_everything", "trainer", "model", "data")
+        key: records.canonical(whole[key])
+        for key in ("seed_everything", "trainer", "model", "data")
     }
     for argument in LINKS.values():
         resolved["model"].get("init_args", {}).pop(argument, None)
     files = [file for file in parsed.config or [] if file]
     return {**resolved, "name": name or (Path(str(files[0])).stem if files else "run")}
-
-
-def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
-    """Name each class of ours without its module: one experiment has one spelling.
-
-    Args:
-        value: A resolved config or a part of one.
-    """
-    if isinstance(value, list):
-        return [canonical(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: canonical(item) for key, item in value.items()}
-    if str(found.get("class_path")).startswith("ltbench."):
-        found["class_path"] = found["class_path"].rpartition(".")[2]
-    return found

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from ltbench import records
 from ltbench.data.datamodule import LongTailDataModule, standardised
 from ltbench.data.sources.decoding import Decoding, decode, fit, square
 from ltbench.data.sources.folder import image_files
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.methods.classification import ClassificationModule
+from ltbench.records import Record, RunFolder
 from ltbench.runs.checkpoints import check_checkpoint, load_weights, require_same_data
 from ltbench.runs.experiment import LINKS, build_part, device_of
 from ltbench.runs.notices import quiet
@@ -54,7 +54,7 @@ class FinishedRun:
 
     Attributes:
         folder: Where it lies.
-        record: Its record (:mod:`ltbench.records` says what is in it).
+        record: Its record (:mod:`ltbench.records.schema` says what is in it).
         config: Its resolved config.
         model: The method in evaluation mode, its weights loaded.
         checkpoint: What was stored with the weights.
@@ -62,7 +62,7 @@ class FinishedRun:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: Record
     config: dict[str, Any]
     model: Method
     checkpoint: dict[str, Any]
@@ -171,18 +171,17 @@ def open_run(
         UserError: It is not a run folder, the run is not finished, was written by a newer ltbench,
             or has no such weights.
     """
-    folder = Path(folder)
-    path = folder / "record.json"
-    if not path.is_file():
+    run = RunFolder(Path(folder))
+    if not run.record.is_file():
         raise UserError(f"{folder} is not a run folder: it has no record.json.")
-    record = records.read_record(path)
+    record = run.read()
     if record["status"] != "done":
         raise UserError(
             f"the run {folder} is not finished (status: {record['status']}): give its command "
             "again, and it goes on."
         )
-    config = check_config(folder / "config.yaml")
-    checkpoint = check_checkpoint(folder / "checkpoints" / f"{selection}.ckpt")
+    config = check_config(run.config)
+    checkpoint = check_checkpoint(run.checkpoint(selection))
     where = device_of(device)
     made_from, model = checkpoint["ltbench_model"], config["model"]
     linked = {name: made_from[name] for name in LINKS.values()}
@@ -190,7 +189,7 @@ def open_run(
     with quiet(), isolate_rng():
         built = build_part("model", Method, settings)
         load_weights(built, checkpoint)
-    return FinishedRun(folder, record, config, built.to(where), checkpoint, where)
+    return FinishedRun(run.path, record, config, built.to(where), checkpoint, where)
 
 
 def _listed(images: "ToPredict | Sequence[ToPredict]") -> "list[Path | Image] | Tensor":

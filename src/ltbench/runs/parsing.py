@@ -25,7 +25,7 @@ from ltbench.methods.base import Method
 from ltbench.objectives import MultiplierRule
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
-from ltbench.records import yaml_files
+from ltbench.records import canonical, parse_yaml
 from ltbench.runs.trust import require_trusted
 
 _log = logging.getLogger(__name__)
@@ -105,24 +105,8 @@ def _as_float(value: object) -> object:
     return float(value) if isinstance(value, int) else value  # as a parameter of that type has it
 
 
-def bare_names(value: Any) -> Any:  # noqa: ANN401 - YAML is recursive
-    """Name each class of ours without its module: there, it may lie elsewhere in other versions.
-
-    >>> bare_names({"augment": ["ltbench.data.augment.RandomCrop"]})
-    {'augment': ['RandomCrop']}
-    """
-    if isinstance(value, dict):
-        return {key: bare_names(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [bare_names(item) for item in value]
-    if isinstance(value, str) and _OURS.fullmatch(value):
-        return value.rpartition(".")[2]
-    return value
-
-
-_OURS = re.compile(r"ltbench(\.\w+)+\.[A-Z]\w*")
 MODE = "ltbench"  # of a parser: YAML, with the classes of ours by their bare names
-set_loader(MODE, lambda text: bare_names(get_loader("yaml")(text)), (yaml.YAMLError,))
+set_loader(MODE, lambda text: canonical(get_loader("yaml")(text)), (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
@@ -188,7 +172,7 @@ def check_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
     try:
-        found = yaml_files.load(path.read_text())
+        found = parse_yaml(path.read_text())
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):

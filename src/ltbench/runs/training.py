@@ -65,7 +65,7 @@ def make_trainer(
     trainer = experiment.make_trainer([*([Progress()] if shown else []), *callbacks], **settings)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # a user's own
-            callback.dirpath = str(context.folder / "extra_checkpoints")
+            callback.dirpath = str(context.folder.path / "extra_checkpoints")
     trainer.strategy.checkpoint_io = WholeCheckpoints(context, experiment.data)
     # A signal ends a run as Ctrl-C does (see `cli`). Lightning's own handlers end it with code 0,
     # talk to other ranks in the middle of a step, and under Slurm save one checkpoint for all runs
@@ -101,12 +101,12 @@ class Training:
     def _loggers(self) -> list[Logger]:
         named = self.experiment.trainer["logger"]
         own = named if isinstance(named, list) else [named]
-        curves = TensorBoardLogger(self.context.folder, name="", version="")
+        curves = TensorBoardLogger(self.context.folder.path, name="", version="")
         return [curves, *(logger for logger in own if isinstance(logger, Logger))]
 
     def _checkpoints(self) -> dict[str, RunCheckpoint]:
         where: dict[str, Any] = {
-            "dirpath": self.context.folder / "checkpoints",
+            "dirpath": self.context.folder.checkpoints,
             "enable_version_counter": False,
         }
         kept = {"last": RunCheckpoint(**where, filename="last", save_on_train_epoch_end=True)}
@@ -121,34 +121,29 @@ class Training:
         folder, options = self.context.folder, self.experiment.options
         console = Console(quiet=not self.trainer.is_global_zero)
         if options.fresh and self.trainer.is_global_zero:
-            shutil.rmtree(folder, ignore_errors=True)
-        record = folder / "record.json"
+            shutil.rmtree(folder.path, ignore_errors=True)
         # Every rank decides alike, also one that looks before the first has cleared the folder.
-        done = (
-            not options.fresh
-            and record.exists()
-            and records.read_record(record)["status"] == "done"
-        )
-        if done:
-            console.print(f"{folder} is done already; --fresh true starts over.")
+        there = not options.fresh and folder.record.exists()
+        if there and folder.read()["status"] == "done":
+            console.print(f"{folder.path} is done already; --fresh true starts over.")
         else:
-            last = folder / "checkpoints" / "last.ckpt"
+            last = folder.checkpoint("last")
             start = Path(options.ckpt_path) if options.ckpt_path is not None else None
             if start is None and last.exists() and not options.fresh:
                 console.print(f"Going on from {last}.")
                 start = last
             if start is not None:
                 self.data.first_epoch = require_resumable(start, self.experiment)
-            records.require_place(record)
+            records.require_place(folder.record)
             if self.trainer.is_global_zero:
-                records.clear_parts(folder)
+                records.clear_parts(folder.path)
             self._train(start)
             if not self.record.begun and start not in (None, last):
                 raise UserError(f"{start} has been trained to the end: `ltbench test` measures it.")
             self._evaluate_selections()
         if self.trainer.is_global_zero:
-            console.print(result_table(records.read_record(record)))
-            console.print(f"Record: {record}")
+            console.print(result_table(folder.read()))
+            console.print(f"Record: {folder.record}")
 
     def _train(self, start: Path | None) -> None:
         # An image that cannot be read is found before training, not after it.
@@ -160,7 +155,7 @@ class Training:
         except UserError as error:
             if not self.record.begun:
                 raise
-            last = self.context.folder / "checkpoints" / "last.ckpt"
+            last = self.context.folder.checkpoint("last")
             there = (
                 f"The last good checkpoint is {last}." if last.exists() else "None is saved yet."
             )

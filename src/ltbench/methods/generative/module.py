@@ -35,9 +35,8 @@ from ltbench.metrics.generation import (
     class_groups,
     frechet_distance,
     per_class_distances,
-    read_sums,
-    write_sums,
 )
+from ltbench.records import read_npz, write_npz
 
 CHECKED = 2000  # training images that a judge is tried on
 
@@ -271,14 +270,14 @@ class GenerativeModule(Method):
         first, broadcast = self.trainer.is_global_zero, self.trainer.strategy.broadcast
         found: FeatureSums | None = None
         if broadcast(path.is_file()):
-            found = broadcast(read_sums(path) if first else None)
+            found = broadcast(_stored_sums(path) if first else None)
         if found is None:
             sums = FeatureMoments(features.width, self._groups(split)).to(self.device)
             for batch in self.data.evaluation_batches(split, self.device):
                 sums.update(features.features(self.real_images(batch)), batch["label"])
             found = sums.compute()
             if first:
-                write_sums(path, found)
+                write_npz(path, found._asdict())
         self._references[split] = found
         return found
 
@@ -323,3 +322,11 @@ def _same(one: Judge, other: Judge) -> bool:
         value.shape == theirs[name].shape and torch.equal(value, theirs[name])
         for name, value in ours.items()
     )
+
+
+def _stored_sums(path: Path) -> FeatureSums | None:
+    """Read stored sums; None where they are damaged and have to be made again."""
+    try:
+        return FeatureSums(**read_npz(path))
+    except (UserError, TypeError):
+        return None

@@ -93,11 +93,9 @@ class RunRecord(Callback):
         trainer.loggers = self.loggers
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
-        config = yaml.safe_dump(self.context.config, sort_keys=False).encode()
+        config = yaml.safe_dump(self.context.config, sort_keys=False)
         if trainer.is_global_zero:
-            records.write_whole(
-                self.context.folder / "config.yaml", lambda file: file.write(config)
-            )
+            records.write_text(self.context.folder.config, config)
 
     def on_train_batch_end(
         self,
@@ -140,13 +138,12 @@ class RunRecord(Callback):
         method.traces.clear()
         if not (self.traces and write):
             return
-        arrays, path = self._trace_arrays(), self.context.folder / "traces.npz"
-        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+        records.write_npz(self.context.folder.traces, self._trace_arrays())
 
     def _keep_pictures(self, method: Method, write: bool) -> None:
         for name, picture in method.pictures.items():
             if write and self.begun:
-                records.write_whole(self.context.folder / name, partial(_write_bytes, picture))
+                records.write_whole(self.context.folder.path / name, partial(_write_bytes, picture))
         method.pictures.clear()
 
     def _trace_arrays(self) -> dict[str, Any]:
@@ -198,7 +195,7 @@ class RunRecord(Callback):
         """Say that all is done, and draw what was traced."""
         if self.traces and trainer.is_global_zero:
             figure = trace_figure(self._trace_arrays(), _method(pl_module).data.source.class_names)
-            path = self.context.folder / "traces.png"
+            path = self.context.folder.traces.with_suffix(".png")
             records.write_whole(path, lambda file: figure.savefig(file, format="png"))
         self._write(trainer, pl_module, "done")
 
@@ -212,9 +209,9 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         record = self.summary(trainer, pl_module, status, cause)
-        records.write_record(self.context.folder / "record.json", record)
-        curves = pd.DataFrame(self.history).to_csv(index=False).encode()
-        records.write_whole(self.context.folder / "metrics.csv", lambda file: file.write(curves))
+        records.write_record(self.context.folder.record, **record)
+        curves = pd.DataFrame(self.history).to_csv(index=False)
+        records.write_text(self.context.folder.curves, curves)
 
     def summary(
         self,
@@ -223,7 +220,7 @@ class RunRecord(Callback):
         status: str,
         cause: str | None = None,
     ) -> dict[str, Any]:
-        """Return the record as it stands (:mod:`ltbench.records` says what is in it)."""
+        """Return the record as it stands (:mod:`ltbench.records.schema` says what is in it)."""
         method = _method(pl_module)
         seconds = self._clock()
         averaged = method.averages or any(
@@ -233,7 +230,6 @@ class RunRecord(Callback):
         batches = trainer.num_training_batches  # infinite before a training
         known = [{"role": role, **start} for role, start in self.context.starts.items()]
         return {
-            "schema": records.SCHEMA,
             "job_id": self.context.job_id,
             "name": self.context.name,
             "method": method_name(type(method)),
