@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltbench import seeding
 from ltbench.analysis.result import Output
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
@@ -40,7 +40,7 @@ class Subject:
     """
 
     model: ClassificationModule
-    data: LongTailDataModule
+    data: DataModule
     trainer: L.Trainer
     device: torch.device
     output: Output

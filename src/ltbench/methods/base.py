@@ -9,10 +9,12 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ltbench import seeding
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch
+from ltbench.data.streams import Streams
 from ltbench.errors import UserError
 from ltbench.methods.stages import Trained
 from ltbench.optim.guard import FirstBadStep
@@ -91,15 +93,23 @@ class Method(L.LightningModule):
         return self.paper.deviations if self.paper else ()
 
     @property
-    def data(self) -> LongTailDataModule:
+    def data(self) -> DataModule:
         """The data module of the running trainer."""
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, LongTailDataModule):
+        if not isinstance(data, DataModule):
             raise UserError(
                 "ltbench methods need the class counts of the training set: "
                 "pass a LongTailDataModule to the trainer as datamodule=..."
             )
         return data
+
+    def streams(self, data: DataModule) -> Streams:
+        """Return what a training batch holds: what the data's config says."""
+        return data.streams()
+
+    def to_predict(self, data: DataModule) -> Dataset[Batch]:
+        """Return what ``predict_step`` is called on: the images of the data's config."""
+        return data.images_to_predict()
 
     def setup(self, stage: str) -> None:
         """Refuse precisions in which the weights are not float32, as images and losses are.

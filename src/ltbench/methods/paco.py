@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench.data.datasets import Batch
+from ltbench.data.streams import MAIN
 from ltbench.errors import UserError
 from ltbench.losses import vs_offsets
 from ltbench.methods.base import Paper
@@ -160,7 +161,7 @@ class PaCo(OptimisedModule):
     def setup(self, stage: str) -> None:
         """Check that there is a second view."""
         super().setup(stage)
-        if stage == "fit" and self.view not in self.data.views:
+        if stage == "fit" and self.view not in self.data.streams().views_of(MAIN):
             raise UserError(
                 f"PaCo needs a second view of each training image: data.views: {{{self.view}: "
                 "[...]}, with the transforms that make it."

@@ -66,7 +66,7 @@ class Start:
         """Refuse to go on with other data, as far as the checkpoint knows its own.
 
         Args:
-            data: The :meth:`~ltbench.data.datamodule.LongTailDataModule.identity` of this run's.
+            data: The :meth:`~ltbench.data.base.DataModule.identity` of this run's.
 
         Raises:
             UserError: Classes, normalisation or size of the images, or training images differ.

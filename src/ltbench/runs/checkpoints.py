@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ltbench import records
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.base import Method
@@ -46,7 +46,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     Each says what its model was made from and what data it saw, to be known again by.
     """
 
-    def __init__(self, context: RunContext, data: LongTailDataModule) -> None:
+    def __init__(self, context: RunContext, data: DataModule) -> None:
         """Take both from a run and its data."""
         self.context, self.data = context, data
 
@@ -160,9 +160,7 @@ def require_same_model(checkpoint: dict[str, Any], context: RunContext, model: M
         )
 
 
-def require_same_data(
-    checkpoint: dict[str, Any], data: LongTailDataModule, same_images: bool
-) -> None:
+def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images: bool) -> None:
     """Refuse a checkpoint of other classes or, where it matters, of other training images.
 
     Raises:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench import records
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.metrics.counts import index_groups, shot_groups
 from ltbench.runs.experiment import build
@@ -32,7 +32,7 @@ def data_command(words: Sequence[str]) -> None:
         report(experiment.data, Path(output))
 
 
-def report(data: LongTailDataModule, output: Path) -> None:
+def report(data: DataModule, output: Path) -> None:
     """Print counts, imbalance, groups and the index hash, and draw the class histogram.
 
     Args:
@@ -78,7 +78,7 @@ def report(data: LongTailDataModule, output: Path) -> None:
     console.print(f"histogram: {output}")
 
 
-def _histogram(data: LongTailDataModule) -> Figure:
+def _histogram(data: DataModule) -> Figure:
     order = np.argsort(-data.class_counts, kind="stable")
     counts = data.class_counts[order]
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from ltbench.data.datamodule import LongTailDataModule, standardised
+from ltbench.data.base import DataModule, standardised
 from ltbench.data.sources.decoding import Decoding, decode, fit, square
 from ltbench.data.sources.folder import image_files
 from ltbench.errors import UserError
@@ -74,14 +74,14 @@ class FinishedRun:
         return list(self._identity["class_names"])
 
     @cached_property
-    def data(self) -> LongTailDataModule:
+    def data(self) -> DataModule:
         """What it was trained on, its splits named; looked for when it is first asked for.
 
         Raises:
             UserError: It is gone, or has other classes or training images than it had.
         """
         with quiet():
-            data = build_part("data", LongTailDataModule, self.config["data"])
+            data = build_part("data", DataModule, self.config["data"])
             data.setup()
         require_same_data(self.checkpoint, data, same_images=True)
         return data

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
 
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
@@ -36,7 +36,7 @@ _listener.propagate = False
 # The bases of what a config may name by its class: their subclasses are the valid names.
 CHOICES = (
     Method,
-    LongTailDataModule,
+    DataModule,
     Protocol,
     BatchTransform,
     GradientRule,

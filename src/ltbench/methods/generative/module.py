@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ltbench.data import profiles
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.samplers import EvaluationSampler
 from ltbench.errors import UserError
@@ -122,15 +123,17 @@ class GenerativeModule(Method):
                 f"the GAN makes {self.image_size} pixels a side, the data has "
                 f"{self.data.image_size}: set image_size of the model, or of the data."
             )
-        source = self.data.source
-        self.scaling = Normalise(list(source.mean), list(source.std))
+        mean, std = map(list, self.data.statistics)
+        self.scaling = Normalise(mean, std)
         self._load_judges(stage)
-        if stage == "predict":
-            self.data.to_predict = Latents(self.samples, self.latent, self.num_classes)
         if stage == "fit":
             for role in ("classifier", "annotator"):
                 if role in self._judges:
                     self._try_judge(role)
+
+    def to_predict(self, data: DataModule) -> Latents:
+        """Return latents: a generator needs no images."""
+        return Latents(self.samples, self.latent, self.num_classes)
 
     def _load_judges(self, stage: str) -> None:
         if "annotator" not in self.starts:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench import seeding
-from ltbench.data.datasets import Batch, CroppedImages
-from ltbench.data.pairs import Pairs, PairSampler
+from ltbench.data.base import DataModule
 from ltbench.data.semi import SemiSupervisedDataModule
+from ltbench.data.streams import MAIN, Stream, Streams
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_loss
 from ltbench.methods import stages
@@ -29,6 +29,7 @@ from ltbench.methods.selmix.gain import (
     smooth,
     without_empty,
 )
+from ltbench.methods.selmix.pairs import PairSampler
 from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 from ltbench.objectives import (
@@ -47,9 +48,10 @@ MOST_TRACED = 100  # classes up to which the record keeps the share of every pai
 
 
 class Prepared(NamedTuple):
-    """The pairs of a step: first images, then second ones; labels and weights of the first."""
+    """The pairs of a step: first and second images; labels and weights of the first."""
 
-    images: Tensor
+    first: Tensor
+    second: Tensor
     labels: Tensor
     share: Tensor
 
@@ -218,7 +220,17 @@ class SelMix(OptimisedModule):
             self.objective_name, self.class_counts, self.coverage_target
         )
         self._load_start()
-        self._draw_pairs()
+        if self.partners == "unlabelled" and "unlabelled" not in self.data.splits:
+            raise UserError(
+                "partners: unlabelled needs unlabelled images: use SemiSupervisedDataModule, or "
+                "partners: labelled."
+            )
+        self.sampler = PairSampler(
+            self.data.splits["train"].labels,
+            self.num_classes,
+            self.cycle * self.data.batch_size,
+            seeding.run_seed(),
+        )
 
     def _load_start(self) -> None:
         start = stages.load(
@@ -234,20 +246,11 @@ class SelMix(OptimisedModule):
                 module.requires_grad_(False)
         self.lineage = [start.lineage]
 
-    def _draw_pairs(self) -> None:
-        data = self.data
-        if self.partners == "unlabelled" and "unlabelled" not in data.splits:
-            raise UserError(
-                "partners: unlabelled needs unlabelled images: use SemiSupervisedDataModule, or "
-                "partners: labelled."
-            )
-        split = {"labelled": "train", "unlabelled": "unlabelled"}[self.partners]
-        first, second = data.training_images("train"), data.training_images(split)
-        numbered = isinstance(first, CroppedImages)
-        labels, length = data.splits["train"].labels, self.cycle * data.batch_size
-        seed = seeding.run_seed()
-        self.sampler = PairSampler(labels, self.num_classes, length, seed, numbered)
-        data.pairs = Pairs(first, second, numbered), self.sampler
+    def streams(self, data: DataModule) -> Streams:
+        """Return the training images, each with a partner, which the sampler pairs by class."""
+        partners = Stream("train" if self.partners == "labelled" else "unlabelled")
+        images = Stream("train", {"image": data.augment})
+        return Streams(self.sampler, {MAIN: images, "partner": partners})
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) of normalised images (B, in_chans, H, W)."""
@@ -373,15 +376,16 @@ class SelMix(OptimisedModule):
             self.found["pseudo_label_accuracy"] = float(right.double().mean())
         return labels
 
-    def prepare_step(self, batch: Batch) -> Prepared:
+    def prepare_step(self, batch: dict[str, Any]) -> Prepared:
         """Draw the weight of each first image."""
         labels = batch["label"]
         draws = torch.rand(len(labels), 1, device=labels.device)
-        return Prepared(batch["image"], labels, self.min_share + (1 - self.min_share) * draws)
+        images = batch["image"], batch["partner"]["image"]
+        return Prepared(*images, labels, self.min_share + (1 - self.min_share) * draws)
 
     def loss_of(self, prepared: Prepared, part: slice) -> Tensor:
         """Return the cross-entropy of the mixed features with the label of the first image."""
-        first, second = (images[part] for images in prepared.images.chunk(2))
+        first, second = prepared.first[part], prepared.second[part]
         if self.official_compat:
             with batch_norm_frozen(self.net):
                 one = penultimate.features(self.net, first)
