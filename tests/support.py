@@ -1,4 +1,4 @@
-"""What tests of whole runs share: a tiny network, a tiny config, the command line in-process."""
+"""What tests of whole runs share: a tiny network, config and record, the command in-process."""
 
 import contextlib
 import io
@@ -14,6 +14,8 @@ from PIL import Image
 from torch import nn
 
 from ltbench.cli import main
+
+COUNTS, SUPPORT = [120, 60, 15], 40  # of made-up records: training images, test images of a class
 
 
 class TinyNet(nn.Module):
@@ -152,3 +154,54 @@ def write_images(folder, counts, size=12, seed=0):
 def pixels(*shape, seed=0):
     """Noise: an array of uint8."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def record_of(name="ce", seed=0, **changes):
+    """A record as a finished run leaves it, without metrics."""
+    return {
+        "schema": 1,
+        "job_id": f"{name}-{seed}",
+        "name": name,
+        "method": "erm",
+        "dataset": "digits",
+        "stage": "train",
+        "lineage": [],
+        "config": {
+            "seed_everything": seed,
+            "name": name,
+            "trainer": {"max_epochs": 4, "default_root_dir": "runs"},
+            "model": {
+                "class_path": "ERM",
+                "init_args": {"backbone": "resnet32_cifar", "loss": name},
+            },
+            "data": {"init_args": {"root": f"/somewhere/{seed}", "augment": []}},
+        },
+        "seed": seed,
+        "data": {
+            "source": "Digits",
+            "class_names": ["ant", "bee", "cat"],
+            "class_counts": COUNTS,
+            "images": {"train": sum(COUNTS), "test": 3 * SUPPORT},
+            "index_hash": "f" * 64,
+        },
+        "metrics": {},
+        "weights": "raw",
+        "deviations": [],
+        "versions": {"ltbench": "0.1.0"},
+        "git": {"commit": "c" * 40, "dirty": False},
+        "device": "AVX512 CPU, 2 cores",
+        "threads": 1,
+        "precision": "32-true",
+        "world_size": 1,
+        "batch_size": 32,
+        "parameters": 1000,
+        "epochs": 4,
+        "steps": 28,
+        "images_seen": 780,
+        "wall_seconds": 10.0,
+        "images_per_second": 78.0,
+        "peak_memory_bytes": 2**30,
+        "status": "done",
+        "cause": None,
+        **changes,
+    }

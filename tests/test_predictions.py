@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ltbench import records
+from ltbench.records import Predictions
 from ltbench.runs.callbacks import predictions
-from ltbench.runs.callbacks.predictions import KeepPredictions
 
 
 @pytest.mark.parametrize("selection", ["last", "best"])
@@ -29,13 +29,14 @@ def test_logits_of_too_many_are_not_even_collected(images, names, tmp_path, monk
     logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
     batch = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1])}
     found = predictions.predicted(batch, {"": logits, "cls": logits.flip(1)}, images)
-    always = {"index", "label", "prediction", "confidence", "prediction_cls"}
-    assert found.keys() == always | names
-    writer = KeepPredictions(tmp_path)
-    writer.selection = "last"
-    writer.save_predictions("test", found)
-    with np.load(tmp_path / "predictions_last.npz", allow_pickle=False) as stored:
-        assert stored.keys() == found.keys()
+    always = {"index", "label", "prediction", "confidence"}
+    assert found.keys() == always | {"cls"} | names
+    columns = {name: value.numpy() for name, value in found.items()}
+    path, heads = tmp_path / "predictions_last.npz", {"cls": columns.pop("cls")}
+    Predictions(**columns, heads=heads).write(path)
+    assert Predictions.read(path).heads["cls"].tolist() == [0, 1]
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored.keys() == always | {"prediction_cls"} | names
         assert stored["index"].tolist() == [4, 7]
         assert stored["prediction"].tolist() == [1, 0]
         assert stored["prediction_cls"].tolist() == [0, 1]

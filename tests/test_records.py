@@ -7,13 +7,31 @@ import math
 import os
 import subprocess
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import record_of
 
 from ltbench import records
+from ltbench.data.sources import SOURCES
 from ltbench.errors import UserError
-from ltbench.records import git_state, read_record, versions, write_record, write_whole
+from ltbench.naming import resolve
+from ltbench.records import (
+    RunFolder,
+    canonical,
+    files,
+    git_state,
+    read_npz,
+    read_record,
+    recipe,
+    schema,
+    versions,
+    write_json,
+    write_npz,
+    write_record,
+    write_whole,
+)
 
 CONFIG = {
     "seed_everything": 0,
@@ -68,12 +86,30 @@ def test_job_id_tells_seeds_and_data_apart():
         ("data", "root", "/elsewhere"),
         ("data", "num_workers", 8),
         ("data", "predict_folder", "/new"),
+        ("data", "eval_batch_size", 64),
         ("trainer", "default_root_dir", "/elsewhere"),
         ("trainer", "enable_progress_bar", False),
+        ("trainer", "log_every_n_steps", 1),
     ],
 )
-def test_job_id_does_not_depend_on_where_and_how_it_is_shown(group, key, value):
-    assert job_id(changed(group, key, value)) == job_id(CONFIG)
+def test_where_and_how_it_is_shown_makes_no_other_run_and_no_other_recipe(group, key, value):
+    other = changed(group, key, value)
+    assert job_id(other) == job_id(CONFIG)
+    assert recipe({"config": other}) == recipe({"config": CONFIG})
+
+
+def test_seeds_share_a_recipe_and_experiments_do_not():
+    assert recipe({"config": {**CONFIG, "seed_everything": 1}}) == recipe({"config": CONFIG})
+    assert recipe({"config": changed("model", "loss", "ce")}) != recipe({"config": CONFIG})
+
+
+def test_our_classes_have_one_spelling_and_those_of_others_keep_theirs():
+    ours = {"class_path": "ltbench.data.augment.RandomCrop", "init_args": {"padding": 4}}
+    config = {"model": {"class_path": "their.Method"}, "data": {"augment": [ours]}}
+    assert canonical(config) == {
+        "model": {"class_path": "their.Method"},
+        "data": {"augment": [{"class_path": "RandomCrop", "init_args": {"padding": 4}}]},
+    }
 
 
 def test_job_id_ignores_what_is_added_beside_the_experiment():
@@ -94,26 +130,28 @@ def test_write_whole_makes_the_folder_and_leaves_no_part(tmp_path):
 @pytest.mark.parametrize("where", ["write", "fsync", "rename"])
 def test_a_failed_write_leaves_the_old_file(where, tmp_path, monkeypatch):
     path = tmp_path / "record.json"
-    write_record(path, {"schema": 1, "status": "done", "old": True})
+    write_json(path, {"old": True})
 
     def fail(*args):
         raise OSError(errno.ENOSPC, "no space")
 
     def half(file):
-        file.write(b'{"schema": 1, "ol')
+        file.write(b'{"ol')
         if where == "write":
             fail()
 
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     if where == "rename":
-        monkeypatch.setattr(records.Path, "replace", fail)
+        monkeypatch.setattr(files.Path, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         write_whole(path, half)
-    assert read_record(path) == {"schema": 1, "status": "done", "old": True}
+    assert files.read_json(path) == {"old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
+PARTS = {name: None for name in schema.PARTS} | record_of()
+PARTS["data"]["head_mid_tail"] = [1, 1, 1]
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -129,20 +167,21 @@ VALUES = st.recursive(
 @given(content=VALUES)
 def test_a_record_is_read_back_as_it_was_written(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "round_trip.json"
-    write_record(path, {"schema": 1, "status": "done", "content": content})
-    assert read_record(path) == {"schema": 1, "status": "done", "content": content}
+    config = {"seed_everything": content}
+    write_record(path, **PARTS | {"config": config})
+    assert read_record(path) == {**PARTS, "schema": 1, "config": canonical(config)}
 
 
 def test_what_json_lacks_becomes_null_or_text(tmp_path):
     path = tmp_path / "record.json"
     odd = {"nan": math.nan, "inf": [math.inf, (1, -math.inf)], "path": tmp_path, 3: "three"}
-    write_record(path, {"schema": 1, **odd})
+    write_json(path, odd)
 
     def refuse(name):
         raise AssertionError(name)
 
     loaded = json.loads(path.read_text(), parse_constant=refuse)
-    expected = {"schema": 1, "nan": None, "inf": [None, [1, None]], "path": str(tmp_path)}
+    expected = {"nan": None, "inf": [None, [1, None]], "path": str(tmp_path)}
     assert loaded == {**expected, "3": "three"}
 
 
@@ -161,9 +200,54 @@ def test_a_missing_record_is_refused_by_name(tmp_path):
 
 def test_a_record_of_a_newer_ltbench_is_refused(tmp_path):
     path = tmp_path / "record.json"
-    write_record(path, {"schema": records.SCHEMA + 1})
+    write_json(path, record_of(schema=records.SCHEMA + 1))
     with pytest.raises(UserError, match="upgrade ltbench"):
         read_record(path)
+
+
+def test_a_record_is_written_with_every_part_of_its_shape_or_not_at_all(tmp_path):
+    path = tmp_path / "record.json"
+    with pytest.raises(TypeError, match="seed"):
+        write_record(path, **{name: part for name, part in PARTS.items() if name != "seed"})
+    with pytest.raises(TypeError, match="colour"):
+        write_record(path, **PARTS, colour="red")
+    with pytest.raises(UserError, match="seed"):
+        write_record(path, **PARTS | {"seed": "one"})
+    assert not path.exists()
+
+
+def test_an_old_record_is_read_in_the_present_form(tmp_path):
+    path = tmp_path / "record.json"
+    old = record_of(dataset="cifar100")
+    old["data"] |= {"class_names": ["x"] * 100, "class_counts": [5] * 100}
+    old["config"]["model"]["class_path"] = "ltbench.methods.erm.ERM"
+    write_json(path, old)
+    record = read_record(path)
+    assert record["data"]["head_mid_tail"] == [36, 35, 29]
+    assert record["config"]["model"]["class_path"] == "ERM"
+    write_json(path, old | {"dataset": "folder"})  # of 100 classes, too
+    assert read_record(path)["data"]["head_mid_tail"] is None
+
+
+def test_old_records_have_the_sizes_that_the_sources_declare():
+    for name, sizes in schema._HEAD_MID_TAIL.items():
+        assert tuple(sizes) == resolve("source", name, SOURCES).head_mid_tail
+
+
+def test_arrays_are_read_back_and_damage_is_named(tmp_path):
+    path = tmp_path / "a/b.npz"
+    write_npz(path, {"one": np.arange(3), "two": np.eye(2)})
+    assert read_npz(path)["one"].tolist() == [0, 1, 2]
+    assert read_npz(path, "one").keys() == {"two"}
+    path.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=r"b\.npz is damaged"):
+        read_npz(path)
+
+
+def test_a_checkpoint_knows_its_run_folder(tmp_path):
+    run = RunFolder(tmp_path)
+    for checkpoint in (run.checkpoint("best"), tmp_path / "x.ckpt"):
+        assert RunFolder.of_checkpoint(checkpoint).path == tmp_path
 
 
 # --- where the numbers come from ---

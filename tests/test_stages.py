@@ -72,7 +72,7 @@ def test_mistakes_are_named(digits_run, tmp_path):
         stages.load(Trained(), 10, 1, role="teacher")
     unfinished = shutil.copytree(digits_run.folder, tmp_path / "unfinished")
     record = records.read_record(unfinished / "record.json") | {"status": "running"}
-    records.write_record(unfinished / "record.json", record)
+    records.write_record(unfinished / "record.json", **record)
     with pytest.raises(UserError, match="is not finished"):
         load(unfinished)
     torch.save([1, 2], tmp_path / "list.pt")

@@ -21,7 +21,7 @@ from timing import Parser, Rounds, Row, report
 from ltbench import records
 from ltbench.bench.run import suite as suites
 from ltbench.bench.run.jobs import Store
-from ltbench.metrics.counts import metrics_from_counts
+from ltbench.metrics.catalogue import metrics_from_counts
 
 COUNTS = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 LTBENCH = [sys.executable, "-P", "-m", "ltbench"]  # -P: not the stand-in of the working folder
@@ -33,7 +33,12 @@ given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[4:])
 folder = pathlib.Path(given["trainer.default_root_dir"]) / given["name"]
 folder.mkdir(parents=True)
 time.sleep(0.5)
-(folder / "record.json").write_text(json.dumps({"schema": 1, "status": "done"}))
+record = {
+    **{"schema": 1, "name": "", "seed": 0, "status": "done", "config": {}, "metrics": {}},
+    **{"images_seen": 0, "wall_seconds": 0.5},
+    "data": {"source": "", "index_hash": "", "class_names": [], "class_counts": [], "images": {}},
+}
+(folder / "record.json").write_text(json.dumps(record))
 """
 
 
@@ -67,7 +72,7 @@ def write_run(folder: Path, name: str, seed: int, images: int) -> None:
         **{"wall_seconds": 3600.0, "images_seen": 2_481_200, "images_per_second": 689.0},
         **{"epochs": 200, "steps": 19400, "peak_memory_bytes": 2**30, "device": "made up"},
     }
-    records.write_record(folder / "record.json", record)
+    records.write_json(folder / "record.json", record)
     arrays = {"index": np.arange(images), "label": label, "prediction": prediction}
     np.savez_compressed(folder / "predictions_last.npz", **arrays, logits=logits)
     rows = "".join(f"{epoch},{epoch / 200}\n" for epoch in range(200))
@@ -115,7 +120,7 @@ class Leaderboard:
         template = json.loads((self.home / "many/row0-0/record.json").read_text())
         for job in plan.jobs.values():
             record = template | {"name": job.name, "seed": job.seed}
-            records.write_record(store.job_folder(job) / "run/record.json", record)
+            records.write_json(store.job_folder(job) / "run/record.json", record)
 
     def _run(self, *words: str) -> None:
         subprocess.run(words, cwd=self.home, check=True, stdout=subprocess.DEVNULL)

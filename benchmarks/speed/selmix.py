@@ -31,7 +31,8 @@ def mixup(trainer: L.Trainer, method: SelMix, batch: Batch) -> dict[str, Candida
         optimizer.zero_grad()
         share = 0.6 + 0.4 * torch.rand(len(labels), 1, device=labels.device)
         with trainer.precision_plugin.forward_context():
-            found = net.forward_head(net.forward_features(batch["image"]), pre_logits=True)
+            images = torch.cat([batch["image"], batch["partner"]["image"]])
+            found = net.forward_head(net.forward_features(images), pre_logits=True)
             one, other = found.chunk(2)
             loss = F.cross_entropy(net.get_classifier()(share * one + (1 - share) * other), labels)
         loss.backward()

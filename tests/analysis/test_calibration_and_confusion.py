@@ -10,8 +10,9 @@ from digit_runs import analyze
 from sklearn.metrics import confusion_matrix
 
 from ltbench.analysis import calibration, confusion
-from ltbench.analysis.predictions import Predictions
-from ltbench.metrics.collector import LongTailMetrics
+from ltbench.metrics import LongTailMetrics
+from ltbench.metrics.counts import Classes
+from ltbench.records import Predictions
 
 COUNTS = [500, 300, 200, 90, 60, 40, 30, 12, 8, 5]
 
@@ -25,19 +26,19 @@ def predictions(images=400, seed=0, classes=10):
     sure, predicted = scores.max(1)
     names = [f"c{i}" for i in range(classes)]
     counts = np.array(COUNTS[:classes])
-    sure = sure.numpy().astype(float)
-    return Predictions(labels, predicted.numpy(), sure, counts, names, "test"), scores.log()
+    made = Predictions(np.arange(images), labels, predicted.numpy(), sure.numpy().astype(float))
+    return made, Classes(names, counts), scores.log()
 
 
 def test_errors_of_calibration_are_those_of_the_metric_on_each_group():
-    made, logits = predictions()
-    found = calibration.analyse(made).values["by"]
+    made, ten, logits = predictions()
+    found = calibration.analyse(made, ten, "test").values["by"]
     groups = {"all": range(10), "head": range(3), "mid": range(3, 7), "tail": range(7, 10)}
-    for way, who in (("true", made.labels), ("predicted", made.predicted)):
+    for way, who in (("true", made.label), ("predicted", made.prediction)):
         for name, members in groups.items():
             chosen = np.isin(who, list(members))
             metric = LongTailMetrics(10)
-            metric.update(logits[chosen], torch.from_numpy(made.labels[chosen]))
+            metric.update(logits[chosen], torch.from_numpy(made.label[chosen]))
             entry = found[way][name]
             assert entry["images"] == chosen.sum() == sum(entry["bin_images"])
             assert entry["ece"] == pytest.approx(float(metric.compute()["ece"]), abs=1e-6)
@@ -55,9 +56,9 @@ def test_an_edge_belongs_to_the_bin_below_and_an_empty_group_says_nothing():
 
 
 def test_the_table_of_confusion_is_sklearns_matrix():
-    made, _ = predictions()
-    matrix = confusion_matrix(made.labels, made.predicted, labels=range(10))
-    table = confusion.class_table(made).set_index("class")
+    made, ten, _ = predictions()
+    matrix = confusion_matrix(made.label, made.prediction, labels=range(10))
+    table = confusion.class_table(made, ten).set_index("class")
     groups = {"head": range(3), "mid": range(3, 7), "tail": range(7, 10)}
     for c in range(10):
         row, counts = table.loc[c], matrix[c]
@@ -70,7 +71,7 @@ def test_the_table_of_confusion_is_sklearns_matrix():
         for place in range(3):
             expected = f"c{others[place][1]}" if place < len(others) else ""
             assert row[f"taken_for_{place + 1}"] == expected
-    flows = confusion.group_flows(made)
+    flows = confusion.group_flows(made, ten)
     assert flows.sum(1) == pytest.approx([1, 1, 1])
     assert flows[2, 0] == pytest.approx(matrix[7:, :3].sum() / matrix[7:].sum())
 
@@ -81,8 +82,8 @@ def test_confusion_of_8142_classes_is_a_table_and_no_matrix():
     labels = np.repeat(np.arange(classes), 3)
     predicted = np.where(rng.random(len(labels)) < 0.6, labels, rng.integers(0, 900, len(labels)))
     counts = np.sort(rng.integers(2, 1000, classes))[::-1]
-    names, sure = [f"s{i}" for i in range(classes)], np.full(len(labels), 0.5)
-    result = confusion.analyse(Predictions(labels, predicted, sure, counts, names, "val"))
+    names, made = [f"s{i}" for i in range(classes)], Predictions(labels, labels, predicted)
+    result = confusion.analyse(made, Classes(names, counts), "val")
     assert set(result.figures) == {"groups", "swallowers"}
     assert len(result.tables[""]) == classes
     assert len(result.summary) < 30

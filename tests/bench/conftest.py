@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from support import COUNTS, SUPPORT, record_of
 
-from ltbench.metrics.counts import metrics_from_counts
-
-COUNTS = [120, 60, 15]
-SUPPORT = 40
+from ltbench.metrics.catalogue import metrics_from_counts
 
 # Stands in for `python -m ltbench fit`: one line a finished epoch, and a record like a run's. What
 # it ends with depends on seed and earlier epochs alone, so it shows an epoch lost or run twice.
@@ -58,57 +56,6 @@ with open("epochs.log", "a") as log:
         log.flush()
 write("done")
 """
-
-
-def record_of(name="ce", seed=0, **changes):
-    """A record as a finished run leaves it, without metrics."""
-    return {
-        "schema": 1,
-        "job_id": f"{name}-{seed}",
-        "name": name,
-        "method": "erm",
-        "dataset": "digits",
-        "stage": "train",
-        "lineage": [],
-        "config": {
-            "seed_everything": seed,
-            "name": name,
-            "trainer": {"max_epochs": 4, "default_root_dir": "runs"},
-            "model": {
-                "class_path": "ERM",
-                "init_args": {"backbone": "resnet32_cifar", "loss": name},
-            },
-            "data": {"init_args": {"root": f"/somewhere/{seed}", "augment": []}},
-        },
-        "seed": seed,
-        "data": {
-            "source": "Digits",
-            "class_names": ["ant", "bee", "cat"],
-            "class_counts": COUNTS,
-            "images": {"train": sum(COUNTS), "test": 3 * SUPPORT},
-            "index_hash": "f" * 64,
-        },
-        "metrics": {},
-        "weights": "raw",
-        "deviations": [],
-        "versions": {"ltbench": "0.1.0"},
-        "git": {"commit": "c" * 40, "dirty": False},
-        "device": "AVX512 CPU, 2 cores",
-        "threads": 1,
-        "precision": "32-true",
-        "world_size": 1,
-        "batch_size": 32,
-        "parameters": 1000,
-        "epochs": 4,
-        "steps": 28,
-        "images_seen": 780,
-        "wall_seconds": 10.0,
-        "images_per_second": 78.0,
-        "peak_memory_bytes": 2**30,
-        "status": "done",
-        "cause": None,
-        **changes,
-    }
 
 
 @pytest.fixture

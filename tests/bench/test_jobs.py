@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from support import record_of
 
 from ltbench.bench.run import jobs
 from ltbench.bench.run.suite import Job
@@ -67,7 +68,7 @@ def test_a_failure_is_named(tmp_path, code, cause):
 
 def test_a_failed_run_says_what_its_record_says(tmp_path):
     (tmp_path / "run").mkdir()
-    record = {"schema": 1, "status": "failed", "cause": "ValueError: the loss is NaN"}
+    record = record_of(status="failed", cause="ValueError: the loss is NaN")
     (tmp_path / "run/record.json").write_text(json.dumps(record))
     state = finished(tmp_path, [sys.executable, "-c", "import sys; sys.exit(1)"])
     assert state.cause == "ValueError: the loss is NaN"
@@ -76,7 +77,7 @@ def test_a_failed_run_says_what_its_record_says(tmp_path):
 def test_a_finished_run_counts_though_a_later_one_was_cut_off(tmp_path):
     for name, status in (("a", "done"), ("b", "running")):
         (tmp_path / name).mkdir()
-        record = {"schema": 1, "status": status}
+        record = record_of(status=status)
         (tmp_path / name / "record.json").write_text(json.dumps(record))
     (tmp_path / "c").mkdir()
     (tmp_path / "c/record.json").write_text('{"schema": 1, "sta')
@@ -89,7 +90,7 @@ def test_a_finished_run_counts_though_a_later_one_was_cut_off(tmp_path):
     ("text", "told"),
     [
         ('{"schema": 1, "stat', "is no readable run record"),
-        ('{"schema": 1, "loss": 3}', "it has no 'status'"),
+        ('{"schema": 1, "loss": 3}', "it has no usable 'name'"),
         ('{"schema": 99, "status": "done"}', "has schema 99"),
     ],
 )

@@ -32,6 +32,38 @@ def test_runs_of_one_name_and_two_recipes_are_two_rows(make_run, tmp_path):
     assert all(name.startswith("ce #") for name in names)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("data", "eval_batch_size", 64),
+        ("data", "predict_folder", "new"),
+        ("trainer", "profiler", 1),
+    ],
+)
+def test_what_does_not_count_does_not_split_a_row(part, name, value, make_run, tmp_path):
+    """As the job id has it; the two once had lists of their own."""
+    make_run("ce", 0)
+    path = make_run("ce", 1) / "record.json"
+    record = json.loads(path.read_text())
+    config = record["config"][part]
+    config.get("init_args", config)[name] = value
+    path.write_text(json.dumps(record))
+    (row,) = results.of_folder(tmp_path / "runs").rows
+    assert len(row.runs) == 2
+
+
+def test_runs_from_before_classes_had_short_names_are_in_one_row_with_those_after(
+    make_run, tmp_path
+):
+    make_run("ce", 0)
+    path = make_run("ce", 1) / "record.json"
+    record = json.loads(path.read_text())
+    record["config"]["model"]["class_path"] = "ltbench.methods.erm.ERM"
+    path.write_text(json.dumps(record))
+    (row,) = results.of_folder(tmp_path / "runs").rows
+    assert len(row.runs) == 2
+
+
 def test_runs_that_start_from_other_seeds_of_a_stage_are_a_row(make_run, tmp_path):
     for seed in (0, 1):
         folder = make_run("student", seed)
@@ -59,7 +91,7 @@ def test_a_seed_that_is_there_twice_counts_once_and_is_named(make_run, tmp_path)
         (lambda text, record: text[: len(text) // 2], "no readable run record"),
         (lambda text, record: "[]", "no readable run record"),
         (lambda text, record: json.dumps(record | {"schema": 99}), "has schema 99"),
-        (lambda text, record: json.dumps({"schema": 1, "loss": 3}), "it has no 'status'"),
+        (lambda text, record: json.dumps({"schema": 1, "loss": 3}), "no usable 'name'"),
         (lambda text, record: json.dumps({"schema": 1, "status": "done"}), "no usable 'name'"),
         (lambda text, record: json.dumps(record | {"data": {}}), "no usable 'data.source'"),
         (lambda text, record: json.dumps(record | {"metrics": {}}), "no metrics of the last"),

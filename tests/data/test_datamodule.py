@@ -13,7 +13,7 @@ from ltbench import seeding
 from ltbench.data import LongTailDataModule
 from ltbench.data.datasets import DecodedImages, MemoryImages
 from ltbench.data.profiles import class_counts
-from ltbench.data.sources import files
+from ltbench.data.sources import cifar, files, inaturalist
 from ltbench.data.transforms.basic import HorizontalFlip, RandomCrop
 from ltbench.errors import UserError
 
@@ -109,7 +109,7 @@ def test_a_split_without_images_is_refused(split, images):
         path.unlink()
     (images / split / "ant").mkdir(parents=True, exist_ok=True)
     data = LongTailDataModule("folder", str(images), profile="natural")
-    with pytest.raises(UserError, match=f"the {split} images of images, in .* are none"):
+    with pytest.raises(UserError, match=f"no {split} images found for images in "):
         data.setup()
 
 
@@ -168,6 +168,16 @@ def test_describe():
     assert facts["images"] == {"train": sum(facts["class_counts"]), "test": 400}
     assert (facts["source"], facts["profile"]) == ("Digits", "exp")
     assert facts["index_hash"] == data.index_hash
+    assert facts["head_mid_tail"] == [3, 4, 3]
+
+
+def test_head_mid_and_tail_are_those_of_the_papers_or_else_30_40_30(tmp_path, make_images):
+    """A set of one's own with as many classes as CIFAR-100 is not CIFAR-100."""
+    make_images(tmp_path / "train", {f"c{n:02}": 1 for n in range(100)}, size=4)
+    own = LongTailDataModule("folder", root=str(tmp_path), profile="natural", val_fraction=0)
+    assert own.head_mid_tail == (30, 40, 30)
+    assert cifar.Cifar100.head_mid_tail == (36, 35, 29)
+    assert inaturalist.INaturalist2019.head_mid_tail is None
 
 
 # --- loaders ---

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ltbench.data.protocols import NaturalProtocol, PaperProtocol, ReleasedProtocol
-from ltbench.data.semi import PairedSampler, SemiSupervisedDataModule
+from ltbench.data.samplers import SideBySide, UniformSampler
+from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.transforms.basic import HorizontalFlip, RandomCrop
 from ltbench.data.transforms.randaugment import RandAugment
@@ -32,6 +33,14 @@ def trainer(step=0, rank=0, world=1, training=True):
     )
 
 
+def drawn_apart(images, sizes, steps, seed):
+    samplers = [
+        UniformSampler(np.zeros(n, int), seed, steps * size)
+        for n, size in zip(images, sizes, strict=True)
+    ]
+    return SideBySide(samplers, sizes, seed)
+
+
 def test_a_batch_has_labelled_and_unlabelled_images_of_their_splits():
     data = digits()
     loader = data.train_dataloader()
@@ -54,7 +63,7 @@ def test_a_batch_has_labelled_and_unlabelled_images_of_their_splits():
 
 def test_draws_are_uniform_with_replacement():
     images, steps = (20, 50), 4000
-    sampler = PairedSampler(images, (2, 5), steps, seed=0)
+    sampler = drawn_apart(images, (2, 5), steps, 0)
     rows = np.array(list(sampler)).reshape(steps, 7)
     assert len(sampler) == 7 * steps
     assert rows[:, :2].max() == 19
@@ -68,7 +77,7 @@ def test_draws_are_uniform_with_replacement():
 
 def test_draws_are_a_function_of_seed_and_epoch():
     def rows(seed, epoch):
-        sampler = PairedSampler((20, 50), (2, 5), 10, seed)
+        sampler = drawn_apart((20, 50), (2, 5), 10, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -79,11 +88,11 @@ def test_draws_are_a_function_of_seed_and_epoch():
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_step_has_the_same_images_on_any_number_of_ranks(world, monkeypatch):
     images, draws, steps = (20, 50), (8, 24), 6
-    alone = np.array(list(PairedSampler(images, draws, steps, 0))).reshape(steps, 32)
+    alone = np.array(list(drawn_apart(images, draws, steps, 0))).reshape(steps, 32)
     shards = []
     for rank in range(world):
         monkeypatch.setattr("ltbench.data.samplers._world", lambda rank=rank: (world, rank))
-        shard = np.array(list(PairedSampler(images, draws, steps, 0))).reshape(steps, 32 // world)
+        shard = np.array(list(drawn_apart(images, draws, steps, 0))).reshape(steps, 32 // world)
         labelled = shard < 20
         assert labelled[:, : 8 // world].all()
         assert labelled.sum() == steps * 8 // world
@@ -97,7 +106,7 @@ def test_views():
     data.trainer = trainer(step=7)
     out = data.on_after_batch_transfer(batch, 0)
     hidden = out["unlabelled"]
-    assert hidden.keys() == {"weak", "strong", "index"}
+    assert hidden.keys() == {"weak", "strong", "index", "label"}
     assert torch.equal(hidden["index"], batch["unlabelled"]["index"])
     for view in (out["image"], hidden["weak"], hidden["strong"]):
         assert view.dtype == torch.float32
@@ -171,8 +180,8 @@ def test_random_crops_of_files_are_others_in_each_view_and_epoch(images):
 
     for batch, again, other in zip(loader(0), loader(0, 1), loader(1), strict=True):
         hidden = batch["unlabelled"]
-        assert hidden["image"].shape == hidden["strong"].shape == (8, 3, 12, 12)
-        assert not torch.equal(hidden["image"], hidden["strong"])
+        assert hidden["weak"].shape == hidden["strong"].shape == (8, 3, 12, 12)
+        assert not torch.equal(hidden["weak"], hidden["strong"])
         assert hidden["index"].max() < 16
         assert torch.equal(hidden["strong"], again["unlabelled"]["strong"])
         assert torch.equal(batch["image"], again["image"])
@@ -181,7 +190,7 @@ def test_random_crops_of_files_are_others_in_each_view_and_epoch(images):
     batch = next(iter(data.train_dataloader()))
     data.trainer = trainer()
     weak, strong = torch.zeros(2, 24, 1, 8, 8, dtype=torch.uint8).unbind()
-    batch["unlabelled"] |= {"image": weak, "strong": strong + 9}
+    batch["unlabelled"] |= {"weak": weak, "strong": strong + 9}
     views = data.on_after_batch_transfer(batch, 0)["unlabelled"]
     assert torch.equal(views["weak"], data.normalise(weak))
     assert torch.equal(views["strong"], data.normalise(strong + 9))

@@ -14,9 +14,10 @@ from support import pixels
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as F
 
-from ltbench.data.sources import DESCRIPTIONS, build_source, source_class
+from ltbench.data.sources import DESCRIPTIONS, SOURCES, build_source
 from ltbench.data.sources.base import ArraySource, fit
 from ltbench.errors import UserError
+from ltbench.naming import resolve
 
 pytestmark = pytest.mark.usefixtures("global_generators_are_left_alone")
 
@@ -34,7 +35,7 @@ def test_importing_the_names_does_not_import_torch():
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_every_described_source_has_its_class(name):
-    source = source_class(name)
+    source = resolve("source", name, SOURCES)
     assert source.name == name
     assert "\n" not in DESCRIPTIONS[name]
 

@@ -17,8 +17,6 @@ from ltbench.metrics.generation import (
     kl_to_uniform,
     min_class_share,
     per_class_distances,
-    read_sums,
-    write_sums,
 )
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
@@ -150,12 +148,3 @@ def test_generated_classes():
     assert found["kl_to_uniform"] == pytest.approx(kl_to_uniform([2, 0, 2]))
     assert found["min_class_share"] == 0
     assert found["confidence"] == pytest.approx((0.7 + 0.6 + 0.9 + 0.6) / 4)
-
-
-def test_stored_sums_are_the_same(tmp_path):
-    found = sums(*draw(0, 50))
-    write_sums(tmp_path / "a/b.npz", found)
-    for ours, theirs in zip(read_sums(tmp_path / "a/b.npz"), found, strict=True):
-        assert np.array_equal(ours, theirs)
-    (tmp_path / "a/b.npz").write_bytes(b"PK\x03\x04 cut off")
-    assert read_sums(tmp_path / "a/b.npz") is None

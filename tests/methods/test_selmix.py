@@ -253,8 +253,8 @@ def test_batches_hold_pairs_of_the_labelled_images(start):
     label_of = dict(zip(split.indices.tolist(), split.labels.tolist(), strict=True))
     assert len(looks.batches) == 5
     for batch in looks.batches:
-        assert batch["image"].shape[0] == 64
-        first, second = batch["index"].chunk(2)
+        assert len(batch["image"]) == len(batch["partner"]["image"]) == 32
+        first, second = batch["index"], batch["partner"]["index"]
         labels = [label_of[index] for index in first.tolist()]
         assert labels == batch["label"].tolist()
         assert labels == [label_of[index] for index in second.tolist()]

@@ -103,7 +103,7 @@ TYPES = {
     "image size 0": digits("image_size 0", "must be at least"),
     "unknown source": digits("source cifar-10", "cifar-10", "Did you mean 'cifar10'?"),
     "unknown profile": digits("profile expo", "profile", "Did you mean 'exp'?"),
-    "unknown sampler": digits("sampler balanced", "balanced", "Expected a typing"),
+    "unknown sampler": digits("sampler balanced", "balanced", "Did you mean 'class_balanced'?"),
     "decoding of arrays": digits("decoding.resize 12", "and use RandomResizedCrop in data"),
     "augmentation of words": config(
         "data: {init_args: {augment: [RandomCorp]}}\n", "RandomCorp", "Did you mean 'RandomCrop'?"

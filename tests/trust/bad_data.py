@@ -66,11 +66,11 @@ FOLDERS = {
         {"images/unlabelled": lambda p: p.mkdir()},
     ),
     "an empty validation set": Case(
-        "{folder}", ("the val images of", "are none"), {"images/val": lambda p: p.mkdir()}
+        "{folder}", ("no val images found",), {"images/val": lambda p: p.mkdir()}
     ),
     "a test set without classes": Case(
         "{folder}",
-        ("the test images of", "are none"),
+        ("no test images found",),
         {"images/test": None, "images/test/notes.txt": "none"},
     ),
     "a class name that a terminal obeys": Case(

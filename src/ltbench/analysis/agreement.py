@@ -22,6 +22,7 @@ from ltbench.errors import UserError
 from ltbench.methods.deit_lt.distillation import resize
 from ltbench.methods.deit_lt.method import DeiTLT
 from ltbench.models import penultimate
+from ltbench.records import RunFolder
 
 HEADS = ("cls", "dist", "average")
 
@@ -165,7 +166,7 @@ def partners(labels: Tensor) -> Tensor:
 
 def _diversity(subject: Subject) -> dict[str, list[float]]:
     """Read 1 - cosine of the two tokens on training batches, epoch by epoch, from the run."""
-    path = subject.output.place.folder / "metrics.csv"
+    path = RunFolder(subject.output.place.folder).curves
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     if "train/cosine" not in table:
         return {"epoch": [], "diversity": []}

@@ -7,34 +7,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import GREY, GROUP_COLOURS, Result, figure, percent
 from ltbench.errors import UserError
+from ltbench.metrics import counts
+from ltbench.metrics.counts import Classes
+from ltbench.records import Predictions
 
 WAYS = {"true": "images of the group", "predicted": "images predicted as of the group"}
 
 
-def analyse(predictions: Predictions, bins: int = 15) -> Result:
+def analyse(
+    predictions: Predictions, classes: Classes, split: str = "test", bins: int = 15
+) -> Result:
     """Compare confidence and accuracy in bins, for all images and by group.
 
     Grouping by the truth shows on whose images the network is too sure; grouping by the prediction,
     which is all that a user sees, shows whether its confidence holds.
 
     Args:
-        predictions: What was predicted.
+        predictions: What was predicted, with confidences.
+        classes: The classes.
+        split: Whose images.
         bins: Of equal width, ((b - 1) / bins, b / bins].
     """
     if bins < 1:
         raise UserError(f"bins {bins}: give at least 1.")
-    group_of = predictions.group_of
-    hits = predictions.labels == predictions.predicted
+    if predictions.confidence is None:
+        raise UserError("the stored predictions have no confidences: `ltbench fit` stores them.")
+    group_of, hits = classes.rank_of, predictions.correct
+    confidences = predictions.confidence.astype(np.float64)
     found: dict[str, dict[str, Any]] = {}
-    for way, labels in (("true", predictions.labels), ("predicted", predictions.predicted)):
+    for way, labels in (("true", predictions.label), ("predicted", predictions.prediction)):
         groups = group_of[labels]
         found[way] = {
-            name: reliability(predictions.confidences[chosen], hits[chosen], bins)
+            name: reliability(confidences[chosen], hits[chosen], bins)
             for name, chosen in (
-                *((name, groups == name) for name in predictions.groups),
+                *((name, groups == name) for name in classes.ranks),
                 ("all", np.ones(len(hits), dtype=bool)),
             )
         }
@@ -49,7 +57,7 @@ def analyse(predictions: Predictions, bins: int = 15) -> Result:
         if entry["images"] and (name != "all" or way == "true")
     ]
     return Result(
-        title=f"Reliability by group ({len(hits)} {predictions.split} images)",
+        title=f"Reliability by group ({len(hits)} {split} images)",
         summary=summary,
         values={"bins": bins, "by": found},
         figures={"": _picture(found)},
@@ -70,14 +78,10 @@ def reliability(
         ``ece``, ``confidence``, ``accuracy``, ``images``, and lists ``bin_images``,
         ``bin_confidence``, ``bin_accuracy``; None where there is no image.
     """
-    which = np.ceil(confidences * bins).astype(int).clip(1, bins) - 1
-    images = np.bincount(which, minlength=bins)
-    right = np.bincount(which, weights=hits, minlength=bins)
-    sure = np.bincount(which, weights=confidences, minlength=bins)
-    total = int(images.sum())
-    some = np.maximum(images, 1)
+    images, right, sure = counts.reliability(confidences, hits, bins)
+    total, some = int(images.sum()), np.maximum(images, 1)
     return {
-        "ece": float(np.abs(right - sure).sum() / total) if total else None,
+        "ece": counts.calibration_error(images, right, sure) if total else None,
         "confidence": float(confidences.mean()) if total else None,
         "accuracy": float(hits.mean()) if total else None,
         "images": total,

@@ -7,24 +7,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ltbench.analysis.predictions import Predictions
 from ltbench.analysis.result import GROUP_COLOURS, Result, figure, percent
+from ltbench.metrics.counts import Classes, by_frequency
+from ltbench.records import Predictions
 
 DRAWN = 30  # classes of the largest matrix that can be read
 TOP = 3  # classes named for each
 
 
-def analyse(predictions: Predictions) -> Result:
+def analyse(predictions: Predictions, classes: Classes, split: str = "test") -> Result:
     """Count what is taken for what: between groups, and class by class as a table.
 
     Args:
         predictions: What was predicted.
+        classes: The classes.
+        split: Whose images.
     """
-    names = predictions.class_names
-    flows = group_flows(predictions)
-    table = class_table(predictions)
-    swallowed = _swallowers(predictions)
-    groups = list(predictions.groups)
+    names = classes.names
+    flows = group_flows(predictions, classes)
+    table = class_table(predictions, classes)
+    swallowed = _swallowers(predictions, classes)
+    groups = list(classes.ranks)
     summary = [
         (
             f"{group} images taken for",
@@ -43,11 +46,11 @@ def analyse(predictions: Predictions) -> Result:
         summary.append(("classes that swallow most tail images", most))
     figures = {"groups": _groups(flows, groups)}
     if len(names) <= DRAWN:
-        figures = {"": _matrix(predictions), **figures}
+        figures = {"": _matrix(predictions, classes), **figures}
     if swallowed:
-        figures["swallowers"] = _bars(predictions, swallowed[:15])
+        figures["swallowers"] = _bars(classes, swallowed[:15])
     return Result(
-        title=f"Where images go ({len(predictions.labels)} {predictions.split} images)",
+        title=f"Where images go ({len(predictions.label)} {split} images)",
         summary=summary,
         values={
             "groups": groups,
@@ -59,66 +62,66 @@ def analyse(predictions: Predictions) -> Result:
     )
 
 
-def group_flows(predictions: Predictions) -> NDArray[np.float64]:
+def group_flows(predictions: Predictions, classes: Classes) -> NDArray[np.float64]:
     """Return the share of each group's images that is taken for each group, (3, 3), rows the truth.
 
     A right prediction counts for its own group, as does one of another class of the group. A group
     without images has NaN.
     """
-    names = list(predictions.groups)
-    group_of = predictions.group_of
-    true, taken = group_of[predictions.labels], group_of[predictions.predicted]
+    names = list(classes.ranks)
+    group_of = classes.rank_of
+    true, taken = group_of[predictions.label], group_of[predictions.prediction]
     counts = np.array([[np.sum((true == a) & (taken == b)) for b in names] for a in names])
     images = counts.sum(1, keepdims=True)
     return np.where(images > 0, counts / np.maximum(images, 1), np.nan)
 
 
-def class_table(predictions: Predictions) -> pd.DataFrame:
+def class_table(predictions: Predictions, classes: Classes) -> pd.DataFrame:
     """Lay out each class, by decreasing training images: recall, and where the rest goes.
 
     Columns: ``class``, ``name``, ``group``, ``train_images``, ``images``, ``recall``,
     ``lost_to_head``, ``lost_to_mid``, ``lost_to_tail`` (shares of its images that another class of
     the group gets), and ``taken_for_<k>`` with ``share_<k>`` for the classes that get most.
     """
-    classes = len(predictions.class_counts)
-    images = np.bincount(predictions.labels, minlength=classes)
+    number = len(classes)
+    images = np.bincount(predictions.label, minlength=number)
     some = np.maximum(images, 1)
-    wrong = predictions.labels != predictions.predicted
-    cells = predictions.labels[wrong] * classes + predictions.predicted[wrong]
+    wrong = predictions.label != predictions.prediction
+    cells = predictions.label[wrong] * number + predictions.prediction[wrong]
     pairs, counts = np.unique(cells, return_counts=True)
-    true, taken = pairs // classes, pairs % classes
-    group_of, name_of = predictions.group_of, np.array(predictions.class_names, dtype=object)
-    hits = np.bincount(predictions.labels[~wrong], minlength=classes)
+    true, taken = pairs // number, pairs % number
+    group_of, name_of = classes.rank_of, np.array(classes.names, dtype=object)
+    hits = np.bincount(predictions.label[~wrong], minlength=number)
     columns = {
-        "class": np.arange(classes),
+        "class": np.arange(number),
         "name": name_of,
         "group": group_of,
-        "train_images": predictions.class_counts,
+        "train_images": classes.counts,
         "images": images,
         "recall": np.where(images > 0, hits / some, np.nan),
     }
-    for group in predictions.groups:
+    for group in classes.ranks:
         within = group_of[taken] == group
-        lost = np.bincount(true[within], weights=counts[within], minlength=classes)
+        lost = np.bincount(true[within], weights=counts[within], minlength=number)
         columns[f"lost_to_{group}"] = lost / some
     order = np.lexsort((taken, -counts, true))
     true, taken, counts = true[order], taken[order], counts[order]
     place = np.arange(len(true)) - np.searchsorted(true, true)
     for k in range(TOP):
         at = place == k
-        named, share = np.full(classes, "", dtype=object), np.full(classes, np.nan)
+        named, share = np.full(number, "", dtype=object), np.full(number, np.nan)
         named[true[at]] = name_of[taken[at]]
         share[true[at]] = counts[at] / some[true[at]]
         columns[f"taken_for_{k + 1}"], columns[f"share_{k + 1}"] = named, share
-    by_count = np.argsort(-predictions.class_counts, kind="stable")
+    by_count = by_frequency(classes.counts)
     return pd.DataFrame(columns).iloc[by_count].reset_index(drop=True)
 
 
-def _swallowers(predictions: Predictions) -> list[tuple[int, int]]:
+def _swallowers(predictions: Predictions, classes: Classes) -> list[tuple[int, int]]:
     """Return the classes that wrongly get images of the tail, and how many, most first."""
-    tail = np.isin(predictions.labels, predictions.groups["tail"])
-    wrong = tail & (predictions.labels != predictions.predicted)
-    counts = np.bincount(predictions.predicted[wrong], minlength=len(predictions.class_counts))
+    tail = np.isin(predictions.label, classes.ranks["tail"])
+    wrong = tail & (predictions.label != predictions.prediction)
+    counts = np.bincount(predictions.prediction[wrong], minlength=len(classes))
     order = np.argsort(-counts, kind="stable")
     return [(int(c), int(counts[c])) for c in order if counts[c]]
 
@@ -148,14 +151,14 @@ def _groups(flows: NDArray[np.float64], names: list[str]) -> Figure:
     return drawn
 
 
-def _matrix(predictions: Predictions) -> Figure:
+def _matrix(predictions: Predictions, classes: Classes) -> Figure:
     """Draw the shares of each class's images, most frequent class first."""
-    classes = len(predictions.class_counts)
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (predictions.labels, predictions.predicted), 1)
-    order = np.argsort(-predictions.class_counts, kind="stable")
+    number = len(classes)
+    counts = np.zeros((number, number))
+    np.add.at(counts, (predictions.label, predictions.prediction), 1)
+    order = by_frequency(classes.counts)
     shares = 100 * (counts / np.maximum(counts.sum(1, keepdims=True), 1))[np.ix_(order, order)]
-    side = max(4.2, 1.6 + 0.44 * classes)
+    side = max(4.2, 1.6 + 0.44 * number)
     drawn, ((axes,),) = figure(width=side + 0.8, height=side)
     shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
     for i, j in np.ndindex(shares.shape):
@@ -165,18 +168,18 @@ def _matrix(predictions: Predictions) -> Figure:
                 j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7,
                 color="white" if dark else "black",
             )  # fmt: skip
-    names = [f"{predictions.class_names[c]} ({predictions.class_counts[c]})" for c in order]
-    axes.set_yticks(np.arange(classes), names, fontsize=8)
-    short = [predictions.class_names[c] for c in order]
-    axes.set_xticks(np.arange(classes), short, rotation=60, ha="right", fontsize=8)
+    names = [f"{classes.names[c]} ({classes.counts[c]})" for c in order]
+    axes.set_yticks(np.arange(number), names, fontsize=8)
+    short = [classes.names[c] for c in order]
+    axes.set_xticks(np.arange(number), short, rotation=60, ha="right", fontsize=8)
     axes.set(xlabel="taken for", ylabel="class (training images)")
     drawn.colorbar(shown, ax=axes, label="share of the class's images (%)", shrink=0.8)
     return drawn
 
 
-def _bars(predictions: Predictions, swallowed: list[tuple[int, int]]) -> Figure:
-    names = [f"{predictions.class_names[c]} ({predictions.class_counts[c]})" for c, _ in swallowed]
-    group_of = predictions.group_of
+def _bars(classes: Classes, swallowed: list[tuple[int, int]]) -> Figure:
+    names = [f"{classes.names[c]} ({classes.counts[c]})" for c, _ in swallowed]
+    group_of = classes.rank_of
     drawn, ((axes,),) = figure(width=5.6, height=1.0 + 0.25 * len(names))
     colours = [GROUP_COLOURS[group_of[c]] for c, _ in swallowed]
     axes.barh(names, [count for _, count in swallowed], color=colours)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from ltbench import records
 from ltbench.errors import UserError
+from ltbench.records import RunFolder
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", "#AA4499", "#777777"
@@ -21,6 +22,9 @@ GROUP_COLOURS = {"head": BLUE, "mid": GREEN, "tail": ORANGE}
 
 ALIKE = ("split", "loss", "images", "steps", "second")
 """Settings in which results that are compared must agree."""
+
+Others = Mapping[str, Mapping[str, Any]]
+"""What is stored of each class, by its name, by what another network is called."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,14 @@ class Place:
         """
         if (run is None) == (ckpt_path is None):
             raise UserError("analyze needs --run FOLDER or --ckpt_path FILE, one of the two.")
-        checkpoint = ckpt_path or (run or Path()) / "checkpoints" / f"{selection}.ckpt"
-        above = checkpoint.parent
-        folder = run or (above.parent if above.name == "checkpoints" else above)
+        checkpoint = ckpt_path or RunFolder(run or Path()).checkpoint(selection)
+        folder = RunFolder(run) if run else RunFolder.of_checkpoint(checkpoint)
         if not checkpoint.is_file():
             raise UserError(f"there is no checkpoint {checkpoint}.")
-        config = config or folder / "config.yaml"
+        config = config or folder.config
         if not config.is_file():
             raise UserError(f"there is no config {config}: name the run's with --config FILE.")
-        return cls(folder, checkpoint, config, output or folder / "analysis")
+        return cls(folder.path, checkpoint, config, output or folder.analyses)
 
 
 @dataclass
@@ -147,7 +150,7 @@ class Output:
         """
         found: dict[str, dict[str, Any]] = {}
         for place in places:
-            stored = place / "analysis" / f"{self._of_last}.json"
+            stored = RunFolder(place).analyses / f"{self._of_last}.json"
             path = place if place.suffix == ".json" else stored
             if not path.is_file():
                 raise UserError(
@@ -195,7 +198,7 @@ class Output:
             "versions": records.versions(),
             **result.values,
         }
-        records.write_record(self.path, found)
+        records.write_json(self.path, found)
 
     def _beside(self, name: str, ending: str) -> Path:
         return self.path.with_name(f"{self.stem}{'-' if name else ''}{name}.{ending}")

@@ -1,14 +1,11 @@
 """Splits as torch data sets: held in memory, decoded, cropped while decoded, or a plain folder."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,17 +14,9 @@ from ltbench.data.sources.base import OnBadImage, Source
 from ltbench.data.sources.decoding import Decoding, decode
 from ltbench.data.sources.files import FileSource
 from ltbench.data.sources.folder import image_files
+from ltbench.data.splits import Split
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some images of a source: which folder or file of it, which positions, which labels."""
-
-    part: str
-    indices: NDArray[np.int64]
-    labels: NDArray[np.int64]
 
 
 class Images(Dataset[Batch], ABC):
@@ -52,8 +41,8 @@ class MemoryImages(Images):
     def __init__(self, source: Source, split: Split) -> None:
         """Decode every image of ``split``."""
         self.images = source.images(split.part, split.indices)
-        self.labels = torch.from_numpy(split.labels)
-        self.indices = torch.from_numpy(split.indices)
+        rest = split.batch(list(range(len(split.labels))))
+        self.labels, self.indices = rest["label"], rest["index"]
 
     def to(self, device: torch.device) -> Self:
         """Hold everything on a device from now on."""
@@ -85,12 +74,8 @@ class DecodedImages(Images):
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """Decode the batch of these rows."""
-        indices = self.split.indices[rows]
-        return {
-            "image": self.source.images(self.split.part, indices),
-            "label": torch.from_numpy(self.split.labels[rows]),
-            "index": torch.from_numpy(indices),
-        }
+        images = self.source.images(self.split.part, self.split.indices[rows])
+        return {"image": images, **self.split.batch(rows)}
 
 
 class CroppedImages(Images):
@@ -100,11 +85,11 @@ class CroppedImages(Images):
         source: Where the images are, and how boxes are drawn.
         split: Which images.
         seed: Seed of the run.
-        views: Names of the views, ``image`` first.
+        views: Names of the views.
     """
 
     def __init__(
-        self, source: FileSource, split: Split, seed: int, views: Sequence[str] = ("image",)
+        self, source: FileSource, split: Split, seed: int, views: Collection[str] = ("image",)
     ) -> None:
         """Remember where the images are."""
         self.source, self.split, self.seed, self.views = source, split, seed, views
@@ -119,11 +104,7 @@ class CroppedImages(Images):
         indices = self.split.indices[chosen]
         draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
         views = self.source.crops(self.split.part, indices, draws, len(self.views))
-        return {
-            **dict(zip(self.views, views, strict=True)),
-            "label": torch.from_numpy(self.split.labels[chosen]),
-            "index": torch.from_numpy(indices),
-        }
+        return {**dict(zip(self.views, views, strict=True)), **self.split.batch(chosen)}
 
 
 class ImagesOfFolder(Images):

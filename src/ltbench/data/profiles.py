@@ -11,23 +11,32 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ltbench.errors import UserError, unknown_name
+from ltbench.errors import UserError
+from ltbench.naming import Name, resolve
 
 Indices = npt.NDArray[np.int64]
 
-# Every profile is int(largest * IF ** -position): how far along the tail, 0 to 1, class c of C is.
-_POSITIONS: dict[str, Callable[[int, int], float]] = {
+PROFILES: dict[str, Callable[[int, int], float] | str] = {
     "exp": lambda c, num_classes: c / (num_classes - 1),
     "step": lambda c, num_classes: float(c >= num_classes // 2),
     "pareto": lambda c, num_classes: math.log(c + 1) / math.log(num_classes),
     "balanced": lambda c, num_classes: 0.0,
 }
+"""How far along the tail, 0 to 1, class c of C is: it keeps int(largest * IF ** -position)."""
 
-KINDS = tuple(_POSITIONS)
+
+def position_of(kind: Name) -> Callable[[int, int], float]:
+    """Return the function of a profile, which may be the user's own.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    position: Callable[[int, int], float] = resolve("profile", kind, PROFILES)
+    return position
 
 
 def class_counts(
-    largest: int, num_classes: int, imbalance_factor: float, kind: str = "exp"
+    largest: int, num_classes: int, imbalance_factor: float, kind: Name = "exp"
 ) -> list[int]:
     r"""Training images of each class under a named profile, class 0 first and never increasing.
 
@@ -44,7 +53,8 @@ def class_counts(
         largest: Images of class 0, at least 1.
         num_classes: Number of classes, at least 2.
         imbalance_factor: Largest count over smallest count before truncation, at least 1.
-        kind: One of `KINDS`.
+        kind: A name of :data:`PROFILES`, or the import path of a function ``position(c,
+            num_classes)`` of one's own.
 
     Returns:
         `num_classes` counts, each at least 1.
@@ -52,8 +62,7 @@ def class_counts(
     Raises:
         UserError: For an unknown `kind`, an argument out of range, or a class left with no image.
     """
-    if kind not in _POSITIONS:
-        raise unknown_name("profile", kind, KINDS)
+    position = position_of(kind)
     if largest < 1 or num_classes < 2:
         raise UserError(
             f"profile '{kind}': {num_classes} classes with at most {largest} images; "
@@ -65,9 +74,8 @@ def class_counts(
             "1; it is the largest class count over the smallest."
         )
     f = 1 / imbalance_factor
-    position = _POSITIONS[kind]
     counts = [int(largest * f ** position(c, num_classes)) for c in range(num_classes)]
-    if counts[-1] < 1:
+    if min(counts) < 1:
         # largest * (1 / largest) can round to just below 1, and would then be cut to 0.
         limit = largest if int(largest * (1 / largest)) == 1 else largest - 1
         raise UserError(

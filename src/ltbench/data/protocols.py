@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ltbench.data import profiles
-from ltbench.data.datasets import Split
 from ltbench.data.sources.base import Source
+from ltbench.data.splits import Partition, Split
 from ltbench.errors import UserError
 
 Counts = npt.NDArray[np.int64]
@@ -43,8 +43,8 @@ class Sizes:
     shared: bool = False
 
 
-class Protocol:
-    """How a source is divided into ``train`` (labelled), ``unlabelled``, ``val`` and ``test``."""
+class Protocol(Partition):
+    """How many images of each class are labelled, unlabelled and held out."""
 
     def sizes(self, source: Source) -> Sizes:
         """Return how many images of each class go where.
@@ -55,21 +55,18 @@ class Protocol:
         raise NotImplementedError
 
     def split(self, source: Source, seed: int) -> dict[str, Split]:
-        """Divide a source, as a function of the source and ``seed`` alone.
-
-        Raises:
-            UserError: The source has too few images of a class, or no images of a kind; or ``seed``
-                is negative.
-        """
+        """See :meth:`Partition.split`."""
         if seed < 0:
             raise UserError(f"data.subset_seed is {seed}; give a whole number of at least 0.")
         sizes = self.sizes(source)
         drawn = _draw(source, "train", sizes, seed)
-        splits = {"train": _part(source, "train", drawn["labelled"])}
+        splits = {"train": Split.of(source, "train", drawn["labelled"])}
         if sizes.unlabelled is not None:
             splits["unlabelled"] = _hidden("train", drawn["unlabelled"], seed)
         elif source.has("unlabelled"):
-            splits["unlabelled"] = _hidden("unlabelled", _all(source, "unlabelled"), seed)
+            splits["unlabelled"] = _hidden(
+                "unlabelled", np.arange(len(source.labels("unlabelled"))), seed
+            )
         else:
             raise UserError(
                 f"{source.display_name} has no unlabelled images of its own: give this protocol "
@@ -79,13 +76,14 @@ class Protocol:
         if sizes.val_from == "test":
             held_out = _draw(source, "test", sizes, seed)["val"]
         if len(held_out):
-            splits["val"] = _part(source, sizes.val_from, held_out)
+            splits["val"] = Split.of(source, sizes.val_from, held_out)
         elif source.has("val"):
-            splits["val"] = _part(source, "val", _all(source, "val"))
+            splits["val"] = Split.of(source, "val")
         if source.has("test"):
-            rest = _all(source, "test")
-            rest = np.setdiff1d(rest, held_out) if sizes.val_from == "test" else rest
-            splits["test"] = _part(source, "test", rest)
+            splits["test"] = Split.of(source, "test")
+            if sizes.val_from == "test":
+                rest = np.setdiff1d(splits["test"].indices, held_out)
+                splits["test"] = Split.of(source, "test", rest)
         return splits
 
 
@@ -243,17 +241,9 @@ def _present(source: Source, counts: Counts, kind: str) -> Counts:
     return counts
 
 
-def _all(source: Source, split: str) -> Indices:
-    return np.arange(len(source.labels(split)))
-
-
-def _part(source: Source, split: str, indices: Indices) -> Split:
-    return Split(split, indices, source.labels(split)[indices])
-
-
 def _hidden(split: str, indices: Indices, seed: int) -> Split:
     shuffled = np.random.default_rng([seed, len(indices)]).permutation(indices)
-    return Split(split, shuffled, np.full(len(indices), -1))
+    return Split(split, shuffled, np.full(len(indices), -1), hidden=True)
 
 
 def _draw(source: Source, split: str, sizes: Sizes, seed: int) -> dict[str, Indices]:

@@ -1,11 +1,12 @@
 """Which images a rank sees, as a function of (seed, epoch, rank): nothing else is remembered.
 
 All samplers subclass torch's ``DistributedSampler`` so that Lightning leaves them alone and tells
-them the epoch.
+them the epoch. Where a batch has several streams, rows count through the images of all of them, one
+stream after the other.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from ltbench import seeding
+
+Labels = npt.NDArray[np.int64]
 
 
 def _world() -> tuple[int, int]:
@@ -29,47 +32,57 @@ class TrainingSampler(DistributedSampler[int]):
     """An order of images for each epoch, the same for any number of ranks, dealt out in turn.
 
     When the ranks do not divide it, its start is repeated so that all ranks take the same number
-    of steps (as torch does).
+    of steps (as torch does). A subclass gives :meth:`order`; a config names it by its import path.
 
     Args:
-        images: What is sampled from; only its length counts, unless a sampler says otherwise.
+        labels: (n,) label of each image, -1 where it is hidden.
         seed: Seed of the run.
-        numbered: Yield pairs (row, number) instead of rows, where no number comes twice in a
-            training on any rank: a key for what is drawn for an image while it is decoded.
+        length: Draws of an epoch, all ranks together; default: as many as there are images.
+
+    Attributes:
+        numbered: Whether pairs (row, number) are yielded instead of rows, where no number comes
+            twice in a training on any rank: a key for what is drawn for an image while it is
+            decoded. The data module sets it.
     """
 
-    def __init__(self, images: Sized, seed: int, numbered: bool = False) -> None:
-        """Shard the images over the ranks of the default process group, if there is one."""
+    numbered = False
+    together: ClassVar[int] = 1  # rows that are drawn together and stay on one rank
+
+    def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
+        """Shard the draws over the ranks of the default process group, if there is one."""
         replicas, rank = _world()
-        super().__init__(images, replicas, rank, seed=seed)  # type: ignore[arg-type]
-        self.numbered = numbered
-        self.num_samples = -(-self._length(len(images)) // replicas)
+        super().__init__(labels, replicas, rank, seed=seed)  # type: ignore[arg-type]
+        self.labels = labels
+        self.length = len(labels) if length is None else length
+        self.num_samples = -(-self.length // replicas) * self.together
         self.total_size = self.num_samples * replicas
 
-    def _length(self, images: int) -> int:
-        """Return the length of an order."""
-        return images
-
     @abstractmethod
-    def _order(self, generator: torch.Generator) -> Tensor:
-        """Draw the rows of one epoch, (length,) int64, all ranks together."""
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw the rows of one epoch, all ranks together.
+
+        Returns:
+            (length,) int64 rows, or (length, :attr:`together`).
+        """
 
     def __iter__(self) -> Iterator[int]:
         """Yield this rank's rows for the current epoch."""
-        order = self._order(seeding.generator("cpu", self.seed, "shuffle", self.epoch))
-        places = range(self.rank, self.total_size, self.num_replicas)
-        rows = order[torch.tensor(places) % len(order)].tolist()
+        order = self.order(seeding.generator("cpu", self.seed, "shuffle", self.epoch))
+        places = torch.arange(self.rank, self.total_size // self.together, self.num_replicas)
+        rows = order[places % len(order)].flatten().tolist()
         if not self.numbered:
             return iter(rows)
-        first = self.epoch * self.total_size
-        return zip(rows, (first + place for place in places), strict=True)  # type: ignore[return-value]
+        numbers = places[:, None] * self.together + torch.arange(self.together)
+        numbers += self.epoch * self.total_size
+        return zip(rows, numbers.flatten().tolist(), strict=True)  # type: ignore[return-value]
 
 
 class ShuffledSampler(TrainingSampler):
     """A fresh permutation each epoch; a single rank sees every image exactly once."""
 
-    def _order(self, generator: torch.Generator) -> Tensor:
-        return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw a permutation."""
+        return torch.randperm(len(self.labels), generator=generator)
 
 
 class RepeatedSampler(ShuffledSampler):
@@ -84,54 +97,90 @@ class RepeatedSampler(ShuffledSampler):
     repeats: ClassVar[int] = 3
     multiple: ClassVar[int] = 256
 
-    def _length(self, images: int) -> int:
-        return images - images % self.multiple if images >= self.multiple else images
+    def __init__(self, labels: Labels, seed: int) -> None:
+        """Round the images down."""
+        images = len(labels)
+        rounded = images - images % self.multiple if images >= self.multiple else images
+        super().__init__(labels, seed, rounded)
 
-    def _order(self, generator: torch.Generator) -> Tensor:
-        length = self._length(len(self.dataset))  # type: ignore[arg-type]
-        return super()._order(generator).repeat_interleave(self.repeats)[:length]
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw a permutation, and repeat each image."""
+        return super().order(generator).repeat_interleave(self.repeats)[: self.length]
 
 
-class ClassSampler(TrainingSampler):
-    """As many draws an epoch as there are images: first a class, then one of its images.
+class UniformSampler(TrainingSampler):
+    """Images drawn uniformly, with replacement."""
 
-    A class of n images is drawn with a probability in proportion to n^power, its images with equal
-    ones, all with replacement; classes without images are never drawn.
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw each row on its own."""
+        return torch.randint(len(self.labels), (self.length,), generator=generator)
+
+
+class ImagesByClass:
+    """The rows of some images, sorted by class, to draw from one class after another.
 
     Args:
-        images: (n,) integer labels of the images.
-        seed: See :class:`TrainingSampler`.
-        numbered: See :class:`TrainingSampler`.
+        labels: (n,) int64 labels in [0, classes).
+        classes: Number of classes.
     """
 
-    power: ClassVar[float]
+    def __init__(self, labels: Tensor, classes: int) -> None:
+        """Sort the rows."""
+        self.rows = labels.argsort(stable=True)
+        self.counts = torch.bincount(labels, minlength=classes)
+        self.starts = self.counts.cumsum(0) - self.counts
 
-    def __init__(self, images: npt.NDArray[np.int64], seed: int, numbered: bool = False) -> None:
+    def draw(self, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a row (n,) of each of these ``classes`` (n,), uniformly, with replacement."""
+        position = torch.rand(len(classes), generator=generator, dtype=torch.float64)
+        return self.rows[self.starts[classes] + (position * self.counts[classes]).long()]
+
+
+class ClassBalancedSampler(TrainingSampler):
+    """Every class equally often, then one of its images, with replacement (arXiv 1910.09217).
+
+    Classes without images are never drawn.
+    """
+
+    def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
         """Sort the images by class once."""
-        super().__init__(images, seed, numbered)
-        self._members = torch.from_numpy(np.argsort(images, kind="stable"))
-        _, counts = np.unique(images, return_counts=True)
-        self._counts = torch.from_numpy(counts)
+        super().__init__(labels, seed, length)
+        classes, ranks = np.unique(labels, return_inverse=True)
+        self.by_class = ImagesByClass(torch.from_numpy(ranks), len(classes))
 
-    def _order(self, generator: torch.Generator) -> Tensor:
-        counts, length = self._counts, len(self._members)
-        drawn = torch.multinomial(
-            counts.double() ** self.power, length, replacement=True, generator=generator
-        )
-        within = torch.rand(length, generator=generator, dtype=torch.float64) * counts[drawn]
-        return self._members[(counts.cumsum(0) - counts)[drawn] + within.long()]
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw classes, then an image of each."""
+        shares = torch.ones(len(self.by_class.counts), dtype=torch.float64)
+        drawn = torch.multinomial(shares, self.length, replacement=True, generator=generator)
+        return self.by_class.draw(drawn, generator)
 
 
-class ClassBalancedSampler(ClassSampler):
-    """Every class equally often (class-balanced sampling of arXiv 1910.09217)."""
+class SideBySide(TrainingSampler):
+    """Several streams, each drawn by a sampler of its own: a step takes some rows of each.
 
-    power = 0.0
+    Args:
+        samplers: One for each stream; their orders are drawn one after another.
+        sizes: Rows of each stream in a step, all ranks together.
+        seed: Seed of the run.
+    """
 
+    def __init__(
+        self, samplers: Sequence[TrainingSampler], sizes: Sequence[int], seed: int
+    ) -> None:
+        """Put the images of all streams in one line."""
+        labels = np.concatenate([sampler.labels for sampler in samplers])
+        super().__init__(labels, seed, sum(sampler.total_size for sampler in samplers))
+        self.samplers, self.sizes = samplers, sizes
 
-class SquareRootSampler(ClassSampler):
-    """A class as often as the square root of its images (arXiv 1910.09217)."""
-
-    power = 0.5
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw the order of each stream, and lay them side by side, step by step."""
+        streams, start = [], 0
+        for sampler, size in zip(self.samplers, self.sizes, strict=True):
+            order = sampler.order(generator) + start
+            whole = torch.arange(sampler.total_size) % len(order)  # so that ranks share each step
+            streams.append(torch.split(order[whole], size))
+            start += len(sampler.labels)
+        return torch.cat([rows for step in zip(*streams, strict=True) for rows in step])
 
 
 class EvaluationSampler(DistributedSampler[int]):
@@ -169,10 +218,10 @@ class EvaluationBatches(EvaluationSampler):
             yield rows[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-SAMPLERS: dict[str, type[TrainingSampler]] = {
+SAMPLERS: dict[str, type[TrainingSampler] | str] = {
     "shuffled": ShuffledSampler,
     "class_balanced": ClassBalancedSampler,
-    "square_root": SquareRootSampler,
     "repeated": RepeatedSampler,
+    "uniform": UniformSampler,
 }
 """The samplers of training images by the name that a config gives them."""

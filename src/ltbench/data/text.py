@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.data.sources.text import LENGTH, Encoder, Text, Tokens
+from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
+from ltbench.naming import Name
 
 
 class TextDataModule(SemiSupervisedDataModule):
@@ -30,7 +33,7 @@ class TextDataModule(SemiSupervisedDataModule):
 
     def __init__(
         self,
-        source: str = "phrases",
+        source: Name = "phrases",
         root: str | None = None,
         tokenizer: str | None = None,
         max_length: int = LENGTH,
@@ -45,14 +48,19 @@ class TextDataModule(SemiSupervisedDataModule):
         if tokenizer is not None:
             assert isinstance(self.source, Text)
             self.source.encoder = pretrained_encoder(tokenizer)
-
-    def strong(self, images: Tensor, draws: torch.Generator) -> Tensor:
-        """Return the other wording (B, 1, L) of texts (B, 2, L)."""
-        return super().strong(images[:, 1:], draws)
+        self.strong_augment.insert(0, OtherWording())
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return the token ids (B, L) int64 of the first wording of (B, n, L)."""
         return images[:, 0].long()
+
+
+class OtherWording(BatchTransform):
+    """The second wording (B, 1, L) of texts (B, 2, L)."""
+
+    @override
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images[:, 1:]
 
 
 def pretrained_encoder(name: str) -> Encoder:

@@ -1,19 +1,19 @@
-"""What every method shares: its paper's card, seeded steps, and what a checkpoint must match."""
+"""What every method shares: its paper's card, seeded steps, and what its checkpoints hold."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch.distributed as dist
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ltbench import seeding
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch
+from ltbench.data.streams import Streams
 from ltbench.errors import UserError
 from ltbench.methods.stages import Trained
 from ltbench.models import InputStatistics
@@ -70,24 +70,27 @@ class Method(L.LightningModule):
         bad_step: The first step whose loss was not finite.
         traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
             epoch ends, before the method's own ``on_train_epoch_end``.
-        folder: The run folder while training; None where a run leaves nothing behind.
+        pictures: PNG files of what was evaluated last, by their path in a run folder: the record
+            writes what lies here after an evaluation.
+        evaluation_arguments: Names of arguments that only evaluation reads: a trained model may be
+            evaluated with others.
     """
 
     paper: ClassVar[Paper | None] = None
     stage: ClassVar[str] = "train"
     averages: ClassVar[bool] = False
+    evaluation_arguments: ClassVar[frozenset[str]] = frozenset()
     monitor: str | None = None
 
     def __init__(self) -> None:
-        """Know nothing yet of configs, earlier runs and data."""
+        """Know nothing yet of earlier runs and data."""
         super().__init__()
-        self.config: dict[str, Any] | None = None
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
         self.lineage: list[dict[str, Any]] = []
         self.input_statistics: InputStatistics | None = None
         self.traces: dict[str, Tensor] = {}
-        self.folder: Path | None = None
+        self.pictures: dict[str, bytes] = {}
         self.bad_step = FirstBadStep()
 
     @property
@@ -97,15 +100,23 @@ class Method(L.LightningModule):
         return [text for text, applies in card.items() if applies(self)]
 
     @property
-    def data(self) -> LongTailDataModule:
+    def data(self) -> DataModule:
         """The data module of the running trainer."""
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, LongTailDataModule):
+        if not isinstance(data, DataModule):
             raise UserError(
                 "ltbench methods need the class counts of the training set: "
                 "pass a LongTailDataModule to the trainer as datamodule=..."
             )
         return data
+
+    def streams(self, data: DataModule) -> Streams:
+        """Return what a training batch holds: what the data's config says."""
+        return data.streams()
+
+    def to_predict(self, data: DataModule) -> Dataset[Batch]:
+        """Return what ``predict_step`` is called on: the images of the data's config."""
+        return data.images_to_predict()
 
     def setup(self, stage: str) -> None:
         """Refuse precisions in which the weights are not float32, as images and losses are.
@@ -123,13 +134,6 @@ class Method(L.LightningModule):
         """Seed dropout, mixing and noise of this step by (seed, rank, step)."""
         key = ("step", self.global_rank, self.trainer.global_step)
         seeding.seed_device(self.device, seeding.derive(seeding.run_seed(), *key))
-
-    def last_good(self) -> str:
-        """Say where the last good checkpoint is, if there is one."""
-        path = self.folder and self.folder / "checkpoints" / "last.ckpt"
-        if path and path.exists():
-            return f"The last good checkpoint is kept ({path})"
-        return "There is no good checkpoint yet"
 
     def no_sync(self) -> AbstractContextManager[object]:
         """Open a context in which backward passes do not average gradients over ranks."""
@@ -171,10 +175,8 @@ class Method(L.LightningModule):
         raise UserError(f"{type(self).__name__} has nothing to predict.")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what the model was made from beside its weights."""
-        checkpoint["ltbench_model"] = self.config
+        """Write what rebuilds the network beside its weights."""
         checkpoint["ltbench_network"] = self.network
-        checkpoint["ltbench_data"] = self.data.identity()
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -191,46 +193,3 @@ class Method(L.LightningModule):
             raise UserError(
                 f"the checkpoint does not fit the model of the config: {reason:.300}"
             ) from error
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, of other arguments, or of other data.
-
-        Raises:
-            UserError: Naming each argument that differs.
-        """
-        self._check_model(checkpoint.get("ltbench_model"))
-        self._check_data(checkpoint.get("ltbench_data", {}))
-        if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-            self.data.first_epoch = progress["current"]["processed"]
-
-    def _check_model(self, theirs: dict[str, Any] | None) -> None:
-        ours = self.config
-        if theirs is None or ours is None:
-            return
-        # Only training needs the networks that it starts from, so only then are they known.
-        known = set() if self.trainer.state.fn == TrainerFn.FITTING else self.starts.keys()
-        differing = [
-            f"{key}: checkpoint {theirs.get(key)!r}, config {ours.get(key)!r}"
-            for key in sorted((theirs.keys() | ours.keys()) - known)
-            if theirs.get(key) != ours.get(key)
-        ]
-        if differing:
-            raise UserError(
-                f"the checkpoint was trained with another model ({'; '.join(differing)}). "
-                "Use the config.yaml that lies in its run folder."
-            )
-
-    def _check_data(self, theirs: dict[str, Any]) -> None:
-        ours = self.data.identity()
-        if theirs.get("class_names", ours["class_names"]) != ours["class_names"]:
-            raise UserError(
-                "the checkpoint was trained on classes of other names "
-                f"({', '.join(theirs['class_names'][:3])}, ...) than this data has."
-            )
-        same = theirs.get("training_set", ours["training_set"]) == ours["training_set"]
-        if not same and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
-            raise UserError(
-                "the checkpoint was trained on other images, which may be in this validation set: "
-                "use the data settings of the config.yaml in its run folder."
-            )

@@ -61,7 +61,9 @@ class ClassificationModule(Method):
         # On every rank, also on one that gets no image: the sums are collective.
         self.collectors = nn.ModuleDict(
             {
-                _place(split, head): LongTailMetrics(self.num_classes, counts)
+                _place(split, head): LongTailMetrics(
+                    self.num_classes, counts, head_mid_tail=self.data.head_mid_tail
+                )
                 for split in [*self.data.watched, "test"]
                 for head in self.heads
             }

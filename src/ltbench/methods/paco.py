@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench.data.datasets import Batch
+from ltbench.data.streams import MAIN
 from ltbench.errors import UserError
 from ltbench.losses import vs_offsets
 from ltbench.methods.base import Paper, always
@@ -164,7 +165,7 @@ class PaCo(OptimisedModule):
         """Check that there is a second view, and let the keys' encoder begin as the queries'."""
         super().setup(stage)
         self.key_net.load_state_dict(self.net.state_dict())
-        if stage == "fit" and self.view not in self.data.views:
+        if stage == "fit" and self.view not in self.data.streams().views_of(MAIN):
             raise UserError(
                 f"PaCo needs a second view of each training image: data.views: {{{self.view}: "
                 "[...]}, with the transforms that make it."

@@ -66,7 +66,7 @@ class Start:
         """Refuse to go on with other data, as far as the checkpoint knows its own.
 
         Args:
-            data: The :meth:`~ltbench.data.datamodule.LongTailDataModule.identity` of this run's.
+            data: The :meth:`~ltbench.data.base.DataModule.identity` of this run's.
             other: Whether classes and images may be others, as for a new head; then those of one
                 data set still have to be the same ones.
 
@@ -177,7 +177,7 @@ def load(
         if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
             raise UserError(f"{role} {file} holds no weights by name.")
         if "ltbench_network" in found:
-            spec, data = found["ltbench_network"], found.get("ltbench_data")
+            spec, data = found["ltbench_network"], found.get("ltbench_data", {})
             if not (_is_network(spec) and isinstance(data, dict)):
                 raise UserError(f"{role} {file} does not say which network it is of, or what data.")
             weights = _below("net.", state)

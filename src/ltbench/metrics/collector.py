@@ -3,25 +3,18 @@
 The state is O(classes) and integer, so summing it over batches and ranks in any order gives the
 same bits; every metric is derived once from the sum, never averaged over batches or ranks.
 
-The state is counted here; :mod:`ltbench.metrics.counts` derives the metrics from it.
+The state is counted here; :mod:`ltbench.metrics.catalogue` derives the metrics from it.
 """
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from ltbench.errors import UserError
-from ltbench.metrics.counts import (
-    Counts,
-    as_array,
-    index_groups,
-    metrics_from_counts,
-    recalls,
-    shot_groups,
-)
-
-__all__ = ["LongTailMetrics", "index_groups", "metrics_from_counts", "shot_groups"]
+from ltbench.metrics.catalogue import metrics_from_counts
+from ltbench.metrics.counts import Counts, as_array, recalls
 
 # Confidences are summed as multiples of 2^-32: exact in any order, room for 2^31 samples.
 _FIXED_POINT_BITS = 32
@@ -34,7 +27,7 @@ class LongTailMetrics(Metric):
     and the confidence its softmax probability. Pass the logarithm of averaged probabilities.
 
     The expected calibration error ``ece`` takes equal-width bins ((b-1)/bins, b/bins]: Guo et al.
-    2017, arXiv 1706.04599, eq. 3. :func:`metrics_from_counts` defines the rest.
+    2017, arXiv 1706.04599, eq. 3. :data:`~ltbench.metrics.catalogue.METRICS` defines the rest.
 
     A row of scores with a NaN, a positive infinity or nothing finite has no prediction. Such rows
     are counted, and :meth:`compute` refuses to give a number.
@@ -43,6 +36,7 @@ class LongTailMetrics(Metric):
         num_classes: C.
         train_counts: Training images of each class, shape (C,), for the groups; None if unknown.
         bins: Bins of the calibration error, at least 1.
+        head_mid_tail: Numbers of head, mid and tail classes; default: 30/40/30 %.
 
     Raises:
         UserError: If ``train_counts`` has not one count a class.
@@ -60,12 +54,17 @@ class LongTailMetrics(Metric):
     non_finite: Tensor
 
     def __init__(
-        self, num_classes: int, train_counts: Counts | None = None, bins: int = 15
+        self,
+        num_classes: int,
+        train_counts: Counts | None = None,
+        bins: int = 15,
+        head_mid_tail: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.train_counts = None if train_counts is None else as_array(train_counts)
         self.bins = bins
+        self.head_mid_tail = head_mid_tail
         if self.train_counts is not None and self.train_counts.shape != (num_classes,):
             raise UserError(
                 f"metrics: {num_classes} classes need one training count each, "
@@ -119,9 +118,9 @@ class LongTailMetrics(Metric):
         """
         self._require_finite()
         counts = (self.true_positives, self.support, self.predicted)
-        metrics = metrics_from_counts(*counts, self.train_counts)
-        gaps = as_array(self.bin_hits) - as_array(self.bin_confidences) / 2**_FIXED_POINT_BITS
-        metrics["ece"] = float(np.abs(gaps).sum() / as_array(self.bin_counts).sum())
+        confidences = as_array(self.bin_confidences) / 2**_FIXED_POINT_BITS
+        bins = (as_array(self.bin_counts), as_array(self.bin_hits), confidences)
+        metrics = metrics_from_counts(*counts, self.train_counts, self.head_mid_tail, bins)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
 
     def per_class_recall(self) -> Tensor:

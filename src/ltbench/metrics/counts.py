@@ -1,32 +1,67 @@
-"""Metrics of long-tailed classification from integer counts, and the groups of classes. No torch.
+"""What a test set and a training set are counted into: groups of classes, recalls, means. No torch.
 
 Recall-type metrics are over the classes that have test images; a class without any is left out. A
 class that is never predicted right has recall 0, which makes the harmonic and geometric mean 0.
+:mod:`ltbench.metrics.catalogue` has the metrics that follow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from ltbench.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
 Counts = Union["Tensor", npt.NDArray[Any], Sequence[int]]
-"""One non-negative integer a class."""
+"""One non-negative integer per class."""
 Indices = npt.NDArray[np.intp]
 """Labels of the classes in a group."""
+Floats = npt.NDArray[np.floating]
 
-# (head, mid, tail) sizes that the papers of a data set use; a set is known by its class count.
-INDEX_SPLITS = {
-    10: (3, 4, 3),  # CIFAR-10-LT
-    100: (36, 35, 29),  # CIFAR-100-LT
-    1000: (390, 445, 165),  # ImageNet-LT
-    8142: (842, 3701, 3599),  # iNaturalist 2018
-}
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a training set.
+
+    Attributes:
+        names: C names, in label order.
+        counts: Training images of each class, (C,).
+        head_mid_tail: Numbers of head, mid and tail classes; default: 30/40/30 %.
+    """
+
+    names: Sequence[str]
+    counts: npt.NDArray[np.int64]
+    head_mid_tail: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Classes":
+        """Return the classes that a record's ``data`` describes."""
+        return cls(list(data["class_names"]), np.array(data["class_counts"]), data["head_mid_tail"])
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @cached_property
+    def ranks(self) -> dict[str, Indices]:
+        """Labels of the head, mid and tail classes, by training images."""
+        return index_groups(self.counts, self.head_mid_tail)
+
+    @cached_property
+    def groups(self) -> dict[str, Indices]:
+        """Labels of the classes of every group, by training images."""
+        return {**shot_groups(self.counts), **self.ranks}
+
+    @property
+    def rank_of(self) -> npt.NDArray[np.str_]:
+        """Head, mid or tail for each class, (C,)."""
+        names = np.empty(len(self), dtype="<U4")
+        for name, members in self.ranks.items():
+            names[members] = name
+        return names
 
 
 def shot_groups(train_counts: Counts) -> dict[str, Indices]:
@@ -48,85 +83,35 @@ def shot_groups(train_counts: Counts) -> dict[str, Indices]:
     }
 
 
-def index_groups(train_counts: Counts | int) -> dict[str, Indices]:
+def index_groups(
+    train_counts: Counts | int, head_mid_tail: Sequence[int] | None = None
+) -> dict[str, Indices]:
     """Group classes by rank: head, mid and tail in the order of decreasing training images.
-
-    The sizes are those of :data:`INDEX_SPLITS`; other class counts split 30/40/30, rounded.
 
     Args:
         train_counts: Training images of each class, shape (C,), or the number of classes when the
             labels are in that order already.
+        head_mid_tail: How many classes each group has; default: :func:`default_sizes`.
 
     Returns:
         Labels by group name; a group may be empty below four classes.
     """
-    order = np.arange(train_counts) if isinstance(train_counts, int) else _order(train_counts)
-    outer = (3 * len(order) + 5) // 10
-    head, mid, _ = INDEX_SPLITS.get(len(order), (outer, len(order) - 2 * outer, outer))
+    counts = range(train_counts, 0, -1) if isinstance(train_counts, int) else train_counts
+    order = by_frequency(counts)
+    head, mid, _ = head_mid_tail or default_sizes(len(order))
     head_labels, mid_labels, tail_labels = np.split(order, [head, head + mid])
     return {"head": head_labels, "mid": mid_labels, "tail": tail_labels}
 
 
-def metrics_from_counts(
-    true_positives: Counts,
-    support: Counts,
-    predicted: Counts,
-    train_counts: Counts | None = None,
-) -> dict[str, float]:
-    """Derive every classification metric but the calibration error, in float64.
+def default_sizes(num_classes: int) -> tuple[int, int, int]:
+    """Return the numbers of head, mid and tail classes where no paper says: 30/40/30 %, rounded."""
+    outer = (3 * num_classes + 5) // 10
+    return outer, num_classes - 2 * outer, outer
 
-    * ``accuracy``; ``mean_recall`` (balanced accuracy); ``hmean_recall``; ``gmean_recall``;
-      ``min_recall``; ``dead_classes``, the number of classes with test images and recall 0.
-    * ``min_coverage``: the least share of predictions that a class gets, over all classes.
-    * ``min_ht_recall``: the smaller of the mean recalls of the first floor(0.9 C) classes and of
-      the rest, in the order of decreasing training images; NaN below 10 classes. Rangwani et al.
-      2022, arXiv 2304.14738.
-    * ``many_recall``, ``medium_recall``, ``few_recall``: mean recall of :func:`shot_groups`; NaN
-      without ``train_counts``.
-    * ``head_recall``, ``mid_recall``, ``tail_recall``: mean recall of :func:`index_groups`.
 
-    The mean recall of a group in which no class has test images is NaN.
-
-    Args:
-        true_positives: Test images of each class that were predicted right, shape (C,).
-        support: Test images of each class, shape (C,).
-        predicted: Predictions of each class, shape (C,).
-        train_counts: Training images of each class, shape (C,). Without them the labels are taken
-            to be in the order of decreasing training images.
-
-    Returns:
-        Fractions in [0, 1] by name; ``dead_classes`` is a number of classes.
-
-    Raises:
-        UserError: If there is no test image.
-    """
-    hits, images, claims = as_array(true_positives), as_array(support), as_array(predicted)
-    if not images.sum():
-        raise UserError("metrics: no test images were seen. Check that the split is not empty.")
-    recall = recalls(hits, images)
-    seen = recall[images > 0]
-    with np.errstate(divide="ignore"):  # a recall of 0 takes both means to 0 through infinity
-        hmean, gmean = 1 / (1 / seen).mean(), np.exp(np.log(seen).mean())
-    metrics = {
-        "accuracy": hits.sum() / images.sum(),
-        "mean_recall": seen.mean(),
-        "hmean_recall": hmean,
-        "gmean_recall": gmean,
-        "min_recall": seen.min(),
-        "min_coverage": claims.min() / images.sum(),
-        "min_ht_recall": np.nan,
-        "dead_classes": (seen == 0).sum(),
-    }
-
-    order = np.arange(len(images)) if train_counts is None else _order(train_counts)
-    if len(order) >= 10:
-        parts = np.split(order, [9 * len(order) // 10])
-        metrics["min_ht_recall"] = np.min([_mean_recall(recall, part) for part in parts])
-    shots = shot_groups([]) if train_counts is None else shot_groups(train_counts)
-    ranks = index_groups(len(images) if train_counts is None else train_counts)
-    for name, group in {**shots, **ranks}.items():
-        metrics[f"{name}_recall"] = _mean_recall(recall, group)
-    return {name: float(value) for name, value in metrics.items()}
+def by_frequency(train_counts: Counts) -> Indices:
+    """Return the labels by decreasing count; stable, so that ties keep the order of labels."""
+    return np.argsort(-as_array(train_counts).astype(np.int64), kind="stable")
 
 
 def as_array(values: Counts) -> npt.NDArray[Any]:
@@ -134,17 +119,52 @@ def as_array(values: Counts) -> npt.NDArray[Any]:
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
-def _order(train_counts: Counts) -> Indices:
-    """Return the labels by decreasing count; stable, so that ties keep the order of labels."""
-    return np.argsort(-as_array(train_counts).astype(np.int64), kind="stable")
-
-
 def recalls(true_positives: npt.NDArray[Any], support: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return the recall of each class, (C,); NaN for a class without test images."""
     return np.where(support > 0, true_positives / np.maximum(support, 1), np.nan)
 
 
-def _mean_recall(recall: npt.NDArray[np.float64], group: Indices) -> float:
-    values = recall[group]
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
+def harmonic_mean(values: Floats) -> Any:  # noqa: ANN401 - an array or a number
+    """Return the harmonic mean over the last axis; 0 where one of the values is 0."""
+    with np.errstate(divide="ignore"):  # through infinity
+        return 1 / (1 / values).mean(-1)
+
+
+def geometric_mean(values: Floats) -> Any:  # noqa: ANN401 - an array or a number
+    """Return the geometric mean over the last axis; 0 where one of the values is 0."""
+    with np.errstate(divide="ignore"):
+        return np.exp(np.log(values).mean(-1))
+
+
+def reliability(
+    confidences: Floats, hits: npt.NDArray[np.bool_], bins: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Count predictions by confidence, in equal bins ((b - 1) / bins, b / bins].
+
+    Args:
+        confidences: (N,), in (0, 1].
+        hits: Whether each was right, (N,).
+        bins: Their number.
+
+    Returns:
+        Of each bin its images, the right ones among them, and the sum of their confidences.
+    """
+    which = np.ceil(confidences * bins).astype(int).clip(1, bins) - 1
+    return (
+        np.bincount(which, minlength=bins),
+        np.bincount(which, weights=hits, minlength=bins),
+        np.bincount(which, weights=confidences, minlength=bins),
+    )
+
+
+def calibration_error(
+    images: npt.NDArray[Any], hits: npt.NDArray[Any], confidences: npt.NDArray[Any]
+) -> float:
+    """Return the expected calibration error: Guo et al. 2017, arXiv 1706.04599, eq. 3.
+
+    Args:
+        images: Of each bin, as in :func:`reliability`.
+        hits: Right ones of each bin.
+        confidences: Their sum in each bin.
+    """
+    return float(np.abs(hits - confidences).sum() / images.sum())

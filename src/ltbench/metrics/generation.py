@@ -5,7 +5,6 @@ float64. Every metric is derived once from the sums.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ltbench import records
 from ltbench.errors import UserError
 
 Array = npt.NDArray[np.float64]
@@ -215,17 +213,3 @@ def per_class_distances(
         else float("nan")
         for g in groups.tolist()
     ]
-
-
-def write_sums(path: Path, sums: FeatureSums) -> None:
-    """Store sums in an ``.npz`` file."""
-    records.write_whole(path, lambda file: np.savez_compressed(file, **sums._asdict()))
-
-
-def read_sums(path: Path) -> FeatureSums | None:
-    """Read what :func:`write_sums` stored; None where it is damaged and has to be made again."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return FeatureSums(stored["number"], stored["total"], stored["outer"])
-    except records.NPZ_DAMAGE:
-        return None

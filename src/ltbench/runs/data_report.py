@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
@@ -14,35 +13,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from ltbench import records
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
-from ltbench.metrics.collector import index_groups, shot_groups
-from ltbench.runs.training import TrainingCLI
+from ltbench.metrics.counts import index_groups, shot_groups
+from ltbench.runs.experiment import build
+from ltbench.runs.notices import quiet
 
 ROWS = 20
 NAMED = 20  # classes that the picture has room to name
 PICTURES = FigureCanvasBase.filetypes  # endings that matplotlib can write
 
 
-class DataCLI(TrainingCLI):
-    """Parse like ``fit``, then look at the data alone."""
-
-    writes = ("fit",)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Need no trainer."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        output = Path(self.config[subcommand].output or f"{self.resolved['name']}_classes.png")
-        report(self.datamodule, output)
-
-
-def data_command(args: Sequence[str]) -> None:
+def data_command(words: Sequence[str]) -> None:
     """Run ``ltbench data`` with the arguments that ``fit`` would take."""
-    DataCLI(["fit", *args])
+    with quiet():
+        experiment = build(None, words, "data")
+        output = experiment.options.output or f"{experiment.config['name']}_classes.png"
+        report(experiment.data, Path(output))
 
 
-def report(data: LongTailDataModule, output: Path) -> None:
+def report(data: DataModule, output: Path) -> None:
     """Print counts, imbalance, groups and the index hash, and draw the class histogram.
 
     Args:
@@ -56,7 +46,7 @@ def report(data: LongTailDataModule, output: Path) -> None:
     facts, counts = data.describe(), data.class_counts
     groups = {
         "by images (many > 100 >= medium >= 20 > few)": shot_groups(counts),
-        "by index (the papers' head, mid, tail)": index_groups(counts),
+        "by index (the papers' head, mid, tail)": index_groups(counts, data.head_mid_tail),
     }
     group_of = [
         {label: name for name, labels in group.items() for label in labels.tolist()}
@@ -88,7 +78,7 @@ def report(data: LongTailDataModule, output: Path) -> None:
     console.print(f"histogram: {output}")
 
 
-def _histogram(data: LongTailDataModule) -> Figure:
+def _histogram(data: DataModule) -> Figure:
     order = np.argsort(-data.class_counts, kind="stable")
     counts = data.class_counts[order]
     figure = Figure(figsize=(6, 3.5), layout="constrained", dpi=150)

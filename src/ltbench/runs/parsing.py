@@ -11,19 +11,20 @@ from typing import Any, NoReturn, get_args
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
 
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
-from ltbench.records import yaml_files
+from ltbench.records import canonical, parse_yaml
 from ltbench.runs.trust import require_trusted
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _listener.propagate = False
 # The bases of what a config may name by its class: their subclasses are the valid names.
 CHOICES = (
     Method,
-    LongTailDataModule,
+    DataModule,
     Protocol,
     BatchTransform,
     GradientRule,
@@ -102,6 +103,10 @@ def _as_float(value: object) -> object:
     return float(value) if isinstance(value, int) else value  # as a parameter of that type has it
 
 
+MODE = "ltbench"  # of a parser: YAML, with the classes of ours by their bare names
+set_loader(MODE, lambda text: canonical(get_loader("yaml")(text)), (yaml.YAMLError,))
+
+
 class Parser(LightningArgumentParser):
     """Lightning's parser, which raises its errors as :class:`~ltbench.errors.UserError`."""
 
@@ -109,7 +114,7 @@ class Parser(LightningArgumentParser):
         """Listen to what jsonargparse tells nobody; the parser of a class is given a logger."""
         if "logger" not in kwargs:
             _listener.handlers = [_Dropped()]
-        super().__init__(*args, **{"logger": _listener, **kwargs})
+        super().__init__(*args, **{"logger": _listener, "parser_mode": MODE, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake in a line or two.
@@ -160,24 +165,37 @@ def check_config(path: Path) -> dict[str, Any]:
     """Read a config, and refuse a file that is none by its name, which jsonargparse does not tell.
 
     Raises:
-        UserError: It is missing, no text, no YAML, one of its parts is no mapping, or it names a
-            class of a package that nobody vouched for.
+        UserError: It is missing, no text, no YAML, or no config.
     """
     if not path.is_file():
         raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
     try:
-        found = yaml_files.load(path.read_text())
+        found = parse_yaml(path.read_text())
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is no config: it needs the keys trainer, model and data.")
-    for key, value in found.items():
-        named = isinstance(value, str) and key in ("model", "data")
-        if key in ("trainer", "model", "data") and not (named or isinstance(value, dict)):
-            raise UserError(f"{path}: '{key}' holds no settings but {value!r:.40}: indent them.")
-        if key in ("trainer", "model", "data"):
-            require_trusted(value, str(path))
+    check_settings(found, str(path))
     return found
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse what cannot be a config.
+
+    Args:
+        settings: What a config holds.
+        where: What to call it in a message.
+
+    Raises:
+        UserError: One of its parts is no mapping, or it names a class of a package that nobody
+            vouched for.
+    """
+    for key, value in settings.items():
+        if key not in ("trainer", "model", "data"):
+            continue
+        if not isinstance(value, dict) and not (isinstance(value, str) and key != "trainer"):
+            raise UserError(f"{where}: '{key}' holds no settings but {value!r:.40}: indent them.")
+        require_trusted(value, where)
 
 
 def check_argument(option: str, value: str) -> dict[str, Any]:

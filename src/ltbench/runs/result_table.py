@@ -8,23 +8,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-FRACTIONS = {
-    "accuracy": "accuracy",
-    "many_recall": "many-shot recall (> 100 training images)",
-    "medium_recall": "medium-shot recall (20 to 100)",
-    "few_recall": "few-shot recall (< 20)",
-    "head_recall": "head recall (by index)",
-    "mid_recall": "mid recall",
-    "tail_recall": "tail recall",
-    "hmean_recall": "H-mean recall",
-    "gmean_recall": "G-mean recall",
-    "min_recall": "min recall",
-    "min_ht_recall": "min head/tail recall (90 / 10 % of classes)",
-    "min_coverage": "min coverage (share of predictions)",
-    "min_class_share": "share of the rarest generated class",
-}
-NUMBERS = {"kl_to_uniform": "KL to uniform, nats (not %)"}
-SELECTIONS = {"last": "last epoch", "best": "best on val", "given": "given checkpoint"}
+from ltbench.metrics.catalogue import Metric, metric, shown_in
+from ltbench.records.schema import SELECTIONS
 
 
 def result_table(record: dict[str, Any]) -> Table:
@@ -48,13 +33,11 @@ def result_table(record: dict[str, Any]) -> Table:
     measured = {name for metrics in columns for name in metrics}
     if not measured:
         table.add_row("nothing was measured: there are no test or validation images")
-    for name, title in FRACTIONS.items():
-        if name in measured:
-            table.add_row(title, *(percent(metrics.get(name)) for metrics in columns))
-    for name in sorted(measured):
-        if name in NUMBERS or name.startswith("fid"):
-            cells = (_number(metrics.get(name)) for metrics in columns)
-            table.add_row(NUMBERS.get(name, escape(f"FID{name[3:]} (not %)")), *cells)
+    rows = [(name, metric(name)) for name in shown_in("run", measured)]
+    for name, row in sorted(rows, key=lambda named: not named[1].percent):
+        title, unit = row.long or row.title, f", {row.unit}" if row.unit else ""
+        title = title if row.percent else f"{title}{unit} (not %)"
+        table.add_row(escape(title), *(_cell(row, metrics.get(name)) for metrics in columns))
     names = record["data"]["class_names"]
     if "per_class_recall" in measured:
         table.add_row("class with the min recall", *(_worst_class(m, names) for m in columns))
@@ -77,10 +60,7 @@ def _worst_class(metrics: dict[str, Any], names: Sequence[str]) -> str:
     return escape(names[int(np.nanargmin(recalls))]) if np.isfinite(recalls).any() else "-"
 
 
-def percent(value: float | None) -> str:
-    """Write a fraction as percent with one decimal; undefined ones as a dash."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def _cell(row: Metric, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return row.text(value) if row.percent else f"{value:.3f}"

@@ -1,7 +1,6 @@
 """How long jobs take, as measured: by other seeds, by their own epochs, or by a few timed steps."""
 
 import heapq
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ltbench import records
 from ltbench.bench.run import jobs
 from ltbench.bench.run import suite as suites
 from ltbench.bench.run.jobs import State, Store
 from ltbench.bench.run.launchers import Launcher
 from ltbench.bench.run.runner import Runner
 from ltbench.bench.run.suite import Job, Plan, Suite
+from ltbench.records.files import read_json, write_json
 
 BATCHES = 16  # of a timed run
 _SHORT = {
@@ -98,7 +97,7 @@ def probe(
         Recipe -> estimated seconds of the whole job; and name of a job that failed -> why.
     """
     path = store.folder / ".timings.json"
-    known = {k: v for k, v in jobs.read_json(path).items() if isinstance(v, int | float)}
+    known = {k: v for k, v in read_json(path).items() if isinstance(v, int | float)}
     wanted = {key for key in wanted if plan.jobs[key].recipe not in known}
     if not wanted:
         return known, {}
@@ -106,7 +105,7 @@ def probe(
     with TemporaryDirectory(prefix="timing-", dir=store.folder) as folder:  # on the jobs' own disk
         found, failed = _probe(suite, plan, wanted, Store(Path(folder)), launcher)
     known |= found
-    records.write_whole(path, lambda file: file.write(json.dumps(known, indent=1).encode()))
+    write_json(path, known)
     return known, failed
 
 

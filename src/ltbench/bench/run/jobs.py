@@ -20,6 +20,8 @@ from typing import Any
 from ltbench import records
 from ltbench.bench.run.suite import Job, Plan, substitute
 from ltbench.errors import UserError
+from ltbench.records.files import read_json
+from ltbench.records.folder import RECORD
 
 STATES = ("done", "running", "queued", "waiting", "stopped", "failed", "blocked")
 """``stopped``: cut off, and will go on; ``blocked``: a stage that it needs has failed."""
@@ -66,8 +68,7 @@ class Store:
 
     def save(self, plan: Plan) -> None:
         """Write down what was last asked of a suite."""
-        text = json.dumps(asdict(plan), indent=1).encode()
-        records.write_whole(self.folder / f"{plan.suite}.json", lambda file: file.write(text))
+        records.write_json(self.folder / f"{plan.suite}.json", asdict(plan))
 
     def load(self, suite: str) -> Plan:
         """Read what was last asked of a suite.
@@ -126,7 +127,7 @@ def read_state(folder: Path) -> State:
 def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str | None]:
     """Return the run in a job's folder (the one that is done, else the latest), and any damage."""
     found, damage = [], None
-    for path in folder.glob("*/record.json"):
+    for path in folder.glob(f"*/{RECORD}"):
         try:
             record = records.read_record(path)
             found.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
@@ -165,19 +166,9 @@ def tail(path: Path, size: int = 4000) -> str:
         return ""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON file; an empty one where it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def note(folder: Path, **notes: Any) -> None:  # noqa: ANN401 - what JSON can hold
     """Add to a job's notes."""
-    text = json.dumps({**read_json(folder / "job.json"), **notes}, indent=1).encode()
-    records.write_whole(folder / "job.json", lambda file: file.write(text))
+    records.write_json(folder / "job.json", {**read_json(folder / "job.json"), **notes})
 
 
 def is_locked(folder: Path) -> bool:

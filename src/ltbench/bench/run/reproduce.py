@@ -15,6 +15,8 @@ from rich.table import Column, Table
 
 from ltbench import records
 from ltbench.errors import UserError
+from ltbench.records import RunFolder
+from ltbench.records.folder import RECORD
 
 PLACES = (Path("runs"), Path("benchmarks/results"))
 ENVIRONMENT = ("versions", "git", "device", "threads", "precision", "world_size")
@@ -32,10 +34,10 @@ def find(job: str, besides: Path) -> Path:
     """
     path = Path(job)
     if path.exists():
-        return path / "record.json" if path.is_dir() else path
+        return RunFolder(path).record if path.is_dir() else path
     found = {}
     for place in PLACES:
-        for record in place.glob("**/record.json"):
+        for record in place.glob(f"**/{RECORD}"):
             if besides in record.parents:
                 continue
             try:
@@ -64,13 +66,10 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
     """
     path = find(job, folder)
     record = records.read_record(path)
-    if record.get("status") != "done":
-        raise UserError(
-            f"{path}: the run is {record.get('status')}; there is nothing to agree with."
-        )
-    for name, kind in (("job_id", str), ("config", dict), ("metrics", dict)):
-        if not isinstance(record.get(name), kind):
-            raise UserError(f"{path} is no record of a run of ltbench: it has no '{name}'.")
+    if record["status"] != "done":
+        raise UserError(f"{path}: the run is {record['status']}; there is nothing to agree with.")
+    if not record.get("job_id"):
+        raise UserError(f"{path} has no job id, by which it could be run again.")
     for start in record.get("lineage") or ():
         if start.get("path") and not Path(start["path"]).exists():
             raise UserError(
@@ -78,11 +77,11 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
                 "here: reproduce that job, then say where it lies with --model.<argument>.path."
             )
     place = folder / record["job_id"]
-    if any(records.read_record(old)["status"] == "done" for old in place.glob("*/record.json")):
+    if any(records.read_record(old)["status"] == "done" for old in place.glob(f"*/{RECORD}")):
         shutil.rmtree(place)  # what was run with the code of that day says nothing of today's
-    config = yaml.safe_dump(record["config"], sort_keys=False).encode()
-    records.write_whole(place / "config.yaml", lambda file: file.write(config))
-    words = [sys.executable, "-m", "ltbench", "fit", "--config", str(place / "config.yaml")]
+    config = RunFolder(place).config
+    records.write_text(config, yaml.safe_dump(record["config"], sort_keys=False))
+    words = [sys.executable, "-m", "ltbench", "fit", "--config", str(config)]
     words += [f"--trainer.default_root_dir={place}", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(record.get("threads") or 1)}
     if subprocess.run(words, env=environment, check=False).returncode:
@@ -92,7 +91,7 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
 
 
 def _newest(place: Path) -> Path:
-    return max(place.glob("*/record.json"), key=lambda path: path.stat().st_mtime)
+    return max(place.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
 
 
 def compare(

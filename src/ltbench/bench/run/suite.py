@@ -20,8 +20,6 @@ rows:
 another row's last stage, else ``{row.stage}``. A stage that several rows share is one job.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,9 +30,10 @@ from typing import Any
 
 import yaml
 
-from ltbench import catalog
+from ltbench import catalog, shipped
 from ltbench.errors import UserError, unknown_name
-from ltbench.records import yaml_files
+from ltbench.records import parse_yaml
+from ltbench.records.identity import digest
 
 _NAME = re.compile(r"[\w.+-]+")
 _REFERENCE = re.compile(rf"\{{({_NAME.pattern})\}}")
@@ -158,7 +157,7 @@ def find(name: str) -> Path:
         raise UserError(f"there is no suite {path}.")
     if name not in catalog.suites():
         raise unknown_name("suite", name, catalog.suites())
-    return catalog.folder("benchmarks") / f"{name}.yaml"
+    return shipped.folder("benchmarks") / f"{name}.yaml"
 
 
 def read(path: Path, overrides: Overrides | None = None) -> Suite:
@@ -172,7 +171,7 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
         UserError: It is not YAML, or something in it is unknown or missing.
     """
     try:
-        found = yaml_files.load(path.read_text())
+        found = parse_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no readable suite: {reason}") from error
@@ -244,7 +243,7 @@ def _stage(
     if name.endswith(".yaml"):
         config = Path(name) if Path(name).is_file() else suite.parent / name
     else:
-        config = catalog.folder("configs") / f"{name}.yaml"
+        config = shipped.folder("configs") / f"{name}.yaml"
     if not config.is_file():
         raise UserError(f"{where}: {unknown_name('config', name, catalog.configs())}")
     seed = settings.get("seed")
@@ -319,13 +318,13 @@ def _job(row: Row, name: str, seed: int, upstream: Mapping[str, Job]) -> Job:
     recipes = {name: f"{{{job.recipe}}}" for name, job in upstream.items()}
     overrides = substitute(stage.overrides, keys)
     return Job(
-        key=_hash({"settings": settings(stage.config, overrides), "seed": seed}),
+        key=digest({"settings": settings(stage.config, overrides), "seed": seed}),
         name=row.name if name == list(row.stages)[-1] else f"{row.name}.{name}",
         seed=seed,
         config=str(stage.config),
         overrides=overrides,
         needs=sorted({job.key for job in upstream.values()}),
-        recipe=_hash(settings(stage.config, substitute(stage.overrides, recipes))),
+        recipe=digest(settings(stage.config, substitute(stage.overrides, recipes))),
     )
 
 
@@ -388,7 +387,7 @@ def settings(config: Path, overrides: Overrides) -> dict[str, Any]:
 
 @lru_cache
 def _parsed(text: str) -> Any:  # noqa: ANN401 - YAML is recursive; a suite reads a config often
-    return yaml_files.load(text)
+    return parse_yaml(text)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -398,8 +397,3 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = ".".join(p for p in f"{prefix}.{key}".split(".") if p not in ("", "init_args"))
         found |= flatten(item, name) if isinstance(item, Mapping) and item else {name: item}
     return found
-
-
-def _hash(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

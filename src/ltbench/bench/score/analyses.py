@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltbench.records import RunFolder
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -26,7 +28,7 @@ class Analysis:
 
 def of_run(folder: Path) -> list[Analysis]:
     """Return the analyses of a run, by name; of a damaged one, a title that says so."""
-    return list(_read(folder / "analysis"))
+    return list(_read(RunFolder(folder).analyses))
 
 
 def _read(folder: Path) -> Iterator[Analysis]:

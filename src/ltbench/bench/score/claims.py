@@ -7,14 +7,15 @@ from typing import Any
 
 import yaml
 
-from ltbench import catalog
+from ltbench import shipped
 from ltbench.bench.run.suite import flatten
 from ltbench.bench.score import comparable
 from ltbench.bench.score.leaderboard import Leaderboard, Line
-from ltbench.bench.score.results import Record, Row
+from ltbench.bench.score.results import Row
 from ltbench.bench.score.stats import Estimate
 from ltbench.errors import UserError
-from ltbench.records import yaml_files
+from ltbench.metrics import catalogue
+from ltbench.records import Record, parse_yaml
 
 TOLERANCE = 1.0
 """Percentage points within which a measured number matches a published one, unless a claim says."""
@@ -27,9 +28,6 @@ DATASETS = {
     "inaturalist2019": (1010, "inat2019"),
 }
 """Data set of a claim -> its number of classes, and what its configs' names end with."""
-
-NUMBERS = ("fid", "kl_to_uniform")
-"""Metrics that are no fractions, and of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,14 @@ def read(path: Path | None = None) -> list[Claim]:
     Raises:
         UserError: The file is damaged.
     """
-    given, path = path, path or catalog.folder("benchmarks") / "claims.yaml"
+    given, path = path, path or shipped.folder("benchmarks") / "claims.yaml"
     if not path.is_file():
         if given:
             raise UserError(f"there are no claims {path}: name a file, or leave --claims out.")
         return []
     try:
-        return [claim for entry in yaml_files.load(path.read_text()) for claim in _claims(entry)]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return [claim for entry in parse_yaml(path.read_text()) for claim in _claims(entry)]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         why = f"one has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"{path} is no readable list of claims: {why}") from error
 
@@ -114,7 +112,7 @@ def read(path: Path | None = None) -> list[Claim]:
 def _claims(entry: Mapping[str, Any]) -> Iterator[Claim]:
     for row, metrics in entry["rows"].items():
         for metric, value in metrics.items():
-            unit = 1 if metric in NUMBERS else 100
+            unit = 100 if catalogue.metric(metric).percent else 1
             yield Claim(
                 paper=str(entry["paper"]),
                 table=str(entry["table"]),
@@ -174,7 +172,8 @@ def _judged(claim: Claim, line: Line) -> Judged:
     if abs(gap) <= claim.tolerance or low <= claim.value <= high:
         status = "matched"
     else:
-        status = "better" if (gap > 0) != (claim.metric in NUMBERS) else "short"
+        higher_is_better = catalogue.metric(claim.metric).higher_is_better
+        status = "better" if (gap > 0) == higher_is_better else "short"
     return Judged(claim, line.name, ours, status)
 
 

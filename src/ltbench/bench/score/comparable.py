@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ltbench.bench.score.results import Record, Row, Run
+from ltbench.bench.score.results import Row, Run
+from ltbench.records import Record
+from ltbench.records.schema import SELECTIONS
 
 Facts = dict[str, str]
 """What -> how, in words short enough for a table."""
@@ -30,7 +32,7 @@ def facts(row: Row) -> Facts:
         "images seen": _rounded(record["images_seen"]),
         "input size": str(data.get("image_size") or "native"),
         "augmentation": _augmentation(model, data),
-        "selected": {"best": "best on val", "last": "last epoch"}.get(run.selection, run.selection),
+        "selected": SELECTIONS[run.selection],
         "weights": str(record.get("weights", "raw")),
     }
 

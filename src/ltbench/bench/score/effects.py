@@ -12,12 +12,7 @@ from ltbench.bench.score import stats
 from ltbench.bench.score.claims import Claim, Judged
 from ltbench.bench.score.leaderboard import Line, Table
 from ltbench.bench.score.stats import Interval
-
-MEASURES = (
-    *("accuracy", "head_recall", "tail_recall", "hmean_recall", "min_recall", "min_coverage"),
-    *("fid", "kl_to_uniform", "min_class_share"),
-)
-"""Metrics, in the order of the columns."""
+from ltbench.metrics.catalogue import shown_in
 
 
 @dataclass(frozen=True)
@@ -74,10 +69,8 @@ def missing(table: Table) -> list[str]:
 def _gains(
     line: Line, over: Line, table: Table, judged: Sequence[Judged]
 ) -> Iterator[tuple[str, Gain]]:
-    order = {measure: n for n, measure in enumerate(MEASURES)}
     shared = [n for n in table.metrics if n in line.estimates and n in over.estimates]
-    named = [name for name in shared if name.partition("[")[0] in order]
-    for name in sorted(named, key=lambda name: order[name.partition("[")[0]]):
+    for name in shown_in("effects", shared):
         mean, interval = stats.difference(
             (line.estimates[name].values, over.estimates[name].values),
             (line.draws.get(name), over.draws.get(name)),

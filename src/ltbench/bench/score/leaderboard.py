@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from ltbench.bench.score import comparable, posthoc, stats
 from ltbench.bench.score.comparable import Facts
-from ltbench.bench.score.measures import METRICS, is_shown, metric
 from ltbench.bench.score.posthoc import Found
-from ltbench.bench.score.results import Predictions, Results, Row, Run
+from ltbench.bench.score.results import Results, Row, Run
 from ltbench.bench.score.stats import Estimate, Resampler
 from ltbench.errors import UserError, unknown_name
-from ltbench.metrics.counts import index_groups, shot_groups
+from ltbench.metrics.catalogue import in_order, metric, resampled
+from ltbench.metrics.counts import Classes
+from ltbench.records import Predictions
 
 
 @dataclass
@@ -99,15 +100,15 @@ def build(results: Results, by: str | None = None) -> Leaderboard:
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
     """Name the metrics that some run has, in the order in which they are shown."""
-    measured = {
-        name
-        for row in rows
-        for run in row.runs
-        for name, value in run.metrics.items()
-        if value is not None
-    }
-    names = [name for name in measured if is_shown(name)]
-    return sorted(names, key=lambda name: (list(METRICS).index(name.partition("[")[0]), name))
+    return in_order(
+        {
+            name
+            for row in rows
+            for run in row.runs
+            for name, value in run.metrics.items()
+            if value is not None
+        }
+    )
 
 
 def _measured_on(run: Run) -> str:
@@ -118,7 +119,7 @@ def _measured_on(run: Run) -> str:
 
 
 def _is_classified(run: Run) -> bool:
-    return not any(name.startswith("fid") for name in run.metrics)
+    return not any(metric(name).group == "generation" for name in in_order(run.metrics))
 
 
 def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
@@ -131,7 +132,7 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
     for row in rows:
         draws = {}
         if resampler and row.name in correct:
-            draws = _draws(resampler, correct[row.name], row.runs[0].class_counts)
+            draws = _draws(resampler, correct[row.name], row.runs[0].classes)
         lines.append(_line(row, names, draws))
     replicates = [line.draws.get(chosen) for line in lines]
     usual = comparable.shared([line.facts for line in lines])
@@ -209,13 +210,11 @@ def _same_images(found: Sequence[Predictions]) -> bool:
 
 
 def _draws(
-    resampler: Resampler, correct: NDArray[np.bool_], class_counts: NDArray[np.int64]
+    resampler: Resampler, correct: NDArray[np.bool_], classes: Classes
 ) -> dict[str, NDArray[np.floating]]:
     """Return, of each metric, its mean over seeds in each draw of images, (B,)."""
-    recalls = resampler.recalls(correct)
-    groups = {**shot_groups(class_counts), **index_groups(class_counts)}
-    metrics = stats.reductions(resampler.support, groups)
-    return {name: reduce(recalls).mean(0) for name, reduce in metrics.items()}
+    metrics = resampled(resampler.recalls(correct), resampler.support, classes.groups)
+    return {name: values.mean(0) for name, values in metrics.items()}
 
 
 def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floating]]) -> Line:

@@ -10,7 +10,6 @@ those there is no baseline. A method that does not beat them was not worth its t
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
-from ltbench import records
-from ltbench.bench.score.results import Predictions, Run
+from ltbench.bench.score.results import Run
 from ltbench.errors import UserError
-from ltbench.metrics.counts import metrics_from_counts
+from ltbench.metrics.catalogue import metrics_from_counts
+from ltbench.metrics.counts import by_frequency, calibration_error, reliability
+from ltbench.records import Predictions, RunFolder, write_json
+from ltbench.records.files import read_json
 
 Floats = NDArray[np.floating]
 TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
@@ -57,10 +58,8 @@ def tau_normalised(logits: Floats, norms: Floats, bias: Floats, tau: float) -> F
 def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: int = 15) -> float:
     """Return the ECE as :class:`ltbench.metrics.collector.LongTailMetrics` defines it."""
     probabilities = softmax(logits.astype(np.float64), axis=1)
-    confidence = probabilities.max(1)
-    which = np.maximum(np.ceil(confidence * bins).astype(int) - 1, 0)
-    gaps = np.bincount(which, (probabilities.argmax(1) == labels) - confidence, bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    hits = probabilities.argmax(1) == labels
+    return calibration_error(*reliability(probabilities.max(1), hits, bins))
 
 
 def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
@@ -101,7 +100,7 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
         if not np.isfinite(recalls).any():
             return {}
         counts = run.class_counts.astype(float)
-        order = np.argsort(-counts, kind="stable")
+        order = by_frequency(counts)
         backward = np.empty_like(counts)
         backward[order] = counts[order[::-1]]
         shares = {"uniform": np.ones_like(counts), "forward": counts, "backward": backward}
@@ -112,18 +111,14 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _kept(run: Run) -> Found:
-    path = run.folder / f"corrected_{run.selection}.json"
-    try:
-        kept: Found = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError):
-        kept = {}
+    path = RunFolder(run.folder).corrected(run.selection)
+    kept: Found = read_json(path)
     if kept.keys() == CORRECTIONS.keys() or not (found := _compute(run)):
         return kept
     # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
     found = {name: kept.get(name, {}) | rules for name, rules in found.items()}
-    text = json.dumps(found, indent=1).encode()
     with contextlib.suppress(OSError):  # somebody else's folder: computed again next time
-        records.write_whole(path, lambda file: file.write(text))
+        write_json(path, found)
     return found
 
 
@@ -174,7 +169,7 @@ def _metrics(found: Predictions, logits: Floats, counts: NDArray[np.int64]) -> d
 
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
     """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has just one."""
-    path = run.folder / "checkpoints" / f"{run.selection}.ckpt"
+    path = RunFolder(run.folder).checkpoint(run.selection)
     if not path.is_file():
         return None
     import torch

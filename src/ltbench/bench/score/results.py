@@ -4,45 +4,23 @@ A record that is damaged, from a newer ltbench or somebody else's, and predictio
 their record, are named as problems; the rest is read all the same.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ltbench import records
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
-from ltbench.bench.score import schema
 from ltbench.errors import UserError
-
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a run says of each image of a set, in the order of the source.
-
-    Attributes:
-        index: (N,) positions in the source.
-        label: (N,) classes.
-        prediction: (N,) classes.
-        logits: (N, C), where they are stored.
-    """
-
-    index: NDArray[np.int64]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    logits: NDArray[np.float32] | None = None
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """(N,) whether the prediction is the label."""
-        return np.equal(self.prediction, self.label)
+from ltbench.metrics.catalogue import is_shown
+from ltbench.metrics.counts import Classes
+from ltbench.records import Predictions, Record, RunFolder, recipe
+from ltbench.records.folder import RECORD
+from ltbench.records.schema import number
 
 
 @dataclass(frozen=True)
@@ -69,10 +47,15 @@ class Run:
         """Metric -> value, on :attr:`split`."""
         return self.record["metrics"][self.selection].get(self.split, {})  # type: ignore[no-any-return]
 
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes, with their training images."""
+        return Classes.of(self.record["data"])
+
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """(C,) training images of each class."""
-        return np.array(self.record["data"]["class_counts"])
+        return self.classes.counts
 
     def predictions(self, split: str | None = None, logits: bool = False) -> Predictions | None:
         """Read the stored predictions; None where there are none.
@@ -84,39 +67,9 @@ class Run:
         Raises:
             UserError: They are damaged, or do not fit the record.
         """
-        split = split or self.split
-        stem = "predictions" if split == "test" else f"{split}_predictions"
-        path = self.folder / f"{stem}_{self.selection}.npz"
-        if not path.is_file():
-            return None
-        names = ["index", "label", "prediction", *(["logits"] if logits else [])]
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                found = Predictions(**{name: stored[name] for name in names if name in stored})
-        except records.NPZ_DAMAGE as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-        self._check(found, split, path)
-        return found
-
-    def _check(self, found: Predictions, split: str, path: Path) -> None:
-        images, classes = self.record["data"]["images"].get(split), len(self.class_counts)
-        columns = (found.index, found.label, found.prediction)
-        if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in columns):
-            raise UserError(f"{path} is damaged: its columns are no lists of whole numbers.")
-        if found.logits is not None and found.logits.shape != (images, classes):
-            raise UserError(f"{path} is damaged: its logits are not {images} times {classes}.")
-        if not len(found.index) == len(found.label) == len(found.prediction) == images:
-            raise UserError(
-                f"{path} has {len(found.label)} predictions; its record counts {images} images."
-            )
-        if images and not (found.label.min() >= 0 and found.label.max() < classes):
-            raise UserError(f"{path} has labels beyond the {classes} classes of its record.")
-        told = (self.record["metrics"][self.selection].get(split) or {}).get("accuracy")
-        if told is not None and abs(found.correct.mean() - told) > 1e-6:
-            raise UserError(
-                f"{path} has accuracy {found.correct.mean():.4f}; its record says {told:.4f}: "
-                "they are of different runs."
-            )
+        return RunFolder(self.folder).read_predictions(
+            self.record, self.selection, split or self.split, logits
+        )
 
 
 @dataclass
@@ -189,9 +142,9 @@ def of_folder(folder: Path, selection: str = "last") -> Results:
     Raises:
         UserError: There is no record below it, or none that can be used.
     """
-    paths = sorted(folder.glob("**/record.json"))
+    paths = sorted(folder.glob(f"**/{RECORD}"))
     if not paths:
-        raise UserError(f"there is no record.json below {folder}.")
+        raise UserError(f"there is no {RECORD} below {folder}.")
     problems: list[str] = []
     runs = [run for path in paths if (run := _read(path.parent, selection, problems))]
     if not runs:
@@ -246,10 +199,7 @@ def read(folder: Path, selection: str = "last") -> Run:
     Raises:
         UserError: It is not finished, or its record is damaged or not of this ltbench.
     """
-    path = folder / "record.json"
-    record = records.read_record(path)
-    if wrong := schema.misfit(record, schema.RECORD):
-        raise UserError(f"{path} is no record of a run of ltbench: it has no usable '{wrong}'.")
+    path, record = RunFolder(folder).record, RunFolder(folder).read()
     if record["status"] != "done":
         raise UserError(f"{path}: the run is {record['status']}, not done.")
     chosen = selection if selection in record["metrics"] else "last"
@@ -258,30 +208,18 @@ def read(folder: Path, selection: str = "last") -> Run:
     run = Run(record, folder, chosen)
     if not run.metrics:
         raise UserError(f"{path} was measured on nothing.")
-    classes = len(record["data"]["class_counts"])
-    recalls = run.metrics.get("per_class_recall", [None] * classes)
-    if wrong := schema.misfit(recalls, [schema.recall], "per_class_recall"):
-        raise UserError(f"{path} is no record of a run of ltbench: it has no usable '{wrong}'.")
-    if not classes or {len(record["data"]["class_names"]), len(recalls)} != {classes}:
+    if wrong := [name for name, value in run.metrics.items() if not _is_usable(name, value)]:
+        raise UserError(f"{path} is no readable run record: it has no usable '{wrong[0]}'.")
+    classes = len(run.classes)
+    if not classes or len(run.metrics.get("per_class_recall", run.classes)) != classes:
         raise UserError(f"{path} contradicts itself about the number of its classes.")
     return run
 
 
-def recipe(record: Record) -> str:
-    """Return a hash of what a run's config says apart from seed, places and names."""
-    kept = {name: record["config"].get(name, {}) for name in ("model", "data", "trainer")}
-    text = json.dumps(_without(kept, _INCIDENTAL), sort_keys=True)
-    for start in record.get("lineage") or ():
-        file = Path(start.get("path") or "")
-        for place in (file, file.parent.parent):
-            text = text.replace(json.dumps(str(place)), '"an earlier stage"')
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _without(value: Any, names: set[str]) -> Any:  # noqa: ANN401 - a config is recursive
-    if not isinstance(value, dict):
-        return value
-    return {key: _without(item, names) for key, item in value.items() if key not in names}
-
-
-_INCIDENTAL = {"root", "num_workers", "default_root_dir", "enable_progress_bar", "logger"}
+def _is_usable(name: str, value: Any) -> bool:  # noqa: ANN401 - whatever a record holds
+    """Say whether a metric that is shown is one number or null, and recalls are fractions."""
+    if name == "per_class_recall":
+        return isinstance(value, list) and all(
+            each is None or (number(each) and 0 <= each <= 1) for each in value
+        )
+    return not is_shown(name) or value is None or number(value)

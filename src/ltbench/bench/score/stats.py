@@ -6,9 +6,8 @@ each class again, with replacement, the same ones for every row (a paired bootst
 Tibshirani 1993, chapter 16). The error of a difference between two rows is the sum of both.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,6 @@ from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes a sec
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
-Reduction = Callable[[NDArray[np.floating]], Any]
-"""Recalls (..., C) -> a metric (...)."""
 
 LEVEL = 0.95
 REPLICATES = 1000
@@ -54,44 +51,6 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
     half = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2)) * error
     return mean - half, mean + half
-
-
-def reductions(
-    support: NDArray[np.int64], groups: Mapping[str, NDArray[np.intp]]
-) -> dict[str, Reduction]:
-    """Return how each metric follows from the recalls of the classes that have test images.
-
-    The definitions are those of :func:`ltbench.metrics.counts.metrics_from_counts`.
-
-    Args:
-        support: (C,) test images of each class.
-        groups: Name of a group -> its classes; its metric is ``<name>_recall``.
-    """
-    share = support / support.sum()
-    seen = np.flatnonzero(support)
-
-    def over(classes: NDArray[np.intp]) -> Reduction:
-        return lambda recalls: recalls[..., classes].mean(-1)
-
-    def harmonic(recalls: NDArray[np.floating]) -> Any:  # noqa: ANN401 - an array or a number
-        with np.errstate(divide="ignore"):
-            return 1 / (1 / recalls[..., seen]).mean(-1)
-
-    def geometric(recalls: NDArray[np.floating]) -> Any:  # noqa: ANN401
-        with np.errstate(divide="ignore"):
-            return np.exp(np.log(recalls[..., seen]).mean(-1))
-
-    found: dict[str, Reduction] = {
-        "accuracy": lambda recalls: (recalls[..., seen] * share[seen]).sum(-1),
-        "mean_recall": over(seen),
-        "hmean_recall": harmonic,
-        "gmean_recall": geometric,
-        "min_recall": lambda recalls: recalls[..., seen].min(-1),
-    }
-    for name, classes in groups.items():
-        if len(members := np.intersect1d(classes, seen)):
-            found[f"{name}_recall"] = over(members)
-    return found
 
 
 class Resampler:

@@ -51,8 +51,7 @@ def leaderboard_command(args: Sequence[str]) -> None:
     elif given.output is None:
         print(_text(form, board, judged), end="")
     else:
-        text = _text(form, board, judged).encode()
-        records.write_whole(given.output, lambda file: file.write(text))
+        records.write_text(given.output, _text(form, board, judged))
         print(f"{form}: {given.output}")
 
 

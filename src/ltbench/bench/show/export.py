@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ltbench import records
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
+from ltbench.records import RunFolder, write_text
 
 KEPT = (
     *("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png"),
@@ -41,7 +41,7 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
     for key, state in done.items():
         run = state.run or Path()
         target = copies.job_folder(plan.jobs[key]) / run.name
-        for path in (run / "record.json", *(p for kept in KEPT for p in sorted(run.glob(kept)))):
+        for path in (RunFolder(run).record, *(p for kept in KEPT for p in sorted(run.glob(kept)))):
             _copy(path, target / path.relative_to(run), private)
         _write(target.parent / "job.json", {"seconds": (state.notes or {}).get("seconds")}, ())
     if (folder / f"{plan.suite}.json").is_file():
@@ -67,16 +67,14 @@ def _private(plan: Plan, store: Store) -> list[str]:
 
 def _copy(source: Path, target: Path, private: Sequence[str]) -> None:
     if source.suffix in TEXT:
-        text = _without(source.read_text(), private).encode()
-        records.write_whole(target, lambda file: file.write(text))
+        write_text(target, _without(source.read_text(), private))
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
 
 
 def _write(path: Path, content: object, private: Sequence[str]) -> None:
-    text = _without(json.dumps(content, indent=1), private).encode()
-    records.write_whole(path, lambda file: file.write(text))
+    write_text(path, _without(json.dumps(content, indent=1), private))
 
 
 def _without(text: str, private: Sequence[str]) -> str:

@@ -19,11 +19,13 @@ from ltbench.bench.score import analyses
 from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import Effect, effects
 from ltbench.bench.score.leaderboard import Leaderboard, Line, Table
-from ltbench.bench.score.measures import metric
 from ltbench.bench.score.posthoc import CORRECTIONS
 from ltbench.bench.score.stats import Interval
 from ltbench.bench.show import figures, tables
 from ltbench.bench.show.figures import Series
+from ltbench.metrics.catalogue import METRICS, metric, shown_in
+from ltbench.metrics.counts import by_frequency
+from ltbench.records import RunFolder
 
 BINS = 20
 """Groups of classes of similar frequency, where there are too many classes to draw each."""
@@ -31,14 +33,13 @@ PICTURES, PICTURE_BYTES = 4, 2_000_000
 """Pictures of a row that are put into the page, and how large one may be."""
 SAMPLES, OTHERS = "samples/last.png", "*.png"
 """Where a run leaves its generated images, and pictures of what it traced."""
-HEADLINES = ("accuracy", "hmean_recall", "min_recall", "fid", "kl_to_uniform")
-
 CURVES = {
-    "val/accuracy": "accuracy on validation, %",
-    "test_watched/accuracy": "accuracy on test (watched), %",
-    "val/fid": "FID on validation",
+    "val/accuracy": "on validation",
+    "test_watched/accuracy": "on test (watched)",
+    "val/fid": "on validation",
     "train/loss": "training loss",
 }
+"""Columns of a run's curves, of which the first that is there is drawn."""
 
 
 def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
@@ -119,7 +120,8 @@ def _by_source(judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 def _tiles(table: Table) -> list[tuple[str, str, str]]:
     """Return title, cell and row of the best by what matters most, for those in a hurry."""
-    names = [table.by, *(name for name in HEADLINES if name != table.by)]
+    others = shown_in("tiles", METRICS)
+    names = [table.by, *(name for name in others if name != table.by)]
     found = []
     for name in names:
         lines = [line for line in table.lines if name in line.estimates]
@@ -179,23 +181,23 @@ def _best(table: Table) -> dict[str, float]:
 
 def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
     """Yield title, figure and explanation of each figure that the data allows."""
-    rows = list(enumerate(table.lines))
+    rows, (x, y) = list(enumerate(table.lines)), AXES
     points = [
         Series(
             line.name,
             n,
-            [(100 * line.estimates["accuracy"].mean, 100 * line.estimates["min_recall"].mean)],
-            [_percent(line.estimates["min_recall"].interval)],
-            _percent(line.estimates["accuracy"].interval),
+            [(100 * line.estimates[x].mean, 100 * line.estimates[y].mean)],
+            [_percent(line.estimates[y].interval)],
+            _percent(line.estimates[x].interval),
         )
         for n, line in rows
-        if {"accuracy", "min_recall"} <= line.estimates.keys()
+        if {x, y} <= line.estimates.keys()
     ]
     if points:
         front = [points[n].name for n in figures.front_of([each.points[0] for each in points])]
         yield (
             "Accuracy against the worst class",
-            figures.scatter(points, "accuracy, %", "min recall, %", "accuracy and min recall"),
+            figures.scatter(points, _axis(x), _axis(y), f"{metric(x).title} and {metric(y).title}"),
             "Up and right is better. The dashed edge is the front, which no row beats in both: "
             f"{', '.join(front)}.",
         )
@@ -209,31 +211,46 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
             if binned
             else "A dot a class; the frequent ones are on the left.",
         )
-    for groups in (("many", "medium", "few"), ("head", "mid", "tail")):
-        named = [group for group in groups if f"{group}_recall" in table.metrics]
-        bars = [Series(line.name, n, *_groups(line, named)) for n, line in rows[: figures.COLOURS]]
-        if len(named) > 1 and any(bar.points for bar in bars):
+    for group, explained in _GROUPS.items():
+        names = [name for name in table.metrics if metric(name).group == group]
+        bars = [Series(line.name, n, *_groups(line, names)) for n, line in rows[: figures.COLOURS]]
+        if len(names) > 1 and any(bar.points for bar in bars):
+            titles = [metric(name).title for name in names]
             yield (
-                f"Recall of {', '.join(named[:-1])} and {named[-1]} classes",
-                figures.bars(bars, named, "recall by groups of classes"),
-                _GROUPS[groups],
+                f"Recall of {', '.join(titles[:-1])} and {titles[-1]} classes",
+                figures.bars(bars, titles, "recall by groups of classes"),
+                explained,
             )
-    for column, title in CURVES.items():
-        lines = [Series(line.name, n, found) for n, line in rows if (found := _curve(line, column))]
+    for column, what in CURVES.items():
+        name = column.rpartition("/")[2]
+        shown = METRICS.get(name)
+        factor = 100 if shown and shown.percent else 1
+        lines = [
+            Series(line.name, n, found)
+            for n, line in rows
+            if (found := _curve(line, column, factor))
+        ]
         if lines:
-            fractions = column.endswith("accuracy")
+            title = _axis(name, f" {what}") if shown else what
             yield (
                 "Training",
-                figures.curves(lines, title, title, fractions),
+                figures.curves(lines, title, title, factor == 100),
                 "The first seed of each row.",
             )
             break
 
 
+AXES = ("accuracy", "min_recall")
+"""Metrics of which every row is a point in a figure."""
 _GROUPS = {
-    ("many", "medium", "few"): "More than 100, 20 to 100, and fewer than 20 training images.",
-    ("head", "mid", "tail"): "By the rank of a class, in the sizes that the papers use.",
+    "shots": "More than 100, 20 to 100, and fewer than 20 training images.",
+    "ranks": "By the rank of a class, in the sizes that the papers use.",
 }
+
+
+def _axis(name: str, where: str = "") -> str:
+    shown = metric(name)
+    return f"{shown.title}{where}{', %' if shown.percent else ''}"
 
 
 def _percent(bounds: Interval | None) -> Interval | None:
@@ -247,26 +264,25 @@ def _recalls(line: Line) -> list[tuple[float, float]]:
         return []
     recalls = np.nanmean(np.array(found, dtype=float), axis=0)
     counts = line.row.runs[0].class_counts
-    order = [c for c in np.argsort(-counts, kind="stable") if np.isfinite(recalls[c]) and counts[c]]
+    order = [c for c in by_frequency(counts) if np.isfinite(recalls[c]) and counts[c]]
     parts = np.array_split(order, BINS) if len(order) > 2 * BINS else [[c] for c in order]
     return [(float(counts[part].mean()), 100 * float(recalls[part].mean())) for part in parts]
 
 
 def _groups(
-    line: Line, named: Sequence[str]
+    line: Line, names: Sequence[str]
 ) -> tuple[list[tuple[float, float]], list[Interval | None]]:
     points, bounds = [], []
-    for n, group in enumerate(named):
-        if estimate := line.estimates.get(f"{group}_recall"):
+    for n, name in enumerate(names):
+        if estimate := line.estimates.get(name):
             points.append((float(n), 100 * estimate.mean))
             bounds.append(_percent(estimate.interval))
     return points, bounds
 
 
-def _curve(line: Line, column: str) -> list[tuple[float, float]]:
-    """Return (part of the training in %, value) from the first run's ``metrics.csv``."""
-    path = line.row.runs[0].folder / "metrics.csv"
-    factor = 100 if column.endswith("accuracy") else 1
+def _curve(line: Line, column: str, factor: int) -> list[tuple[float, float]]:
+    """Return (part of the training in %, value) from the first run's curves."""
+    path = RunFolder(line.row.runs[0].folder).curves
     found, epochs = [], 0.0
     with contextlib.suppress(OSError, csv.Error), path.open(newline="", errors="replace") as file:
         for row in csv.DictReader(file):
@@ -302,7 +318,7 @@ def _gain(effect: Effect, name: str) -> dict[str, str]:
 def _posthoc(table: Table) -> dict[str, Any] | None:
     """Return the headings and cells of the baselines: of each metric the own, then corrected."""
     lines = [line for line in table.lines if line.posthoc]
-    headings = [(metric(name).title, ["own", *rules]) for name, rules in CORRECTIONS.items()]
+    headings = [(metric(name), ["own", *rules]) for name, rules in CORRECTIONS.items()]
     rows = [
         (
             line.name,

@@ -4,22 +4,16 @@ import csv
 import dataclasses
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ltbench.bench.run.status import duration
 from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import Effect, Gain, effects, missing
 from ltbench.bench.score.leaderboard import Leaderboard, Line, Table
-from ltbench.bench.score.measures import metric
 from ltbench.bench.score.stats import Estimate
-
-NARROW = ("mean_recall", "gmean_recall", "min_coverage", "min_ht_recall", "ece", "mid_recall")
-"""Metrics that the tables for reading leave out; CSV and JSON have them all."""
+from ltbench.metrics.catalogue import metric
+from ltbench.records.files import plain
 
 LEGEND = (
     "Mean over seeds; ± is half of the 95 % interval: over seeds (t) where there are several, in "
@@ -30,7 +24,7 @@ LEGEND = (
 
 def columns(table: Table) -> list[str]:
     """Return the metrics that a table for reading shows."""
-    return [name for name in table.metrics if name not in NARROW or name == table.by]
+    return [n for n in table.metrics if "board" in metric(n).tables.split() or n == table.by]
 
 
 def cell(name: str, estimate: Estimate | None) -> str:
@@ -226,7 +220,7 @@ def as_json(board: Leaderboard, judged: Sequence[Judged]) -> str:
         ],
         "problems": board.problems,
     }
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -256,15 +250,3 @@ def _table(table: Table) -> dict[str, Any]:
             for line in table.lines
         ],
     }
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

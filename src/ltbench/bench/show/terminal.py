@@ -11,7 +11,6 @@ from rich.table import Table as RichTable
 from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import effects
 from ltbench.bench.score.leaderboard import Leaderboard, Table
-from ltbench.bench.score.measures import metric
 from ltbench.bench.show.tables import (
     CLAIM_HEADINGS,
     EFFECTS,
@@ -26,6 +25,7 @@ from ltbench.bench.show.tables import (
     effect_remarks,
     remarks,
 )
+from ltbench.metrics.catalogue import metric
 
 
 def render(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> RenderableType:

@@ -1,10 +1,9 @@
 """Where images and labels come from. Importing this package does not import torch."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ltbench.errors import unknown_name
+from ltbench.naming import Name, resolve
 
 if TYPE_CHECKING:
     from ltbench.data.sources.base import OnBadImage, Source
@@ -27,47 +26,37 @@ DESCRIPTIONS = {
     "dbpedia14": "DBpedia-14: 630,000 abstracts in 14 classes, from the Hugging Face hub",
 }
 
-_CLASSES = {
-    "digits": "digits.Digits",
-    "cifar10": "cifar.Cifar10",
-    "cifar100": "cifar.Cifar100",
-    "stl10": "stl10.Stl10",
-    "folder": "folder.Folder",
-    "lists": "lists.Lists",
-    "imagenet_lt": "lists.ImageNetLT",
-    "places_lt": "lists.PlacesLT",
-    "inaturalist2018": "inaturalist.INaturalist2018",
-    "inaturalist2019": "inaturalist.INaturalist2019",
-    "phrases": "text.Phrases",
-    "text": "text.Text",
-    "imdb": "text.Imdb",
-    "dbpedia14": "text.DBpedia14",
+SOURCES = {
+    "digits": f"{__name__}.digits.Digits",
+    "cifar10": f"{__name__}.cifar.Cifar10",
+    "cifar100": f"{__name__}.cifar.Cifar100",
+    "stl10": f"{__name__}.stl10.Stl10",
+    "folder": f"{__name__}.folder.Folder",
+    "lists": f"{__name__}.lists.Lists",
+    "imagenet_lt": f"{__name__}.lists.ImageNetLT",
+    "places_lt": f"{__name__}.lists.PlacesLT",
+    "inaturalist2018": f"{__name__}.inaturalist.INaturalist2018",
+    "inaturalist2019": f"{__name__}.inaturalist.INaturalist2019",
+    "phrases": f"{__name__}.text.Phrases",
+    "text": f"{__name__}.text.Text",
+    "imdb": f"{__name__}.text.Imdb",
+    "dbpedia14": f"{__name__}.text.DBpedia14",
 }
 
 
-def source_class(name: str) -> "type[Source]":
-    """Import the class of a source.
-
-    Raises:
-        UserError: If `name` is not one of `DESCRIPTIONS`.
-    """
-    if name not in _CLASSES:
-        raise unknown_name("source", name, _CLASSES)
-    module, attribute = _CLASSES[name].split(".")
-    source: type[Source] = getattr(import_module(f"{__name__}.{module}"), attribute)
-    return source
-
-
 def build_source(
-    name: str,
+    name: Name,
     root: Path,
     image_size: int | None = None,
     on_bad_image: "OnBadImage" = "error",
     decoding: "Decoding | None" = None,
 ) -> "Source":
-    """Build a source by name; the arguments are those of `ltbench.data.sources.base.Source`.
+    """Build a source of ours or the user's own; its arguments are those of `sources.base.Source`.
 
     Raises:
-        UserError: If `name` is not one of `DESCRIPTIONS`, or the source finds a mistake in `root`.
+        UserError: If there is no such source, or it finds a mistake in `root`.
     """
-    return source_class(name)(root, image_size, on_bad_image, decoding)
+    from ltbench.data.sources.base import Source
+
+    source: type[Source] = resolve("source", name, SOURCES, Source)
+    return source(root, image_size, on_bad_image, decoding)

@@ -49,6 +49,7 @@ class Source(ABC):
         in_memory: Whether a split is meant to be held as one tensor; if not, `images` is to be
             called on a few indices at a time, in workers.
         texts: Whether there are texts instead of images.
+        head_mid_tail: Numbers of head, mid and tail classes in the set's papers; None: 30/40/30 %.
     """
 
     name: ClassVar[str]
@@ -60,6 +61,7 @@ class Source(ABC):
     splits: frozenset[str]
     in_memory: bool = True
     texts: ClassVar[bool] = False
+    head_mid_tail: ClassVar[tuple[int, int, int] | None] = None
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ class Cifar10(DownloadedSource):
     name = "cifar10"
     display_name = "CIFAR-10"
     num_classes = 10
+    head_mid_tail = (3, 4, 3)
     mean, std = CIFAR_MEAN, CIFAR_STD
     splits = frozenset({"train", "test"})
     dataset = datasets.CIFAR10
@@ -27,4 +28,5 @@ class Cifar100(Cifar10):
     name = "cifar100"
     display_name = "CIFAR-100"
     num_classes = 100
+    head_mid_tail = (36, 35, 29)
     dataset = datasets.CIFAR100

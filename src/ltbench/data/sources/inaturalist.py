@@ -27,6 +27,7 @@ class INaturalist2018(Lists):
 
     name = "inaturalist2018"
     display_name = "iNaturalist 2018"
+    head_mid_tail: ClassVar[tuple[int, int, int] | None] = (842, 3701, 3599)
     mean, std = INATURALIST_MEAN, INATURALIST_STD
     official: ClassVar[Mapping[str, str]] = {"train": "train2018.json", "test": "val2018.json"}
     lists: ClassVar[Mapping[str, str]] = {
@@ -75,6 +76,7 @@ class INaturalist2019(INaturalist2018):
 
     name = "inaturalist2019"
     display_name = "iNaturalist 2019"
+    head_mid_tail = None
     official: ClassVar[Mapping[str, str]] = {"train": "train2019.json", "test": "val2019.json"}
     lists: ClassVar[Mapping[str, str]] = {
         "train": "iNaturalist19_train.txt",

@@ -100,6 +100,7 @@ class ImageNetLT(Lists):
     name = "imagenet_lt"
     display_name = "ImageNet-LT"
     num_classes = 1000
+    head_mid_tail = (390, 445, 165)
     lists: ClassVar[Mapping[str, str]] = {
         s: f"ImageNet_LT_{s}.txt" for s in ("train", "val", "test")
     }

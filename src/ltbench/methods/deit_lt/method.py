@@ -241,7 +241,9 @@ class DeiTLT(OptimisedModule):
 
     def _teacher_metrics(self, split: str) -> dict[str, float]:
         assert self.teacher is not None
-        collector = LongTailMetrics(self.num_classes, self.class_counts).to(self.device)
+        collector = LongTailMetrics(
+            self.num_classes, self.class_counts, head_mid_tail=self.data.head_mid_tail
+        ).to(self.device)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.data.evaluation_batches(split, self.device):
                 images = resize(batch["image"], self.size, antialias=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ltbench.data import profiles
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.samplers import EvaluationSampler
 from ltbench.errors import UserError
@@ -35,9 +36,8 @@ from ltbench.metrics.generation import (
     class_groups,
     frechet_distance,
     per_class_distances,
-    read_sums,
-    write_sums,
 )
+from ltbench.records import read_npz, write_npz
 
 CHECKED = 2000  # training images that a judge is tried on
 
@@ -63,6 +63,8 @@ class GenerativeModule(Method):
         samples: Samples that a test draws, and ``ltbench predict`` writes.
         watch_samples: Samples that a validation draws.
     """
+
+    evaluation_arguments = frozenset({"samples", "watch_samples", "inception_weights"})
 
     def __init__(
         self,
@@ -121,15 +123,17 @@ class GenerativeModule(Method):
                 f"the GAN makes {self.image_size} pixels a side, the data has "
                 f"{self.data.image_size}: set image_size of the model, or of the data."
             )
-        source = self.data.source
-        self.scaling = Normalise(list(source.mean), list(source.std))
+        mean, std = map(list, self.data.statistics)
+        self.scaling = Normalise(mean, std)
         self._load_judges(stage)
-        if stage == "predict":
-            self.data.to_predict = Latents(self.samples, self.latent, self.num_classes)
         if stage == "fit":
             for role in ("classifier", "annotator"):
                 if role in self._judges:
                     self._try_judge(role)
+
+    def to_predict(self, data: DataModule) -> Latents:
+        """Return latents: a generator needs no images."""
+        return Latents(self.samples, self.latent, self.num_classes)
 
     def _load_judges(self, stage: str) -> None:
         if "annotator" not in self.starts:
@@ -235,8 +239,8 @@ class GenerativeModule(Method):
             "generated_classes": counts.tolist(),
             f"per_class_{metric}": per_class_distances(generated, reference, groups),
         }
-        if self.folder is not None and self.trainer.is_global_zero:
-            grid.write(self.folder / "samples" / f"{picture}.png", counts)
+        if self.trainer.is_global_zero:
+            self.pictures = {f"samples/{picture}.png": grid.png(counts)}
 
     def _latents(self, number: int) -> Iterator[Batch]:
         """Yield this rank's share of so many samples, which do not depend on the ranks."""
@@ -269,14 +273,14 @@ class GenerativeModule(Method):
         first, broadcast = self.trainer.is_global_zero, self.trainer.strategy.broadcast
         found: FeatureSums | None = None
         if broadcast(path.is_file()):
-            found = broadcast(read_sums(path) if first else None)
+            found = broadcast(_stored_sums(path) if first else None)
         if found is None:
             sums = FeatureMoments(features.width, self._groups(split)).to(self.device)
             for batch in self.data.evaluation_batches(split, self.device):
                 sums.update(features.features(self.real_images(batch)), batch["label"])
             found = sums.compute()
             if first:
-                write_sums(path, found)
+                write_npz(path, found._asdict())
         self._references[split] = found
         return found
 
@@ -310,13 +314,6 @@ class GenerativeModule(Method):
         without = f", none of {missing} classes" if missing else ""
         return f"{len(images)} images{without}: {root} (train/<class>/, labels.csv)"
 
-    def _check_model(self, theirs: dict[str, Any] | None) -> None:
-        """Let a finished GAN draw other numbers of samples."""
-        free = ("samples", "watch_samples", "inception_weights")
-        if theirs and self.config:
-            theirs = theirs | {name: self.config.get(name) for name in free}
-        super()._check_model(theirs)
-
 
 def _same(one: Judge, other: Judge) -> bool:
     """Say whether two judges are of one run, or one a copy of the other's weights."""
@@ -328,3 +325,11 @@ def _same(one: Judge, other: Judge) -> bool:
         value.shape == theirs[name].shape and torch.equal(value, theirs[name])
         for name, value in ours.items()
     )
+
+
+def _stored_sums(path: Path) -> FeatureSums | None:
+    """Read stored sums; None where they are damaged and have to be made again."""
+    try:
+        return FeatureSums(**read_npz(path))
+    except (UserError, TypeError):
+        return None

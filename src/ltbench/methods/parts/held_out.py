@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ltbench.data.datamodule import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.objectives import (
     MultiplierRule,
@@ -51,7 +51,7 @@ class HeldOut:
         self.objective = build_objective(name, torch.ones(num_classes), coverage_target)
         self.monitor = f"val/{self.objective.metric}"
 
-    def setup(self, data: LongTailDataModule, class_counts: Tensor) -> None:
+    def setup(self, data: DataModule, class_counts: Tensor) -> None:
         """Look whether the data has what it takes, and learn which classes are head and tail.
 
         Args:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench import seeding
-from ltbench.data.datasets import Batch, CroppedImages
-from ltbench.data.pairs import Pairs, PairSampler
+from ltbench.data.base import DataModule
+from ltbench.data.datasets import Batch
 from ltbench.data.semi import SemiSupervisedDataModule
+from ltbench.data.streams import MAIN, Stream, Streams
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_loss
 from ltbench.methods.base import Paper, always
@@ -30,6 +31,7 @@ from ltbench.methods.selmix.gain import (
     smooth,
     without_empty,
 )
+from ltbench.methods.selmix.pairs import PairSampler
 from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 from ltbench.objectives import BestResponse, rates
@@ -162,15 +164,26 @@ class SelMix(OptimisedModule):
         self.found: dict[str, float] = {}  # by the last look, for the log
 
     def setup(self, stage: str) -> None:
-        """Check the validation images, and let the data draw pairs.
+        """Check the data, and make the sampler of the pairs.
 
         Raises:
             UserError: The start or the data does not fit.
         """
         super().setup(stage)
-        if stage == "fit":
-            self.held_out.setup(self.data, self.class_counts)
-            self._draw_pairs()
+        if stage != "fit":
+            return
+        self.held_out.setup(self.data, self.class_counts)
+        if self.partners == "unlabelled" and "unlabelled" not in self.data.splits:
+            raise UserError(
+                "partners: unlabelled needs unlabelled images: use SemiSupervisedDataModule, or "
+                "partners: labelled."
+            )
+        self.sampler = PairSampler(
+            self.data.splits["train"].labels,
+            self.num_classes,
+            self.cycle * self.data.batch_size,
+            seeding.run_seed(),
+        )
 
     def load_start(self) -> None:
         """Load the network, whose batch norm stays as it is.
@@ -184,20 +197,11 @@ class SelMix(OptimisedModule):
             if isinstance(module, _BatchNorm):
                 module.requires_grad_(False)
 
-    def _draw_pairs(self) -> None:
-        data = self.data
-        if self.partners == "unlabelled" and "unlabelled" not in data.splits:
-            raise UserError(
-                "partners: unlabelled needs unlabelled images: use SemiSupervisedDataModule, or "
-                "partners: labelled."
-            )
-        split = {"labelled": "train", "unlabelled": "unlabelled"}[self.partners]
-        first, second = data.training_images("train"), data.training_images(split)
-        numbered = isinstance(first, CroppedImages)
-        labels, length = data.splits["train"].labels, self.cycle * data.batch_size
-        seed = seeding.run_seed()
-        self.sampler = PairSampler(labels, self.num_classes, length, seed, numbered)
-        data.pairs = Pairs(first, second, numbered), self.sampler
+    def streams(self, data: DataModule) -> Streams:
+        """Return the training images, each with a partner, which the sampler pairs by class."""
+        partners = Stream("train" if self.partners == "labelled" else "unlabelled")
+        images = Stream("train", {"image": data.augment})
+        return Streams(self.sampler, {MAIN: images, "partner": partners})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return classifier, its bias without weight decay, and backbone at its own rate."""
@@ -313,12 +317,13 @@ class SelMix(OptimisedModule):
             self.found["pseudo_label_accuracy"] = float(right.double().mean())
         return labels
 
-    def prepare_step(self, batch: Batch) -> Batch:
-        """Take the pairs apart, and draw the weight of each first image."""
-        labels, (first, second) = batch["label"], batch["image"].chunk(2)
+    def prepare_step(self, batch: dict[str, Any]) -> Batch:
+        """Draw the weight of each first image."""
+        labels = batch["label"]
         draws = torch.rand(len(labels), 1, device=labels.device)
         share = self.min_share + (1 - self.min_share) * draws
-        return {"first": first, "second": second, "label": labels, "share": share}
+        images = {"first": batch["image"], "second": batch["partner"]["image"]}
+        return {**images, "label": labels, "share": share}
 
     def loss_of(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the mixed features with the label of the first image."""

@@ -1,17 +1,15 @@
 """The predictions that a run keeps, so that metrics can be recomputed and methods compared."""
 
-from pathlib import Path
-from typing import Any
-
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ltbench import records
 from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
+from ltbench.records import Predictions
+from ltbench.records.folder import COLUMNS
+from ltbench.runs.context import RunContext
 
 LOGITS_KEPT = 10_000_000
 
@@ -20,17 +18,12 @@ class KeepPredictions(Callback):
     """Store what the chosen weights of a run predict for the validation and the test images.
 
     Args:
-        folder: The run folder.
-
-    Attributes:
-        selection: Which weights are evaluated, for the names of the files; while it is None
-            nothing is kept.
+        context: The run; while it has no selection nothing is kept.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Keep nothing before a selection is named."""
-        self.folder = folder
-        self.selection: str | None = None
+    def __init__(self, context: RunContext) -> None:
+        """Keep nothing yet."""
+        self.context = context
         self._outputs: dict[str, list[dict[str, Tensor]]] = {}
 
     def on_test_batch_end(
@@ -62,7 +55,7 @@ class KeepPredictions(Callback):
     def _collect(
         self, pl_module: L.LightningModule, split: str, outputs: object, batch: Batch
     ) -> None:
-        if self.selection is None or not isinstance(outputs, dict):
+        if self.context.selection is None or not isinstance(outputs, dict):
             return
         assert isinstance(pl_module, Method)
         images = len(pl_module.data.splits[split].labels)
@@ -77,7 +70,7 @@ class KeepPredictions(Callback):
         self._store(trainer)
 
     def _store(self, trainer: L.Trainer) -> None:
-        if self.selection is None:
+        if self.context.selection is None:
             return
         found: list[dict[str, list[dict[str, Tensor]]]] = [self._outputs]
         if trainer.world_size > 1:
@@ -88,24 +81,12 @@ class KeepPredictions(Callback):
             return
         for split in {split: None for shard in found for split in shard}:
             batches = [batch for shard in found for batch in shard.get(split, [])]
-            columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-            self.save_predictions(split, columns)
-
-    def save_predictions(self, split: str, columns: dict[str, Tensor]) -> None:
-        """Write ``predictions_<selection>.npz`` (test) or ``<split>_predictions_<selection>.npz``.
-
-        It opens with ``allow_pickle=False``. Arrays, a row an image, in the order of the source,
-        are those of :func:`predicted`.
-
-        Args:
-            split: Which images.
-            columns: The arrays.
-        """
-        order = columns["index"].argsort(stable=True)
-        stem = "predictions" if split == "test" else f"{split}_predictions"
-        path = self.folder / f"{stem}_{self.selection}.npz"
-        arrays: dict[str, Any] = {name: value[order].numpy() for name, value in columns.items()}
-        records.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+            columns = {
+                name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]
+            }
+            heads = {name: columns.pop(name) for name in [*columns] if name not in COLUMNS}
+            path = self.context.folder.predictions(self.context.selection, split)
+            Predictions(**columns, heads=heads).write(path)
 
 
 def predicted(batch: Batch, outputs: dict[str, Tensor], images: int) -> dict[str, Tensor]:
@@ -117,8 +98,8 @@ def predicted(batch: Batch, outputs: dict[str, Tensor], images: int) -> dict[str
         images: Number of images in the whole split.
 
     Returns:
-        On the CPU ``index``, ``label``, ``prediction``, ``confidence`` and, of each further head,
-        ``prediction_<head>``, (B,) each; ``logits`` (B, C) where the split has 10 million or less.
+        On the CPU the columns of :class:`~ltbench.records.Predictions`, with ``logits`` where the
+        split has 10 million or less, and what each further head predicts by its name.
     """
     first, *further = outputs
     logits = outputs[first].float()
@@ -127,7 +108,7 @@ def predicted(batch: Batch, outputs: dict[str, Tensor], images: int) -> dict[str
         "label": batch["label"],
         "prediction": logits.argmax(1),
         "confidence": logits.softmax(1).amax(1),
-        **{f"prediction_{head}": outputs[head].argmax(1) for head in further},
+        **{head: outputs[head].argmax(1) for head in further},
     }
     if images * logits.shape[1] <= LOGITS_KEPT:
         found["logits"] = logits

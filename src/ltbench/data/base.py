@@ -1,0 +1,357 @@
+"""Data = source x partition x streams: what every data module shares."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ltbench import seeding
+from ltbench.data import profiles
+from ltbench.data.datasets import (
+    Batch,
+    CroppedImages,
+    DecodedImages,
+    Images,
+    ImagesOfFolder,
+    MemoryImages,
+    as_is,
+)
+from ltbench.data.loading import Loader
+from ltbench.data.samplers import EvaluationBatches, EvaluationSampler
+from ltbench.data.sources import build_source
+from ltbench.data.sources.decoding import Decoding
+from ltbench.data.sources.files import FileSource
+from ltbench.data.splits import Partition, Split
+from ltbench.data.streams import MAIN, StreamImages, Streams
+from ltbench.data.transforms.basic import BatchTransform, constants
+from ltbench.errors import UserError
+from ltbench.metrics.counts import default_sizes
+from ltbench.naming import Name
+
+MOST_WORKERS = 256  # of a loader: each is a process
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each channel, of values scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class DataModule(L.LightningDataModule):
+    """A source divided into splits, their loaders, and training batches made of streams.
+
+    Batches are dicts: ``image`` (B, C, H, W), uint8 in the loader, normalised float32 after the
+    transfer to the device; ``label`` (B,) int64; ``index`` (B,) int64, the position in the source.
+    What more a training batch holds, :meth:`streams` says, or the method of the trainer.
+
+    Args:
+        source: Where images come from; ``ltbench list datasets`` names them. Or the import path of
+            a subclass of :class:`~ltbench.data.sources.base.Source`.
+        root: Folder of the data; default: the environment variable ``LTBENCH_DATA``, else ``data``.
+        partition: Which images are which split.
+        subset_seed: Seed of that draw, apart from the run's seed, as in the field.
+        watch_test: Also evaluate the test set during training, as ``test_watched/...``. Those
+            numbers are for learning curves; no checkpoint is ever chosen by them.
+        batch_size: Images per step over all ranks.
+        eval_batch_size: Images per evaluation step and rank.
+        augment: Batched transforms of training images, in order.
+        image_size: Side in pixels that image files are brought to; default: that of the first
+            image of a folder, and 224 for lists.
+        decoding: How image files of any shape become squares: random crops, evaluation's centre.
+        num_workers: Processes that decode images of sets too large for memory, or to be cropped.
+        on_bad_image: What a missing or unreadable image file does: stop with its path, or be left
+            out.
+        predict_folder: Folder of images to classify with ``ltbench predict``.
+
+    Attributes:
+        normalisation: What a run may set before anything is loaded: the statistics of the images
+            that pretrained weights were trained on. None: those of the source.
+    """
+
+    texts: ClassVar[bool] = False  # whether it is for texts
+
+    def __init__(
+        self,
+        source: Name,
+        root: str | None,
+        partition: Partition,
+        subset_seed: int = 0,
+        watch_test: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        augment: Sequence[BatchTransform] = (),
+        image_size: int | None = None,
+        decoding: Decoding | None = None,
+        num_workers: int = 2,
+        on_bad_image: Literal["error", "skip"] = "error",
+        predict_folder: str | None = None,
+    ) -> None:
+        """Find the source; its images are decoded when a loader first needs them."""
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1 or not 0 <= num_workers <= MOST_WORKERS:
+            raise UserError(
+                "data.batch_size and data.eval_batch_size must be at least 1, data.num_workers "
+                f"0 to {MOST_WORKERS}."
+            )
+        self.source_name = source if isinstance(source, str) else str(source.get("class_path"))
+        self.root = Path(root or os.environ.get("LTBENCH_DATA", "data"))
+        self.partition = partition
+        self.subset_seed = subset_seed
+        self.watch_test = watch_test
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.augment = list(augment)
+        self.num_workers = num_workers
+        self.predict_folder = predict_folder
+        self.source = build_source(source, self.root, image_size, on_bad_image, decoding)
+        if self.source.texts != self.texts:
+            kind = "texts" if self.source.texts else "images"
+            raise UserError(
+                f"data source '{self.source_name}' has {kind}; TextDataModule is for texts."
+            )
+        if self.num_classes < 2:
+            raise UserError(
+                f"{self.source.display_name} in {self.root} has {self.num_classes} class(es): to "
+                "tell them apart there must be two at least."
+            )
+        self.normalisation: Statistics | None = None
+        self.splits: dict[str, Split] = {}
+        self._loaded: dict[str, Images] = {}
+        self._training: Streams | None = None
+        self._to_classify: ImagesOfFolder | None = None
+        self.first_epoch = 0  # of this sitting: a resumed run's is later
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the source."""
+        return self.source.num_classes
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.source.channels
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side in pixels of the images that a network sees."""
+        return int(self.source.images("train", [0]).shape[-1])
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class, (C,), after validation was carved off."""
+        return np.bincount(self.splits["train"].labels, minlength=self.num_classes)
+
+    @property
+    def head_mid_tail(self) -> tuple[int, int, int]:
+        """Numbers of head, mid and tail classes: those of the set's papers, else 30/40/30 %."""
+        sizes = self.source.head_mid_tail
+        if sizes and sum(sizes) == self.num_classes:
+            return sizes
+        return default_sizes(self.num_classes)
+
+    @property
+    def index_hash(self) -> str:
+        """Hash of which images of the source are trained on, by their positions in it."""
+        return profiles.index_hash(self.splits["train"].indices)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Name the splits; the same on every rank and at every call."""
+        if not self.splits:
+            self.source.check_names()
+            self.splits = self.partition.split(self.source, self.subset_seed)
+
+    def dataset(self, name: str) -> Images:
+        """Return the images of a split; small sets are decoded once and kept on the device."""
+        if name not in self.splits:
+            raise UserError(
+                f"{self.source.display_name} has no {name} images: add {self.root / name}/<class>/ "
+                "or choose another source."
+            )
+        if name not in self._loaded:
+            kind = MemoryImages if self.source.in_memory else DecodedImages
+            self._loaded[name] = kind(self.source, self.splits[name])
+        found = self._loaded[name]
+        return found.to(self.device) if isinstance(found, MemoryImages) else found
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank trains or evaluates; the CPU as long as no trainer has said so."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def streams(self) -> Streams:
+        """Return what a training batch holds, unless a method says otherwise; needs ``setup``."""
+        raise NotImplementedError
+
+    @property
+    def _method(self) -> Any:  # noqa: ANN401 - a `ltbench.methods.base.Method`, one floor up
+        """What says which streams it trains on and what it predicts, where a method does."""
+        method = getattr(self.trainer, "lightning_module", None)
+        return method if hasattr(method, "streams") else None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the training batches of an epoch; the last one may be smaller.
+
+        Raises:
+            UserError: The ranks do not divide the batch.
+        """
+        world = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % world:
+            raise UserError(
+                f"data.batch_size {self.batch_size} is the batch over all ranks and does not "
+                f"divide by {world}; the next that does is {-(-self.batch_size // world) * world}."
+            )
+        streams = self._training = self._method.streams(self) if self._method else self.streams()
+        parts = {name: self._images(name, streams) for name in streams.streams}
+        sampler = streams.sampler
+        sampler.numbered = cropped = self.source.decoding.random_crop is not None
+        if self.trainer:
+            # Lightning starts workers before it tells the sampler the epoch; in a resumed run, if
+            # the length of the training is asked for, even before it knows the epoch itself.
+            progress = self.trainer.fit_loop.epoch_progress.current
+            seen = progress.processed  # type: ignore[attr-defined]
+            sampler.set_epoch(max(seen, self.first_epoch))
+        rows = sum(stream.images for stream in streams.streams.values())
+        workers = self._workers(cropped)
+        return self._loader(
+            parts[MAIN] if len(parts) == 1 else StreamImages(parts),
+            workers,
+            batch_size=self.batch_size // world * rows,
+            sampler=sampler,
+            persistent_workers=workers > 0,
+        )
+
+    def _images(self, name: str, streams: Streams) -> Images:
+        """Return the images of a stream: random crops for its views, where there are any."""
+        split = streams.streams[name].split
+        if self.source.decoding.random_crop is None:
+            return self.dataset(split)
+        assert isinstance(self.source, FileSource)
+        views = streams.views_of(name)
+        return CroppedImages(self.source, self.splits[split], seeding.run_seed(), views)
+
+    def _workers(self, cropped: bool = False) -> int:
+        return 0 if self.source.in_memory and not cropped else self.num_workers
+
+    def _loader(self, dataset: Dataset[Batch], workers: int, **options: Any) -> DataLoader[Batch]:  # noqa: ANN401
+        generator = seeding.generator("cpu", seeding.run_seed(), "workers")
+        return Loader(dataset, workers, collate_fn=as_is, generator=generator, **options)
+
+    def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
+        """Return a split in order, each image on exactly one rank, which may get empty batches."""
+        dataset = self.dataset(name)
+        sampler = EvaluationBatches(dataset, self.eval_batch_size)
+        return self._loader(dataset, self._workers(), batch_size=None, sampler=sampler)
+
+    def evaluation_batches(self, name: str, device: torch.device) -> Iterator[Batch]:
+        """Yield this rank's share of a split: normalised, on ``device``, without augmentation."""
+        for batch in self.evaluation_dataloader(name):
+            if len(batch["label"]):
+                moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+                yield {**moved, "image": self.normalise(moved["image"])}
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the splits evaluated during training, in the order of their loaders."""
+        names = ["val"] if "val" in self.splits else []
+        return [*names, "test"] if self.watch_test else names
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return one loader for each split in :attr:`watched`."""
+        return [self.evaluation_dataloader(name) for name in self.watched]
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test split."""
+        return self.evaluation_dataloader("test")
+
+    def images_to_predict(self) -> ImagesOfFolder:
+        """Return the images below ``predict_folder``, brought to the size that was trained on."""
+        if self.predict_folder is None:
+            raise UserError("predict needs --data.predict_folder DIR: the images to classify.")
+        if self._to_classify is None:
+            self._to_classify = ImagesOfFolder(
+                Path(self.predict_folder),
+                self.channels,
+                self.image_size,
+                self.source.decoding,
+                self.source.on_bad_image,
+            )
+        return self._to_classify
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return what the method predicts: as a rule ``predict_folder``, in path order."""
+        method = self._method
+        dataset = method.to_predict(self) if method else self.images_to_predict()
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=EvaluationSampler(dataset),
+            collate_fn=as_is,
+        )
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Make the views of a training batch, or normalise, on the device."""
+        if self.trainer and self.trainer.training:
+            key = ("augment", self.trainer.global_rank, self.trainer.global_step)
+            draws = seeding.generator(batch["label"].device, seeding.run_seed(), *key)
+            streams = self._training or self.streams()
+            return streams.make_views(batch, draws, self.normalise)
+        if "image" not in batch:  # a generator predicts on latents
+            return batch
+        return {**batch, "image": self.normalise(batch["image"])}
+
+    @property
+    def statistics(self) -> Statistics:
+        """What images are normalised by: :attr:`normalisation`, or else the source's."""
+        return self.normalisation or Statistics(self.source.mean, self.source.std)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn (B, C, H, W) uint8 images into standardised float32, channels last."""
+        return standardised(images, *self.statistics)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps to know its own data again."""
+        return {
+            "class_names": self.source.class_names,
+            "training_set": f"{self.source.fingerprint}:{self.index_hash}",
+            "mean": list(self.statistics.mean),
+            "std": list(self.statistics.std),
+            "image_size": self.image_size,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record says of the data; needs :meth:`setup`."""
+        counts = self.class_counts
+        return {
+            "source": self.source.display_name,
+            "fingerprint": self.source.fingerprint,
+            "profile": str(self.partition),
+            "imbalance_factor": profiles.imbalance_factor(counts),
+            "class_names": self.source.class_names,
+            "class_counts": counts.tolist(),
+            "head_mid_tail": list(self.head_mid_tail),
+            "images": {name: len(split.labels) for name, split in self.splits.items()},
+            "index_hash": self.index_hash,
+            **({"normalisation": self.normalisation._asdict()} if self.normalisation else {}),
+        }
+
+
+def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (B, C, H, W) uint8 images as float32, channels last, with mean 0 and variance 1.
+
+    Args:
+        images: The images.
+        mean: Of each channel, of values scaled to [0, 1].
+        std: Standard deviations, likewise.
+    """
+    shift, scale = (constants(v, images.device).view(-1, 1, 1) for v in (mean, std))
+    images = images.contiguous(memory_format=torch.channels_last)
+    return images.to(torch.float32).sub_(shift * 255).div_(scale * 255)

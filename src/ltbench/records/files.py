@@ -1,0 +1,155 @@
+"""Files that are whole or not there, and reading that survives damage: JSON, YAML, npz.
+
+Only what reads or writes npz imports numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import yaml
+
+from ltbench.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_NPZ_DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What reading a damaged or a malicious ``npz`` file raises."""
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside its place and rename it there: readers see the old one or the new one.
+
+    Args:
+        path: Where the file goes; its folder is made.
+        write: Called with the open binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # not its part; and a full disk names no file at all
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole, in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole; what JSON lacks becomes null (NaN, infinity) or text."""
+    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
+    """Return a value as any JSON reader can take it."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "item"):  # a number of numpy
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file; an empty one where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays whole, by their names."""
+    import numpy as np
+
+    columns: dict[str, Any] = dict(arrays)
+    write_whole(path, lambda file: np.savez_compressed(file, **columns))
+
+
+def read_npz(path: Path, *leave_out: str) -> dict[str, NDArray[Any]]:
+    """Read arrays by their names; nothing in the file is executed.
+
+    Args:
+        path: The file.
+        leave_out: Names of arrays that are not read.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored if name not in leave_out}
+    except _NPZ_DAMAGE as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left below a folder."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def require_place(path: Path) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+        UserError: It is a folder, or its own is a file or may not be written to.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file to write.")
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is no folder. Name another place.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: you may not write to {above}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is there twice: the later value would silently replace the first."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as yaml's
+        node = super().compose_mapping_node(anchor)  # before merges (<<) are resolved
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            problem = f"'{twice}' is there twice"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return node
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401 - YAML is recursive
+    """Read YAML as configs and suites hold it: plain data, and no key twice in a mapping.
+
+    Raises:
+        yaml.YAMLError: It is malformed, has a key twice, or is nested beyond reason.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
