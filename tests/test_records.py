@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from support import record_of
 
 from ltbench import records
-from ltbench.data.sources import source_class
+from ltbench.data.sources import SOURCES
 from ltbench.errors import UserError
+from ltbench.naming import resolve
 from ltbench.records import (
     RunFolder,
     canonical,
@@ -231,7 +232,7 @@ def test_an_old_record_is_read_in_the_present_form(tmp_path):
 
 def test_old_records_have_the_sizes_that_the_sources_declare():
     for name, sizes in schema._HEAD_MID_TAIL.items():
-        assert tuple(sizes) == source_class(name).head_mid_tail
+        assert tuple(sizes) == resolve("source", name, SOURCES).head_mid_tail
 
 
 def test_arrays_are_read_back_and_damage_is_named(tmp_path):

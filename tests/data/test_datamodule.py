@@ -13,7 +13,7 @@ from ltbench import seeding
 from ltbench.data import LongTailDataModule
 from ltbench.data.datasets import DecodedImages, MemoryImages
 from ltbench.data.profiles import class_counts
-from ltbench.data.sources import files, source_class
+from ltbench.data.sources import cifar, files, inaturalist
 from ltbench.data.transforms.basic import HorizontalFlip, RandomCrop
 from ltbench.errors import UserError
 
@@ -176,8 +176,8 @@ def test_head_mid_and_tail_are_those_of_the_papers_or_else_30_40_30(tmp_path, ma
     make_images(tmp_path / "train", {f"c{n:02}": 1 for n in range(100)}, size=4)
     own = LongTailDataModule("folder", root=str(tmp_path), profile="natural", val_fraction=0)
     assert own.head_mid_tail == (30, 40, 30)
-    assert source_class("cifar100").head_mid_tail == (36, 35, 29)
-    assert source_class("inaturalist2019").head_mid_tail is None
+    assert cifar.Cifar100.head_mid_tail == (36, 35, 29)
+    assert inaturalist.INaturalist2019.head_mid_tail is None
 
 
 # --- loaders ---
