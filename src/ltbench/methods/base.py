@@ -65,8 +65,6 @@ class Method(L.LightningModule):
             a later stage needs no more. Empty where there is no such network.
         starts: The trained networks that a run begins with, by the name of their argument.
         lineage: Where those came from, for the record.
-        input_statistics: How images are brought to the weights that a run starts from; None where
-            it starts from scratch, or they do not say: by the data's own.
         bad_step: The first step whose loss was not finite.
         traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
             epoch ends, before the method's own ``on_train_epoch_end``.
@@ -88,7 +86,6 @@ class Method(L.LightningModule):
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
         self.lineage: list[dict[str, Any]] = []
-        self.input_statistics: InputStatistics | None = None
         self.traces: dict[str, Tensor] = {}
         self.pictures: dict[str, bytes] = {}
         self.bad_step = FirstBadStep()
@@ -98,6 +95,14 @@ class Method(L.LightningModule):
         """Where this run differs from its paper, for the record."""
         card = self.paper.deviations if self.paper else {}
         return [text for text, applies in card.items() if applies(self)]
+
+    @property
+    def input_statistics(self) -> InputStatistics | None:
+        """How images are brought to the weights that a run starts from.
+
+        None where it starts from scratch, or they do not say: by the data's own statistics.
+        """
+        return None
 
     @property
     def data(self) -> DataModule:

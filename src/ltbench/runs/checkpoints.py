@@ -19,7 +19,14 @@ from ltbench.runs.experiment import Experiment
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint that is still known after its run folder was moved."""
+    """A checkpoint that is still known after its run folder was moved.
+
+    It is also saved where no step has been taken: a method may set its weights instead.
+    """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - Lightning's own
+        super().__init__(**options)
+        self._last_global_step_saved = -1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on as if the files had always been here; those of another run are none of this one."""
@@ -163,6 +170,8 @@ def require_same_model(checkpoint: dict[str, Any], context: RunContext, model: M
 def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images: bool) -> None:
     """Refuse a checkpoint of other classes or, where it matters, of other training images.
 
+    Images are normalised as in its training from then on: what it started from may be gone.
+
     Raises:
         UserError: It is such a one.
     """
@@ -177,6 +186,8 @@ def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images:
             "the checkpoint was trained on other images, which may be in this validation set: use "
             "the data settings of the config.yaml in its run folder."
         )
+    if {"mean", "std"} <= theirs.keys():
+        data.normalise_for(theirs["mean"], theirs["std"])
 
 
 def load_weights(model: Method, checkpoint: dict[str, Any]) -> None:
