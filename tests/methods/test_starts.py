@@ -82,7 +82,7 @@ def test_class_re_training_is_a_config_and_its_checkpoint_needs_no_start(
     test = ["--data.sampler", "class_balanced", "--ckpt_path", folder / "checkpoints/last.ckpt"]
     done = ltbench("test", "--config", config, *test)
     assert done.code == 0, done.err
-    accuracy = record["metrics"]["test"]["last"]["accuracy"]
+    accuracy = record["metrics"]["last"]["test"]["accuracy"]
     assert f"{100 * accuracy:.1f}" in done.out
 
 
@@ -103,7 +103,7 @@ def test_a_start_with_its_own_head_is_the_network_of_the_run(digits_run):
     assert all(torch.equal(v, start[name]) for name, v in model.net.state_dict().items())
     accuracy = trainer.callback_metrics["val/accuracy"].item()
     record = read_record(digits_run.folder / "record.json")
-    assert accuracy == pytest.approx(record["metrics"]["val"]["last"]["accuracy"])
+    assert accuracy == pytest.approx(record["metrics"]["last"]["val"]["accuracy"])
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
@@ -226,7 +226,7 @@ def test_three_experts_are_trained_measured_and_analysed_by_their_declaration(lt
     done = ltbench("fit", "--config", config)
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
-    metrics = read_record(folder / "record.json")["metrics"]["test"]["last"]
+    metrics = read_record(folder / "record.json")["metrics"]["last"]["test"]
     assert {"accuracy", *(f"{name}/accuracy" for name in EXPERTS)} <= metrics.keys()
     done = ltbench("analyze", "features", "--run", folder, "--device", "cpu")
     assert done.code == 0, done.err

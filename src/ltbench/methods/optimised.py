@@ -281,7 +281,8 @@ class OptimisedModule(ClassificationModule):
         super().on_load_checkpoint(checkpoint)
         if not self.network:
             self.build(checkpoint["ltbench_network"])
-            self.collect()
+            if self.collectors:  # made before the heads were known
+                self.collect()
         if self.starts:
             self.input_statistics = InputStatistics.of(checkpoint.get("ltbench_data", {}))
 
