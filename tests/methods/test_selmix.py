@@ -214,7 +214,9 @@ def test_a_step_mixes_features_and_learns_the_label_of_the_first(start):
     model, _ = train(start, epochs=1)
     images = torch.randn(8, 1, 8, 8)
     labels, share = torch.tensor([3, 1, 0, 9]), torch.tensor([[0.6], [0.7], [0.9], [1.0]])
-    prepared = model.prepare_step({"image": images, "label": labels}) | {"share": share}
+    first, second = images.chunk(2)
+    batch = {"image": first, "label": labels, "partner": {"image": second}}
+    prepared = model.prepare_step(batch) | {"share": share}
     net = copy.deepcopy(model.net).eval()
     one, other = net.forward_head(net.forward_features(images), pre_logits=True).chunk(2)
     expected = F.cross_entropy(net.fc(share * one + (1 - share) * other), labels)
@@ -226,7 +228,8 @@ def test_a_step_mixes_features_and_learns_the_label_of_the_first(start):
 def test_weights_of_the_first_are_uniform_above_their_least(start):
     model, _ = train(start, epochs=1, min_share=0.7)
     torch.manual_seed(0)
-    batch = {"image": torch.zeros(4000, 1, 1, 1), "label": torch.zeros(2000, dtype=torch.long)}
+    images = {"image": torch.zeros(2000, 1, 1, 1)}
+    batch = {**images, "label": torch.zeros(2000, dtype=torch.long), "partner": images}
     share = model.prepare_step(batch)["share"]
     assert share.shape == (2000, 1)
     assert 0.7 <= share.min() < 0.701

@@ -4,12 +4,10 @@ import shutil
 
 import lightning as L
 import pytest
-import timm.models
 import torch
 import torch.nn.functional as F
 import yaml
-from support import TINY, TinyNet
-from torch import nn
+from support import TINY, Experts, TinyNet
 from torch.testing import assert_close
 
 from ltbench.data import LongTailDataModule
@@ -82,7 +80,7 @@ def test_class_re_training_is_a_config_and_its_checkpoint_needs_no_start(
     test = ["--data.sampler", "class_balanced", "--ckpt_path", folder / "checkpoints/last.ckpt"]
     done = ltbench("test", "--config", config, *test)
     assert done.code == 0, done.err
-    accuracy = record["metrics"]["test"]["last"]["accuracy"]
+    accuracy = record["metrics"]["last"]["test"]["accuracy"]
     assert f"{100 * accuracy:.1f}" in done.out
 
 
@@ -103,7 +101,7 @@ def test_a_start_with_its_own_head_is_the_network_of_the_run(digits_run):
     assert all(torch.equal(v, start[name]) for name, v in model.net.state_dict().items())
     accuracy = trainer.callback_metrics["val/accuracy"].item()
     record = read_record(digits_run.folder / "record.json")
-    assert accuracy == pytest.approx(record["metrics"]["val"]["last"]["accuracy"])
+    assert accuracy == pytest.approx(record["metrics"]["last"]["val"]["accuracy"])
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
@@ -179,33 +177,6 @@ def test_what_may_learn(names, expected):
 # --- several heads ---
 
 
-class Experts(nn.Module):
-    """A shared stem and three experts, each a late stage and a head: declared, nothing else."""
-
-    def __init__(self, num_classes=10, in_chans=1):
-        super().__init__()
-        self.stem = nn.Conv2d(in_chans, 8, 3, stride=2, padding=1)
-        self.stages = nn.ModuleList(nn.Conv2d(8, 6 + k, 3) for k in range(3))
-        self.heads = nn.ModuleList(nn.Linear(6 + k, num_classes) for k in range(3))
-
-    def head_classifiers(self):
-        return {f"expert{k}": head for k, head in enumerate(self.heads)}
-
-    def head_features(self, images):
-        seen = self.stem(images).relu()
-        return {
-            f"expert{k}": stage(seen).relu().mean((2, 3)) for k, stage in enumerate(self.stages)
-        }
-
-    def forward(self, images):
-        return penultimate.outputs(self, images)[""]
-
-
-@timm.models.register_model
-def three_experts(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs):
-    return Experts(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
-
-
 EXPERTS = ("expert0", "expert1", "expert2")
 
 
@@ -226,7 +197,7 @@ def test_three_experts_are_trained_measured_and_analysed_by_their_declaration(lt
     done = ltbench("fit", "--config", config)
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
-    metrics = read_record(folder / "record.json")["metrics"]["test"]["last"]
+    metrics = read_record(folder / "record.json")["metrics"]["last"]["test"]
     assert {"accuracy", *(f"{name}/accuracy" for name in EXPERTS)} <= metrics.keys()
     done = ltbench("analyze", "features", "--run", folder, "--device", "cpu")
     assert done.code == 0, done.err

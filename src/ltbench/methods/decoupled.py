@@ -248,6 +248,11 @@ class TauNormalisation(Decoupled):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         with torch.no_grad():
             loss = self.loss_of(batch)
+        self.bad_step.watch(loss, batch_idx, batch["index"])
         size = len(batch["label"])
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
         self.log("train/tau", self.used_tau, on_step=False, on_epoch=True, batch_size=size)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._require_finite_loss()  # there is no schedule to move on

@@ -288,7 +288,8 @@ class OptimisedModule(ClassificationModule):
         super().on_load_checkpoint(checkpoint)
         if not self.network:
             self.build(checkpoint["ltbench_network"])
-            self.collect()
+            if self.collectors:  # made before the heads were known
+                self.collect()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, whose learning rate follows ``lr_schedule``."""

@@ -5,9 +5,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from ltbench import records
 from ltbench.data.base import DataModule
@@ -21,12 +23,12 @@ from ltbench.runs.experiment import Experiment
 class RunCheckpoint(ModelCheckpoint):
     """A checkpoint that is still known after its run folder was moved.
 
-    It is also saved where no step has been taken: a method may set its weights instead.
+    Every epoch saves it anew, also one without a step: a method may set its weights instead.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - Lightning's own
-        super().__init__(**options)
-        self._last_global_step_saved = -1
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_global_step_saved = -1  # else Lightning saves nothing before the next step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on as if the files had always been here; those of another run are none of this one."""
