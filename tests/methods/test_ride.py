@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from digit_runs import analyze
 from support import TINY
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -102,7 +101,9 @@ def test_every_expert_is_measured_kept_and_analysed(ltbench, tmp_path):
                 right = (stored[expert] == label).mean()
                 assert split[f"{expert}/accuracy"] == pytest.approx(right)
     for analysis in ("confusion", "calibration", "features"):
-        analyze(ltbench, analysis, folder, tmp_path / "analysis")
+        done = ltbench("analyze", analysis, "--run", folder, "--device", "cpu")
+        assert done.code == 0, done.err
+        assert list((folder / "analysis").glob(f"{analysis}*.json"))
 
 
 @pytest.mark.parametrize(
