@@ -29,12 +29,10 @@ from ltbench.metrics.catalogue import metric
 
 
 def render(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> RenderableType:
-    """Lay a leaderboard out: costs and claims in tables of their own.
+    """Lay out a leaderboard: costs and claims in tables of their own.
 
-    Args:
-        board: The tables.
-        judged: The claims; those about what was not run are only counted.
-        width: Columns of the terminal; the last metrics are left out where they do not fit.
+    The last metrics are left out if the width, in columns, is too small; of claims about rows that
+    were not run, only the number is shown.
     """
     parts: list[RenderableType] = []
     for table in board.tables:
@@ -63,7 +61,7 @@ def _ranks(table: Table, title: str, width: int) -> RichTable:
 
 
 def _costs(table: Table) -> RichTable:
-    """Lay out what the rows cost; one device for all is named below, not in each row."""
+    """Lay out what the rows cost; a device that all share is named below, not in each row."""
     *titles, device = costs(table.lines[0])
     devices = {line.cost["device"] for line in table.lines}
     shown = RichTable(Column("row", no_wrap=True), box=None)
@@ -80,9 +78,9 @@ def _costs(table: Table) -> RichTable:
 
 
 def _effects(table: Table, judged: Sequence[Judged], width: int) -> Iterator[RenderableType]:
-    found = effects(table, judged)
-    if found:
-        *_, titles = rows = [*effect_cells(found), effect_headings(found)]
+    gains = effects(table, judged)
+    if gains:
+        *_, titles = rows = [*effect_cells(gains), effect_headings(gains)]
         widths = [max(len(row[n]) for row in rows) + 2 for n in range(len(titles))]
         fit = max(3, sum(total <= width for total in itertools.accumulate(widths)))
         shown = RichTable(title=EFFECTS.lower(), box=None)
@@ -91,8 +89,8 @@ def _effects(table: Table, judged: Sequence[Judged], width: int) -> Iterator[Ren
         for row in rows[:-1]:
             shown.add_row(*map(escape, row[:fit]))
         yield from (shown, "")
-    if said := effect_remarks(table, found):
-        yield from (*map(escape, said), "")
+    if below := effect_remarks(table, gains):
+        yield from (*map(escape, below), "")
 
 
 def _claims(judged: Sequence[Judged]) -> Iterator[RenderableType]:
