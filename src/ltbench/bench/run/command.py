@@ -124,7 +124,8 @@ def status(args: Sequence[str]) -> None:
     options = _parser("status", "Show how far a suite is.").parse_args(args)
     store = Store(options.folder)
     plan = store.load(Path(options.suite).stem)
-    Board(plan, Console()).show(store.states(plan))
+    console = Console()
+    console.print(Board(plan, console).view(store.states(plan)))
 
 
 def export(args: Sequence[str]) -> None:

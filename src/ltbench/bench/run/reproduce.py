@@ -84,12 +84,8 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
     environment = {**os.environ, "OMP_NUM_THREADS": str(record.get("threads") or 1)}
     if subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"the run failed; its files are in {place}.")
-    new = records.read_record(_newest(place))
-    return compare(record, new, tolerance, Console())
-
-
-def _newest(place: Path) -> Path:
-    return max(place.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    newest = max(place.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    return compare(record, records.read_record(newest), tolerance, Console())
 
 
 def compare(

@@ -58,10 +58,6 @@ class Board:
                 text = f"{state.status} {job.name} seed {job.seed}{_why(state)}"
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, states: Mapping[str, State]) -> None:
-        """Print the table once."""
-        self.console.print(self.view(states))
-
     def view(self, states: Mapping[str, State]) -> RenderableType:
         """Lay out totals, what runs and what failed; then a row per row, a column per seed.
 

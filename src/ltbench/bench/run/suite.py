@@ -197,11 +197,11 @@ def is_seed(value: object) -> bool:
 def _check(content: Any, keys: set[str] | None, where: str) -> dict[str, Any]:  # noqa: ANN401
     if not isinstance(content, dict):
         raise UserError(f"{where} must be a mapping of names to values, not {content!r}.")
-    for key in content if keys is not None else ():
-        if key not in (keys or ()):
-            raise UserError(f"{where}: {unknown_name('key', str(key), keys or ())}")
-    for key in {"overrides"} & content.keys():
-        _check(content[key], None, f"{where}, overrides")
+    for key in content:
+        if keys and key not in keys:
+            raise UserError(f"{where}: {unknown_name('key', str(key), keys)}")
+    if "overrides" in content:
+        _check(content["overrides"], None, f"{where}, overrides")
     return content
 
 
@@ -238,8 +238,12 @@ def plan(
         UserError: A row or stage is unknown, or stages need each other.
     """
     seeds = list(seeds or suite.seeds)
-    chosen = {name: _row(suite, name) for name in rows or suite.rows}
-    places = [(row.name, stage) for row in chosen.values() for stage in row.stages]
+    rows = list(rows or suite.rows)
+    for name in rows:
+        if name not in suite.rows:
+            raise UserError(f"suite {suite.name}: {unknown_name('row', name, suite.rows)}")
+    chosen = [suite.rows[name] for name in rows]
+    places = [(row.name, stage) for row in chosen for stage in row.stages]
     needs: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for place in places:  # which grows by what they need
         row = suite.rows[place[0]]
@@ -266,21 +270,15 @@ def plan(
                 jobs[job.key] = job
     stages = {
         row.name: {seed: [keys[row.name, stage, seed] for stage in row.stages] for seed in seeds}
-        for row in chosen.values()
+        for row in chosen
     }
     return Plan(
         suite.name,
         jobs,
         stages,
-        {row.name: row.family for row in chosen.values()},
-        {row.name: row.baseline for row in chosen.values() if row.baseline},
+        {row.name: row.family for row in chosen},
+        {row.name: row.baseline for row in chosen if row.baseline},
     )
-
-
-def _row(suite: Suite, name: str) -> Row:
-    if name not in suite.rows:
-        raise UserError(f"suite {suite.name}: {unknown_name('row', name, suite.rows)}")
-    return suite.rows[name]
 
 
 def _job(row: Row, name: str, seed: int, upstream: Mapping[str, Job]) -> Job:

@@ -89,8 +89,7 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
     return in_order(
         {
             name
-            for row in rows
-            for run in row.runs
+            for run in (run for row in rows for run in row.runs)
             for name, value in run.metrics.items()
             if value is not None
         }
@@ -170,7 +169,7 @@ def _paired(
         correct[row.name] = np.array([each.correct for each in predictions])
     if images is None:
         return correct, None
-    return correct, Resampler(images.label, len(rows[0].runs[0].class_counts))
+    return correct, Resampler(images.label, len(rows[0].runs[0].classes.counts))
 
 
 def _predictions(row: Row, problems: list[str]) -> list[Predictions]:
@@ -246,11 +245,6 @@ def _cost(row: Row) -> dict[str, Any]:
     }
 
 
-def _is_flat(estimate: Estimate) -> bool:
-    images = estimate.images
-    return estimate.seeds is None and images is not None and images[0] == images[1]
-
-
 def _notes(
     lines: Sequence[Line],
     resampler: Resampler | None,
@@ -272,7 +266,8 @@ def _notes(
                 f"the smallest {seen.min()}: one image shifts its recall by {100 / seen.min():.0f} "
                 "points, so min recall and H-mean say little."
             )
-    if any(_is_flat(estimate) for line in lines for estimate in line.estimates.values()):
+    alone = [each.images for line in lines for each in line.estimates.values() if not each.seeds]
+    if any(images and images[0] == images[1] for images in alone):
         notes.append(
             "An interval of ±0.0 over test images is too narrow: in each class that counts, all "
             "images are right or all wrong, so draws of them do not vary."

@@ -93,7 +93,7 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
         recalls = np.array(run.metrics.get("per_class_recall") or [], dtype=float)
         if not np.isfinite(recalls).any():
             return {}
-        counts = run.class_counts.astype(float)
+        counts = run.classes.counts.astype(float)
         order = by_frequency(counts)
         backward = np.empty_like(counts)
         backward[order] = counts[order[::-1]]
@@ -124,7 +124,7 @@ def _compute(run: Run) -> Corrected:
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}
-    counts = run.class_counts
+    counts = run.classes.counts
     rules: dict[str, Rule] = {}
     if counts.min() > 0:
         rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)

@@ -10,9 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
 from ltbench.errors import UserError
@@ -45,11 +42,6 @@ class Run:
     def classes(self) -> Classes:
         """The classes, with their training images."""
         return Classes.of(self.record["data"])
-
-    @property
-    def class_counts(self) -> NDArray[np.int64]:
-        """(C,) training images of each class."""
-        return self.classes.counts
 
     def predictions(self, split: str | None = None, logits: bool = False) -> Predictions | None:
         """Read the stored predictions, by default for :attr:`split`; None where there are none.

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ltbench.bench.score.leaderboard import Leaderboard, Line, Table
 from ltbench.bench.score.posthoc import CORRECTIONS
 from ltbench.bench.score.stats import Interval
 from ltbench.bench.show import figures, tables
-from ltbench.bench.show.figures import Series
+from ltbench.bench.show.figures import Point, Series
 from ltbench.metrics.catalogue import METRICS, metric, shown_in
 from ltbench.metrics.counts import by_frequency
 from ltbench.records import RunFolder
@@ -53,13 +53,11 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
         sections=[_section(table, judged) for table in board.tables],
         sources=_by_source(judged),
         runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
-        level=95,
         version=__version__,
     )
 
 
 def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return what the template needs for a table."""
     gains = effects(table, judged)
     names = tables.columns(table)
     rated = [name for name in table.metrics if metric(name).percent]
@@ -81,9 +79,7 @@ def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
         "effects": _effects(gains),
         "effect_remarks": tables.effect_remarks(table, gains),
         "posthoc": _posthoc(table),
-        "priors": [
-            (line, shade) for line, shade in zip(priors, _prior_shades(priors), strict=True)
-        ],
+        "priors": list(zip(priors, _prior_shades(priors), strict=True)),
         "samples": [(line.name, s) for line in table.lines if (s := _pictures(line, SAMPLES))],
         "analyses": list(_analyses(table)),
         "pictures": partial(_pictures, pattern=OTHERS),
@@ -192,9 +188,9 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
             "Up and right is better. The dashed edge is the front, which no row beats in both: "
             f"{', '.join(front)}.",
         )
-    recalls = [Series(line.name, n, values) for n, line in rows if (values := _recalls(line))]
+    recalls = _series(table, _recalls)
     if recalls:
-        binned = len(table.lines[0].row.runs[0].class_counts) > 2 * BINS
+        binned = len(table.lines[0].row.runs[0].classes.counts) > 2 * BINS
         yield (
             "Recall over class frequency",
             figures.by_frequency(recalls, "recall of classes by their training images"),
@@ -216,11 +212,7 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
         name = column.rpartition("/")[2]
         shown = METRICS.get(name)
         factor = 100 if shown and shown.percent else 1
-        lines = [
-            Series(line.name, n, values)
-            for n, line in rows
-            if (values := _curve(line, column, factor))
-        ]
+        lines = _series(table, partial(_curve, column=column, factor=factor))
         if lines:
             title = _axis(name, f" {what}") if shown else what
             yield (
@@ -229,6 +221,11 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
                 "The first seed of each row.",
             )
             break
+
+
+def _series(table: Table, points: Callable[[Line], Sequence[Point]]) -> list[Series]:
+    rows = ((n, line.name, points(line)) for n, line in enumerate(table.lines))
+    return [Series(name, n, values) for n, name, values in rows if values]
 
 
 AXES = ("accuracy", "min_recall")  # of the figure in which every row is a point
@@ -247,21 +244,19 @@ def _percent(bounds: Interval | None) -> Interval | None:
     return (100 * bounds[0], 100 * bounds[1]) if bounds else None
 
 
-def _recalls(line: Line) -> list[tuple[float, float]]:
+def _recalls(line: Line) -> list[Point]:
     """Return (training images, recall in %) of each class, or of groups of similar classes."""
     by_run = [run.metrics.get("per_class_recall") for run in line.row.runs]
     if not all(by_run):
         return []
     recalls = np.nanmean(np.array(by_run, dtype=float), axis=0)
-    counts = line.row.runs[0].class_counts
+    counts = line.row.runs[0].classes.counts
     order = [c for c in by_frequency(counts) if np.isfinite(recalls[c]) and counts[c]]
     parts = np.array_split(order, BINS) if len(order) > 2 * BINS else [[c] for c in order]
     return [(float(counts[part].mean()), 100 * float(recalls[part].mean())) for part in parts]
 
 
-def _groups(
-    line: Line, names: Sequence[str]
-) -> tuple[list[tuple[float, float]], list[Interval | None]]:
+def _groups(line: Line, names: Sequence[str]) -> tuple[list[Point], list[Interval | None]]:
     points, bounds = [], []
     for n, name in enumerate(names):
         if estimate := line.estimates.get(name):
@@ -270,7 +265,7 @@ def _groups(
     return points, bounds
 
 
-def _curve(line: Line, column: str, factor: int) -> list[tuple[float, float]]:
+def _curve(line: Line, column: str, factor: int) -> list[Point]:
     """Return (part of the training in %, value) from the first run's curves."""
     path = RunFolder(line.row.runs[0].folder).curves
     points, epochs = [], 0.0
@@ -285,7 +280,6 @@ def _curve(line: Line, column: str, factor: int) -> list[tuple[float, float]]:
 
 
 def _effects(gains: Sequence[Effect]) -> dict[str, Any] | None:
-    """Return the headings and cells of the gains over baselines."""
     names = tables.effect_names(gains)
     rows = [(each, [_gain(each, name) for name in names]) for each in gains]
     return {"metrics": [metric(name) for name in names], "rows": rows} if rows else None
@@ -309,17 +303,8 @@ def _posthoc(table: Table) -> dict[str, Any] | None:
     """Return headings and cells of corrections: for each metric its own value, then corrected."""
     lines = [line for line in table.lines if line.posthoc]
     headings = [(metric(name), ["own", *rules]) for name, rules in CORRECTIONS.items()]
-    rows = [
-        (
-            line.name,
-            [
-                _corrected(line, name, rule)
-                for name, rules in CORRECTIONS.items()
-                for rule in ("", *rules)
-            ],
-        )
-        for line in lines
-    ]
+    places = [(name, rule) for name, rules in CORRECTIONS.items() for rule in ("", *rules)]
+    rows = [(line.name, [_corrected(line, *place) for place in places]) for line in lines]
     without = [line.name for line in table.lines if not line.posthoc]
     return {"headings": headings, "rows": rows, "without": without} if rows else None
 
