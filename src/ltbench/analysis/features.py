@@ -31,7 +31,7 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
 
     Args:
         subject: A network with a linear or a cosine classifier.
-        split: Whose images.
+        split: Which split.
         batch_size: Images at a time.
     """
     heads = classifiers(subject.net)
@@ -40,13 +40,13 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
     order = subject.by_frequency(split)
     shown = _shown(order)
     moments = Moments(subject.model.num_classes, weight.shape[1])
-    kept: dict[int, list[Tensor]] = {c: [] for c in shown}
+    samples: dict[int, list[Tensor]] = {c: [] for c in shown}
     rows = subject.rows(split)
     for batch in subject.batches(split, rows, batch_size):
         features = classified(subject, heads, batch["image"]).double().cpu()
         moments.add(features, batch["label"].cpu())
         for c in shown:
-            kept[c].extend(features[batch["label"].cpu() == c][: POINTS - len(kept[c])])
+            samples[c].extend(features[batch["label"].cpu() == c][: POINTS - len(samples[c])])
     table = _table(subject, moments, weight, order)
     collapse = neural_collapse(moments, weight)
     counts = table["train_images"].to_numpy()
@@ -54,7 +54,7 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
         name: _rank_correlation(counts, table[name].to_numpy())
         for name in ("feature_norm", "centre_distance", "within_variance", "weight_norm")
     }
-    points = {c: np.stack([p.numpy() for p in found]) for c, found in kept.items()}
+    points = {c: np.stack([p.numpy() for p in vectors]) for c, vectors in samples.items()}
     explained, projected = project(moments, points)
     return Result(
         title=f"Features and classifier by class ({len(rows)} {split} images)",
@@ -89,8 +89,8 @@ def classifiers(net: nn.Module) -> list[nn.Linear]:
     Raises:
         UserError: It has another kind of classifier.
     """
-    found = net.get_classifier()  # type: ignore[operator]
-    heads = list(found) if isinstance(found, tuple) else [found]
+    classifier = net.get_classifier()  # type: ignore[operator]
+    heads = list(classifier) if isinstance(classifier, tuple) else [classifier]
     if not all(isinstance(head, nn.Linear) for head in heads):
         raise UserError(f"the classifier {type(heads[0]).__name__} is not linear in its features.")
     return heads
@@ -98,7 +98,7 @@ def classifiers(net: nn.Module) -> list[nn.Linear]:
 
 @torch.no_grad()
 def classified(subject: Subject, heads: list[nn.Linear], images: Tensor) -> Tensor:
-    """Return what the classifiers see of images, (B, d): of several, side by side."""
+    """Return the input of the classifiers, (B, d): of several, side by side."""
     seen: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -108,25 +108,19 @@ def classified(subject: Subject, heads: list[nn.Linear], images: Tensor) -> Tens
         for head in heads:
             stack.callback(head.register_forward_pre_hook(keep).remove)
         subject.model.outputs(images)
-        if not seen:  # the method applies the classifier's weight itself
+        if not seen:  # the method applies the weight of the classifier itself
             subject.net(images)
     return torch.cat([seen[head] for head in heads], 1)
 
 
 @dataclass
 class Moments:
-    """Sums over features that all measures come from; their size does not grow with the images.
+    """Sums over features that all measures are computed from, for C classes and d features."""
 
-    Args:
-        classes: C.
-        width: Length of a feature, d.
-    """
-
-    classes: int
-    width: int
+    classes: int  # C
+    width: int  # d
 
     def __post_init__(self) -> None:
-        """Start from nothing."""
         self.counts = torch.zeros(self.classes, dtype=torch.float64)
         self.norms = torch.zeros(self.classes, dtype=torch.float64)
         self.squares = torch.zeros(self.classes, dtype=torch.float64)
@@ -134,7 +128,7 @@ class Moments:
         self.outer = torch.zeros(self.width, self.width, dtype=torch.float64)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Take in features (B, d) float64 of these labels (B,)."""
+        """Add float64 features (B, d) with labels (B,)."""
         self.counts += torch.bincount(labels, minlength=self.classes)
         self.norms.index_add_(0, labels, features.norm(dim=1))
         self.squares.index_add_(0, labels, (features**2).sum(1))
@@ -148,7 +142,7 @@ class Moments:
 
     @property
     def means(self) -> Values:
-        """Mean feature of each class, (C, d); zero where it has no image."""
+        """Mean feature per class, (C, d); zero if it has no image."""
         return (self.sums / self.counts.clamp_min(1)[:, None]).numpy()
 
     @property
@@ -159,19 +153,12 @@ class Moments:
 
 
 def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
-    """Measure how near features and classifier are to neural collapse; all four are 0 there.
+    """Return how far features and classifier (C, d) are from neural collapse, by :data:`MEASURES`.
 
-    Classes count alike, whatever their images: arXiv 2008.08186, section 2.
-
-    Args:
-        moments: Of the features.
-        weight: Of the classifier, (C, d).
-
-    Returns:
-        The values of :data:`MEASURES`.
+    Classes have equal weight, however many images they have: arXiv 2008.08186, section 2.
     """
-    there = moments.present
-    means, counts = moments.means[there], moments.counts.numpy()[there]
+    present = moments.present
+    means, counts = moments.means[present], moments.counts.numpy()[present]
     classes = len(means)
     weighted = means * np.sqrt(counts)[:, None]
     within = (moments.outer.numpy() - weighted.T @ weighted) / counts.sum()
@@ -181,7 +168,7 @@ def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
     unit = centred / lengths[:, None]
     cosines = unit @ unit.T
     apart = cosines[~np.eye(classes, dtype=bool)]
-    weights = weight[there] - weight[there].mean(0)
+    weights = weight[present] - weight[present].mean(0)
     gap = weights / np.linalg.norm(weights) - centred / np.linalg.norm(centred)
     return {
         "within_over_between": float(np.trace(within @ np.linalg.pinv(between)) / classes),
@@ -196,7 +183,7 @@ def project(moments: Moments, points: Mapping[int, Values]) -> tuple[Values, dic
 
     Args:
         moments: Of all features.
-        points: Features (n, d) of some classes.
+        points: Class -> some of its features, (n, d).
 
     Returns:
         Share of the variance along each of the two, and the projections (n, 2).
@@ -207,7 +194,7 @@ def project(moments: Moments, points: Mapping[int, Values]) -> tuple[Values, dic
     values, vectors = np.linalg.eigh(covariance)
     first = vectors[:, :-3:-1]
     explained = values[:-3:-1] / values.clip(0).sum()
-    return explained, {c: (found - mean) @ first for c, found in points.items()}
+    return explained, {c: (features - mean) @ first for c, features in points.items()}
 
 
 def _shown(order: list[int]) -> list[int]:

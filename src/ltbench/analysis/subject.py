@@ -1,4 +1,4 @@
-"""What is analysed: a trained network, the data of its run, and where results go."""
+"""The subject of an analysis: a trained network, the data of its run, and where results go."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -28,23 +28,14 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in evaluation mode, and its data.
+    """A trained network in evaluation mode, and its data."""
 
-    Attributes:
-        model: The method, its weights loaded.
-        data: Its data, set up.
-        trainer: What ties the two together.
-        device: Where the network is.
-        output: Where results go.
-        sha256: Of the checkpoint.
-    """
-
-    model: ClassificationModule
-    data: DataModule
-    trainer: L.Trainer
+    model: ClassificationModule  # the method, with weights
+    data: DataModule  # set up
+    trainer: L.Trainer  # connects the two
     device: torch.device
     output: Output
-    sha256: str
+    sha256: str  # of the checkpoint
 
     @property
     def net(self) -> nn.Module:
@@ -55,12 +46,12 @@ class Subject:
         """
         net = getattr(self.model, "net", None)
         if not isinstance(net, nn.Module):
-            raise UserError(f"{type(self.model).__name__} has no single network to look into.")
+            raise UserError(f"{type(self.model).__name__} has no single network to analyse.")
         return net
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Training images of each class, (C,), of the run."""
+        """Training images of the run per class, (C,)."""
         return self.model.class_counts.cpu().numpy().astype(np.int64)
 
     @property
@@ -79,10 +70,10 @@ class Subject:
         return self.classes.ranks
 
     def by_frequency(self, split: str) -> list[int]:
-        """Return the classes that a split has images of, by decreasing training images."""
+        """Return the classes with images in a split, by decreasing training images."""
         order = np.argsort(-self.class_counts, kind="stable")
-        there = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
-        return [int(c) for c in order if there[c]]
+        present = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
+        return [int(c) for c in order if present[c]]
 
     def labels(self, split: str) -> Rows:
         """Return the labels of a split, (n,).
@@ -107,19 +98,16 @@ class Subject:
         raise unknown_name("class", word, self.class_names[:20])
 
     def rows(self, split: str, label: int | None = None, limit: int | None = None) -> Rows:
-        """Return positions of images in a split, ascending; a seeded draw where there are more.
+        """Return positions of images in a split, ascending: all, or those of a class.
 
-        Args:
-            split: Name of a split.
-            label: Only images of this class.
-            limit: At most so many.
+        If there are more than ``limit``, a seeded draw of them.
         """
         labels = self.labels(split)
-        found = np.flatnonzero(labels == label) if label is not None else np.arange(len(labels))
-        if limit is None or limit >= len(found):
-            return found
+        rows = np.flatnonzero(labels == label) if label is not None else np.arange(len(labels))
+        if limit is None or limit >= len(rows):
+            return rows
         seed = seeding.derive(seeding.run_seed(), "images", "all" if label is None else label)
-        drawn = np.random.default_rng(seed).choice(found, limit, replace=False)
+        drawn = np.random.default_rng(seed).choice(rows, limit, replace=False)
         return np.sort(drawn)
 
     def batches(self, split: str, rows: Sequence[int] | Rows, size: int) -> Iterator[Batch]:
@@ -146,15 +134,15 @@ class Subject:
 
 
 def load(output: Output, overrides: Sequence[str], device: str | None) -> Subject:
-    """Build a run's method and data from its config, and fill in the weights of a checkpoint.
+    """Build a run's method and data from its config, and load the weights of a checkpoint.
 
     Args:
-        output: Where they lie, and where results go.
+        output: The network's place, and where results go.
         overrides: Further words of the command line of ``fit``, such as ``--data.root DIR``.
         device: Name of a device; default: the first GPU, else the CPU.
 
     Raises:
-        UserError: The checkpoint is damaged, of another model or other classes, or no classifier's.
+        UserError: The checkpoint is damaged, of another model or data, or not of a classifier.
     """
     place = output.place
     checkpoint = check_checkpoint(place.checkpoint)
@@ -164,7 +152,7 @@ def load(output: Output, overrides: Sequence[str], device: str | None) -> Subjec
         model, data = built.model, built.data
         if not isinstance(model, ClassificationModule):
             raise UserError(
-                f"{type(model).__name__} is no classifier: there is nothing to analyse."
+                f"{type(model).__name__} is not a classifier: choose a run of a classifier."
             )
         data.setup()
         require_same_data(checkpoint, data, same_images=False)
