@@ -32,25 +32,25 @@ def predictions(images=400, seed=0, classes=10):
 
 def test_errors_of_calibration_are_those_of_the_metric_on_each_group():
     made, ten, logits = predictions()
-    found = calibration.analyse(made, ten, "test").values["by"]
+    result = calibration.analyse(made, ten, "test").values["by"]
     groups = {"all": range(10), "head": range(3), "mid": range(3, 7), "tail": range(7, 10)}
     for way, who in (("true", made.label), ("predicted", made.prediction)):
         for name, members in groups.items():
             chosen = np.isin(who, list(members))
             metric = LongTailMetrics(10)
             metric.update(logits[chosen], torch.from_numpy(made.label[chosen]))
-            entry = found[way][name]
+            entry = result[way][name]
             assert entry["images"] == chosen.sum() == sum(entry["bin_images"])
             assert entry["ece"] == pytest.approx(float(metric.compute()["ece"]), abs=1e-6)
             assert entry["accuracy"] == pytest.approx(float(metric.compute()["accuracy"]))
 
 
 def test_an_edge_belongs_to_the_bin_below_and_an_empty_group_says_nothing():
-    found = calibration.reliability(
+    result = calibration.reliability(
         np.array([0.25, 0.2500001, 1.0]), np.array([True, False, True]), 4
     )
-    assert found["bin_images"] == [1, 1, 0, 1]
-    assert found["bin_accuracy"] == [1, 0, None, 1]
+    assert result["bin_images"] == [1, 1, 0, 1]
+    assert result["bin_accuracy"] == [1, 0, None, 1]
     empty = calibration.reliability(np.array([]), np.array([], dtype=bool), 4)
     assert (empty["ece"], empty["images"]) == (None, 0)
 
@@ -98,10 +98,10 @@ def test_a_run_needs_neither_its_data_nor_torch_for_what_it_recorded(digits_run,
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-    found = json.loads((tmp_path / "calibration.json").read_text())
+    result = json.loads((tmp_path / "calibration.json").read_text())
     record = json.loads((digits_run.folder / "record.json").read_text())
     metrics = record["metrics"]["last"]["test"]
-    assert found["by"]["true"]["all"]["ece"] == pytest.approx(metrics["ece"], abs=1e-6)
+    assert result["by"]["true"]["all"]["ece"] == pytest.approx(metrics["ece"], abs=1e-6)
     table = pd.read_csv(tmp_path / "confusion.csv")
     recalls = table.sort_values("class")["recall"].tolist()
     assert recalls == pytest.approx(metrics["per_class_recall"])

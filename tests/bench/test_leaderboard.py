@@ -79,7 +79,7 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data__index_hash": "a" * 64}, "training images: 195 (aaaaaaaa)"),
         ({"config__model__init_args__backbone": "resnet50"}, "backbone: resnet50"),
@@ -102,15 +102,15 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
         ({"data__unlabelled_counts": [10, 20, 30]}, "unlabelled images: 60"),
     ],
 )
-def test_a_row_that_is_not_comparable_says_in_what(changes, told, make_run, tmp_path):
+def test_a_row_that_is_not_comparable_says_in_what(changes, message, make_run, tmp_path):
     for name in ("a", "b"):
         make_run(name, 0)
     change(make_run("odd", 0), **changes)
     (table,) = board_of(tmp_path).tables
     differs = {line.name: line.differs for line in table.lines}
-    assert differs == {"a": [], "b": [], "odd": [told]}
+    assert differs == {"a": [], "b": [], "odd": [message]}
     for text in (tables.markdown(board_of(tmp_path), []), tables.as_json(board_of(tmp_path), [])):
-        assert told.partition(":")[0] in text
+        assert message.partition(":")[0] in text
 
 
 def test_the_selection_rule_is_a_difference(make_run):
@@ -203,26 +203,26 @@ def test_every_format_has_every_row(make_run, tmp_path, ltbench):
     for name in ("ce", "vs"):
         for seed in range(2):
             make_run(name, seed)
-    found = {
+    texts = {
         form: ltbench("leaderboard", "runs", "--format", form).out
         for form in ("rich", "md", "csv", "json", "html")
     }
-    for text in found.values():
+    for text in texts.values():
         assert "ce" in text
         assert "vs" in text
-    rows = list(csv.DictReader(io.StringIO(found["csv"])))
+    rows = list(csv.DictReader(io.StringIO(texts["csv"])))
     assert {(row["row"], row["metric"]) for row in rows} >= {
         ("ce", "accuracy"),
         ("vs", "min_recall"),
     }
-    content = json.loads(found["json"])
+    content = json.loads(texts["json"])
     by_name = {line["row"]: line for line in content["tables"][0]["lines"]}
     mean = by_name["ce"]["estimates"]["accuracy"]["mean"]
     assert [float(r["mean"]) for r in rows if (r["row"], r["metric"]) == ("ce", "accuracy")] == [
         mean
     ]
-    assert f"| {100 * mean:.1f} ±" in found["md"]
-    assert f"{100 * mean:.1f} ±" in found["rich"]
+    assert f"| {100 * mean:.1f} ±" in texts["md"]
+    assert f"{100 * mean:.1f} ±" in texts["rich"]
     assert len(by_name["ce"]["runs"]) == 2
 
 
@@ -230,7 +230,7 @@ def test_the_output_file_says_the_format(make_run, tmp_path, ltbench, refused):
     make_run()
     assert ltbench("leaderboard", "runs", "--output", "table.json").code == 0
     assert json.loads((tmp_path / "table.json").read_text())["title"] == "runs"
-    assert "none of txt, md, csv, json, html" in refused(
+    assert ".txt, .md, .csv, .json, .html" in refused(
         "leaderboard", "runs", "--output", "table.pdf"
     )
     assert ltbench("leaderboard", "runs", "--output", "table.txt").code == 0
