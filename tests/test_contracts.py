@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltbench import catalog, losses
+from ltbench import losses
 from ltbench.cli import main
 from ltbench.metrics import LongTailMetrics
+from ltbench.shipped import folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,5 +80,5 @@ def test_shipped_names(capsys):
     assert shipped["methods"].keys() >= {m.rpartition(".")[2] for m in NAMES if ".methods." in m}
     assert shipped["configs"].keys() >= {"vssam_digits", "deitlt_inat", "selmix_folder"}
     assert shipped["suites"].keys() >= {"smoke", "cifar10_lt_small"}
-    assert (catalog.folder("benchmarks") / "claims.yaml").is_file()
+    assert (folder("benchmarks") / "claims.yaml").is_file()
     assert any((ROOT / "benchmarks/results").glob("**/record.json"))

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,9 @@ SHORT = shlex.split(
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, make_images):
-    """A working folder like a user's: configs, a long tail of images, and images to classify."""
+def workplace(tmp_path, monkeypatch, make_images, digits_run):
+    """A working folder like a user's: configs, a run, a long tail of images, new images."""
+    shutil.copytree(digits_run.folder, tmp_path / "runs/ce_digits-01234567")
     for name in ("configs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     make_images(tmp_path / "my_images/train", {"ant": 12, "bee": 6, "cat": 3}, size=40)

@@ -16,9 +16,10 @@ from ltbench import records
 from ltbench.errors import UserError
 from ltbench.methods.erm import ERM
 from ltbench.metrics.catalogue import METRICS
-from ltbench.records import schema
+from ltbench.records import RunFolder, schema
 from ltbench.runs.callbacks import run_record
 from ltbench.runs.callbacks.run_record import RunRecord, device_name, peak_memory
+from ltbench.runs.context import RunContext
 from ltbench.runs.result_table import result_table
 
 
@@ -119,13 +120,17 @@ def test_record_is_true_while_the_run_goes_on(ltbench, tiny, tmp_path, monkeypat
     assert record["metrics"]["last"]["epoch"] == 2
 
 
+def of_run(folder, job_id):
+    return RunContext("run", job_id, RunFolder(folder), config={}, starts={}, made_from={})
+
+
 def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
     clock = iter([100.0, 107.0, 200.0, 205.0])
     monkeypatch.setattr(run_record.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(RunRecord, "_write", lambda *args: None)
     trainer = SimpleNamespace(is_global_zero=False, world_size=2)
     batch = {"index": torch.zeros(8), "unlabelled": {"index": torch.zeros(3), "weak": None}}
-    first = RunRecord(tmp_path, {"config": {}, "job_id": "1"}, None)
+    first = RunRecord(of_run(tmp_path, "1"), None)
     first.on_train_start(trainer, None)
     first.on_train_batch_end(trainer, None, None, batch, 0)
     first.history.append({"epoch": 0})
@@ -135,14 +140,14 @@ def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
         "job_id": "1",
     }
 
-    second = RunRecord(tmp_path, {"config": {}, "job_id": "1"}, None)
+    second = RunRecord(of_run(tmp_path, "1"), None)
     second.load_state_dict(state)
     second.on_train_start(trainer, None)
     second.on_train_batch_end(trainer, None, None, batch, 0)
     assert second.state_dict()["images_seen"] == 44
     assert second.history == [{"epoch": 0}]
     with pytest.raises(UserError, match="belongs to run 1, and this config makes another one, 2"):
-        RunRecord(tmp_path, {"config": {}, "job_id": "2"}, None).load_state_dict(state)
+        RunRecord(of_run(tmp_path, "2"), None).load_state_dict(state)
 
 
 class Traced(ERM):

@@ -20,15 +20,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from timing import HERE, Candidate, Rounds
 
-from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.datasets import Batch
 from ltbench.data.sources.base import Images, Labels
 from ltbench.data.sources.cifar import Cifar10
-from ltbench.methods.base import Method
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.models import build_backbone
 from ltbench.runs.callbacks.run_record import count_images
-from ltbench.runs.training import TrainingCLI
+from ltbench.runs.experiment import build
+from ltbench.runs.notices import quiet
+from ltbench.runs.training import Training
 
 CONFIGS = HERE.parents[1] / "configs"
 TURN = 4  # steps that one of them takes before it is another's turn
@@ -175,32 +175,6 @@ class AtFirstBatch(Callback):
         self.call(trainer, pl_module, batch)
 
 
-class PausedCLI(TrainingCLI):
-    """`ltbench fit` with one more callback, and neither test nor record at the end."""
-
-    def __init__(self, args: list[str], pauses: Callback, root: Path | None) -> None:
-        self.pauses, self.root = pauses, root
-        super().__init__(args)
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
-        """Add the rivals, behind every callback that belongs to the run."""
-        if self.root is None:
-            self.datamodule.source = RandomImages(Path())
-        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(self.pauses)  # type: ignore[attr-defined]
-        return trainer
-
-    def fit(
-        self,
-        model: Method,
-        datamodule: LongTailDataModule,
-        ckpt_path: str | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Train."""
-        self.trainer.fit(model, datamodule=datamodule)
-
-
 def train(
     config: Path,
     pauses: Pauses | AtFirstBatch,
@@ -231,8 +205,14 @@ def train(
         words["trainer.default_root_dir"] = folder
         for role, network in (starts or {}).items():
             words |= untrained(f"model.{role}", Path(folder, f"{role}.pt"), **network)
-        given = [word for key, value in words.items() for word in (f"--{key}", str(value))]
-        PausedCLI(["fit", "--config", str(config), *given], pauses, root)
+        experiment = build(config, {key: str(value) for key, value in words.items()})
+        if root is None:
+            experiment.data.source = RandomImages(Path())
+        training = Training(experiment)
+        # Behind every callback that belongs to the run; neither test nor record come after it.
+        training.trainer.callbacks.append(pauses)  # type: ignore[attr-defined]
+        with quiet():
+            training.trainer.fit(training.model, datamodule=training.data)
 
 
 def untrained(role: str, path: Path, name: str, **network: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -13,6 +13,7 @@ from rich.table import Table
 from ltbench.data.sources import DESCRIPTIONS
 from ltbench.errors import UserError, unknown_name
 from ltbench.runs.arguments import Arguments
+from ltbench.shipped import config_file, folder
 
 KINDS = ("methods", "datasets", "configs", "suites")
 
@@ -126,42 +127,6 @@ def _method_files() -> dict[str, Path]:
     files = {path.stem: path for path in place.glob("*.py")}
     folders = {path.parent.name: path for path in place.glob("*/method.py")}
     return dict(sorted((files | folders).items()))
-
-
-def folder(name: str) -> Path:
-    """Return ``configs`` or ``benchmarks`` of the working folder, else those that ltbench ships."""
-    package = Path(__file__).parent  # an installed wheel has them inside
-    places = (Path(name), package / name, package.parents[1] / name)
-    return next((place for place in places if place.is_dir()), places[-1])
-
-
-def config_file(name: str) -> Path:
-    """Return the file of a config that is given by its path, or by its name in ``ltbench list``."""
-    path = Path(name)
-    return path if path.suffix or path.is_file() else folder("configs") / f"{name}.yaml"
-
-
-def with_config_files(words: Sequence[str]) -> list[str]:
-    """Return a command line with the file of each ``--config NAME`` in the place of the name.
-
-    Raises:
-        UserError: There is no config of that name.
-    """
-    found, options = list(words), ("--config", "-c")
-    for at, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option in options and equals:
-            found[at] = f"{option}={_existing_config(value)}"
-        elif at and words[at - 1] in options:
-            found[at] = _existing_config(word)
-    return found
-
-
-def _existing_config(name: str) -> str:
-    path = config_file(name)
-    if not (Path(name).suffix or path.is_file()):  # a path is judged by who reads it
-        raise unknown_name("config", name, configs())
-    return str(path)
 
 
 def _comment(path: Path) -> str:

@@ -158,10 +158,6 @@ def _run(argv: list[str]) -> None:
         print(USAGE)
         return
     command, *rest = argv
-    if command in ("fit", "validate", "test", "predict", "data"):
-        from ltbench.catalog import with_config_files
-
-        rest = with_config_files(rest)
     if command == "--version":
         print(f"ltbench {__version__}")
     elif command in ("list", "show"):
@@ -175,10 +171,10 @@ def _run(argv: list[str]) -> None:
     elif command in ("fit", "validate", "test", "predict"):
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-        from ltbench.runs.training import TrainingCLI
+        from ltbench.runs.training import run_command
 
         try:
-            TrainingCLI([command, *rest])
+            run_command(command, rest)
         except MisconfigurationException as error:
             hint = " Clip with --model.clip_norm." if "clip" in str(error) else ""
             raise UserError(f"{str(error).splitlines()[0]}{hint}") from error

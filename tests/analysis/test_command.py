@@ -1,19 +1,22 @@
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 from digit_runs import analyze, copy_of
 
-from ltbench.analysis.command import ANALYSES
+from ltbench.analysis.command import Analysis, analyses
+from ltbench.records import Predictions
 
 
 def test_help_lists_every_analysis_without_torch(ltbench):
     done = ltbench("analyze")
     assert done.code == 0
-    assert all(f"  {name} " in done.out for name in ANALYSES)
+    assert all(f"  {name} " in done.out for name in analyses())
     script = (
         "import sys; from ltbench.cli import main\n"
         "try: main(['analyze', 'hessian', '--help'])\n"
@@ -21,6 +24,20 @@ def test_help_lists_every_analysis_without_torch(ltbench):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", analyses())
+def test_options_are_the_arguments_of_the_analysis(name):
+    analysis = Analysis(analyses()[name])
+    function = import_module(f"ltbench.analysis.{name}").analyse
+    parameters = inspect.signature(function).parameters
+    assert analysis.of_predictions == (next(iter(parameters.values())).annotation is Predictions)
+    others = {n: p for n, p in parameters.items() if p.default is not p.empty}
+    assert list(analysis.options) == list(others)
+    for argument, parameter in others.items():
+        if argument != "beside":
+            assert analysis.options[argument]["default"] == parameter.default
+        assert analysis.options[argument]["help"]
 
 
 def test_mistakes_are_named(refused, digits_run, tmp_path):

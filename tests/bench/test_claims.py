@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from ltbench import catalog
+from ltbench import catalog, shipped
 from ltbench.bench.score import claims, leaderboard, results
 from ltbench.bench.show import tables
 from ltbench.errors import UserError
@@ -99,7 +99,7 @@ def test_a_damaged_list_of_claims_is_named(tmp_path):
 
 
 def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
-    found = claims.read(catalog.folder("benchmarks") / "claims.yaml")
+    found = claims.read(shipped.folder("benchmarks") / "claims.yaml")
     assert len(found) > 100
     for claim in found:
         assert claim.metric in METRICS

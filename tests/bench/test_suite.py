@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltbench import catalog
+from ltbench import catalog, shipped
 from ltbench.bench.run import suite
 from ltbench.bench.run.jobs import command
 from ltbench.errors import UserError
@@ -152,7 +152,7 @@ def test_a_job_is_another_one_when_what_it_starts_from_is(planned):
 def test_every_job_comes_after_those_it_needs(data):
     names = [f"r{n}" for n in range(data.draw(st.integers(1, 8)))]
     order = data.draw(st.permutations(names))
-    config = catalog.folder("configs") / "ce_digits.yaml"
+    config = shipped.folder("configs") / "ce_digits.yaml"
     rows = {}
     for n, name in enumerate(order):
         earlier = data.draw(st.lists(st.sampled_from(order[:n]), unique=True)) if n else []

@@ -35,11 +35,11 @@ ANALYSES = {
         "analyze features --run run --split tset --device cpu", ("split", "Did you mean 'test'?")
     ),
     "a device": Case(
-        "analyze features --run run --device nowhere", ("--device", "nowhere cannot be used here")
+        "analyze features --run run --device nowhere", ("device nowhere", "cannot be used here")
     ),
     "a device that is not there": Case(
         "analyze features --run run --device cuda:9",
-        ("--device", "NVIDIA GPU and installed a driver"),
+        ("device cuda:9", "NVIDIA GPU and installed a driver"),
     ),
     "a class": Case(
         "analyze hessian --run run --classes zebra --steps 2 --runs 1 --device cpu",

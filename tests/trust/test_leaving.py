@@ -58,7 +58,7 @@ def test_memory_that_ran_out_is_told(error, ltbench, tiny, monkeypatch):
     def run_out(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(training.TrainingCLI, "fit", run_out)
+    monkeypatch.setattr(training.Training, "run", run_out)
     done = ltbench("fit", "--config", tiny)
     assert done.code == 1
     (told,) = done.err.splitlines()

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltbench import catalog
+from ltbench import shipped
 from ltbench.errors import UserError
 from ltbench.runs.trust import TRUSTED, VARIABLE, require_trusted
 
@@ -70,7 +70,7 @@ def test_a_package_can_be_vouched_for(payload, ltbench, monkeypatch):
     monkeypatch.setenv(VARIABLE, "other, payload")
     words = ["--model.optimizer", "{class_path: payload.SGD, init_args: {lr: 0.1}}"]
     words += ["--data.largest", "20", "--trainer.max_epochs", "1"]
-    done = ltbench("fit", "--config", catalog.folder("configs") / "ce_digits.yaml", *words)
+    done = ltbench("fit", "--config", shipped.folder("configs") / "ce_digits.yaml", *words)
     assert done.code == 0, done.err
     assert payload.exists()
 

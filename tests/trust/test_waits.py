@@ -26,7 +26,8 @@ from ltbench.methods.csst import CSST
 from ltbench.methods.deit_lt import method as deit_lt
 from ltbench.methods.generative import module as generative
 from ltbench.methods.selmix.method import SelMix
-from ltbench.runs.training import TrainingCLI
+from ltbench.runs.experiment import build
+from ltbench.runs.training import Training
 
 META = torch.device("meta")
 STEPS = 4  # of which the first may make what the others use
@@ -103,16 +104,10 @@ def test_no_step_waits_for_its_device(method, of_method, on_meta, monkeypatch, t
     if method == "csst_text":
         pytest.xfail("transformers looks in every pass whether a text is padded")
     monkeypatch.chdir(tmp_path)
-    steps, build = Steps(), TrainingCLI.instantiate_trainer
-
-    def with_steps(cli, **kwargs):
-        trainer = build(cli, **kwargs)
-        trainer.callbacks.append(steps)
-        return trainer
-
-    monkeypatch.setattr(TrainingCLI, "instantiate_trainer", with_steps)
+    steps, training = Steps(), Training(build(of_method(method)))
+    training.trainer.callbacks.append(steps)
     with steps.watch, pytest.raises(Steps.Done):
-        TrainingCLI(["fit", "--config", str(of_method(method))])
+        training.run()
 
 
 @pytest.mark.parametrize(

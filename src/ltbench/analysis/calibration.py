@@ -16,7 +16,9 @@ from ltbench.records import Predictions
 WAYS = {"true": "images of the group", "predicted": "images predicted as of the group"}
 
 
-def analyse(predictions: Predictions, classes: Classes, split: str, bins: int = 15) -> Result:
+def analyse(
+    predictions: Predictions, classes: Classes, split: str = "test", bins: int = 15
+) -> Result:
     """Compare confidence and accuracy in bins, for all images and by group.
 
     Grouping by the truth shows on whose images the network is too sure; grouping by the prediction,
@@ -25,7 +27,7 @@ def analyse(predictions: Predictions, classes: Classes, split: str, bins: int = 
     Args:
         predictions: What was predicted, with confidences.
         classes: The classes.
-        split: Of which images.
+        split: Whose images.
         bins: Of equal width, ((b - 1) / bins, b / bins].
     """
     if bins < 1:

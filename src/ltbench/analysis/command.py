@@ -1,7 +1,16 @@
-"""``ltbench analyze``: the command line of the analyses; torch waits until one of them runs."""
+"""``ltbench analyze``: its command line comes from the signatures of the analyses.
+
+An analysis is a file of this folder with a function ``analyse``. The first line of the file says
+what it does. The function's first parameter is what is analysed: a ``Subject``, or ``Predictions``
+followed by their ``Classes``. Those with a default, ``split`` among them, are its options, and its
+docstring has their help. All is read from the source: torch waits until one of them runs.
+"""
 
 import argparse
+import ast
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +21,77 @@ from ltbench.runs.arguments import Arguments, whole_number
 if TYPE_CHECKING:
     from ltbench.analysis.result import Output, Result
 
-ANALYSES = {
-    "hessian": "curvature of the loss of each class: spectrum, extreme eigenvalues, trace",
-    "landscape": "the loss of a head and a tail class around the weights, in two directions",
-    "features": "norms, spread and neural collapse of features and classifier, by class",
-    "calibration": "whether confidence is earned, by group of classes",
-    "confusion": "where the tail goes: which classes swallow it",
-    "attention": "mean attention distance by head, rollout onto images (vision transformers)",
-    "rank": "feature rank of the class tokens by block (vision transformers)",
-    "agreement": "student against teacher, on clean and on mixed images (DeiT-LT)",
+_TYPES: dict[str, dict[str, Any]] = {
+    "str": {},
+    "int": {"type": whole_number},
+    "float": {"type": float},
+    "Path": {"type": Path},
+    "bool": {"action": "store_true"},
+    "Sequence[str]": {"nargs": "+"},
+    "Others": {"nargs": "+", "type": Path, "metavar": "RUN", "default": ()},
 }
-_OF_PREDICTIONS = ("calibration", "confusion")
-_OF_TRAINING_IMAGES = ("hessian", "landscape", "features", "agreement")
+"""Type of a parameter -> what argparse needs to know of the option."""
+
+
+class Analysis:
+    """What the source of an analysis declares.
+
+    Args:
+        path: Its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.stem
+        tree = ast.parse(path.read_text())
+        (self.function,) = (
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == "analyse"
+        )
+        self.description = (ast.get_docstring(tree) or "").partition("\n")[0]
+
+    @property
+    def of_predictions(self) -> bool:
+        """Whether it takes predictions, not the network."""
+        return _annotation(self.function.args.args[0]) == "Predictions"
+
+    @cached_property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """Its options, by name: arguments of ``add_argument``."""
+        _, _, texts = (ast.get_docstring(self.function) or "").partition("Args:\n")
+        described = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", texts, re.MULTILINE))
+        defaults = self.function.args.defaults
+        arguments = self.function.args.args[-len(defaults) :]
+        options = {}
+        for argument, default in zip(arguments, defaults, strict=True):
+            kind = _annotation(argument).removesuffix(" | None")
+            if kind.startswith("Literal["):
+                option = {"choices": ast.literal_eval(kind.removeprefix("Literal"))}
+            else:
+                option = dict(_TYPES[kind])
+            if "default" not in option:
+                option["default"] = ast.literal_eval(default)
+            text = " ".join(described[argument.arg].split()).rstrip(".").replace("``", "")
+            shown = option["default"] not in (None, False, ())
+            text = f"{text}; default: {option['default']}" if shown else text
+            option["help"] = text.replace("%", "%%")
+            options[argument.arg] = option
+        return options
+
+    @property
+    def usual_split(self) -> str:
+        """Whose images it takes where it is told nothing else."""
+        return str(self.options["split"]["default"])
+
+
+def _annotation(argument: ast.arg) -> str:
+    return ast.unparse(argument.annotation) if argument.annotation else ""
+
+
+def analyses() -> dict[str, Path]:
+    """Return the file of each analysis, by its name."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return {path.stem: path for path in files if "\ndef analyse(" in path.read_text()}
 
 
 def analyze_command(args: Sequence[str]) -> None:
@@ -32,13 +100,15 @@ def analyze_command(args: Sequence[str]) -> None:
     Raises:
         UserError: An unknown analysis or option, or what the analysis itself refuses.
     """
+    files = analyses()
     if not args or args[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:12} {text}" for name, text in ANALYSES.items())
+        lines = "\n".join(f"  {n:12} {Analysis(path).description}" for n, path in files.items())
         print(f"usage: ltbench analyze ANALYSIS ...   (each has --help)\n\n{lines}")
         return
-    analysis, *rest = args
-    if analysis not in ANALYSES:
-        raise unknown_name("analysis", analysis, ANALYSES)
+    name, *rest = args
+    if name not in files:
+        raise unknown_name("analysis", name, files)
+    analysis = Analysis(files[name])
     parser = _parser(analysis)
     given, overrides = parser.parse_known_args(rest)
     for word in overrides:
@@ -50,8 +120,26 @@ def analyze_command(args: Sequence[str]) -> None:
     _run(analysis, place, overrides, options)
 
 
+def _parser(analysis: Analysis) -> argparse.ArgumentParser:
+    parser = Arguments(
+        f"ltbench analyze {analysis.name}",
+        description=analysis.description,
+        epilog="--data... overrides the run's data settings, as for ltbench fit.",
+    )
+    add = parser.add_argument
+    add("--run", type=Path, help="run folder; its config and checkpoint are taken")
+    add("--ckpt_path", type=Path, help="a checkpoint, in place of a run folder")
+    add("--selection", choices=("last", "best"), default="last", help="of a run folder's weights")
+    add("--config", type=Path, help="default: config.yaml of the run folder")
+    add("--output", type=Path, help="folder of the results; default: analysis/ in the run folder")
+    add("--device", help="such as cpu or cuda:1; default: the first GPU, else the CPU")
+    for name, option in analysis.options.items():
+        add(f"--{name}", **option)
+    return parser
+
+
 def _run(
-    analysis: str, where: dict[str, Any], overrides: list[str], options: dict[str, Any]
+    analysis: Analysis, where: dict[str, Any], overrides: list[str], options: dict[str, Any]
 ) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -63,11 +151,11 @@ def _run(
     place = Place.of(**where, output=options.pop("output"))
     device = options.pop("device")
     settings = {**options, "overrides": overrides}
-    output = Output(place, analysis, settings, _usual_split(analysis))
+    output = Output(place, analysis.name, settings, analysis.usual_split)
     records.require_place(output.path)
     if "beside" in options:  # refused now, not after an hour
         options["beside"] = output.others(options["beside"])
-    take = _of_predictions if analysis in _OF_PREDICTIONS else _of_network
+    take = _of_predictions if analysis.of_predictions else _of_network
     result = take(output, overrides, device, options)
     output.save(result)
     table = Table("", "", title=escape(result.title), show_header=False)
@@ -113,66 +201,3 @@ def _of_predictions(
 
 def _module(output: "Output") -> Any:  # noqa: ANN401 - a module
     return import_module(f"ltbench.analysis.{output.analysis}")
-
-
-def _usual_split(analysis: str) -> str:
-    return "train" if analysis in _OF_TRAINING_IMAGES else "test"
-
-
-def _parser(analysis: str) -> argparse.ArgumentParser:
-    parser = Arguments(
-        f"ltbench analyze {analysis}",
-        description=f"{ANALYSES[analysis].capitalize()}.",
-        epilog="--data... overrides the run's data settings, as for ltbench fit.",
-    )
-    add = parser.add_argument
-    add("--run", type=Path, help="run folder; its config and checkpoint are taken")
-    add("--ckpt_path", type=Path, help="a checkpoint, in place of a run folder")
-    add("--selection", choices=("last", "best"), default="last", help="of a run folder's weights")
-    add("--config", type=Path, help="default: config.yaml of the run folder")
-    add("--output", type=Path, help="folder of the results; default: analysis/ in the run folder")
-    add("--device", help="such as cpu or cuda:1; default: the first GPU, else the CPU")
-    split = _usual_split(analysis)
-    add("--split", default=split, help=f"whose images; default: {split}")
-    _own_options(analysis, add)
-    return parser
-
-
-def _own_options(analysis: str, add: Any) -> None:  # noqa: ANN401 - add_argument
-    if analysis in ("hessian", "landscape"):
-        add("--classes", nargs="+", default=(), metavar="CLASS", help="names or numbers")
-        add("--loss", choices=("ce", "run"), default="ce", help="plain cross-entropy, or the run's")
-        add("--beside", nargs="+", type=Path, default=(), metavar="RUN", help=_BESIDE)
-    if analysis == "hessian":
-        add("--steps", type=whole_number, default=100, help="Lanczos steps; default: 100")
-        add("--runs", type=whole_number, default=5, help="random starts; default: 5")
-        add("--fresh", action="store_true", help="forget what an earlier call left")
-    if analysis == "landscape":
-        add("--steps", type=whole_number, default=30, help="Lanczos steps; default: 30")
-        add("--second", choices=("random", "bottom"), default="random", help="other direction")
-        add("--radius", type=float, default=1.0, help="how far, in the norm of all parameters")
-        add("--points", type=whole_number, default=15, help="of the grid, a side; odd; default: 15")
-    if analysis == "attention":
-        add("--pictures", type=Path, help="folder of images for the rollout")
-    if analysis == "rank":
-        add("--threshold", type=float, default=0.99, help="share of the energy; default: 0.99")
-        add("--centre", action="store_true", help="take the mean feature off first")
-    if analysis == "calibration":
-        add("--bins", type=whole_number, default=15, help="default: 15")
-    if analysis in _IMAGES:
-        add("--images", type=whole_number, default=_IMAGES[analysis], help=_images_help(analysis))
-    if analysis in _BATCH:
-        size = _BATCH[analysis]
-        add("--batch_size", type=whole_number, default=size, help=f"a pass; default: {size}")
-
-
-_IMAGES = {"hessian": 200, "landscape": 200, "attention": 256, "rank": 2000, "agreement": 5000}
-_BATCH = {
-    "hessian": 64, "landscape": 64, "features": 256, "attention": 32, "rank": 64, "agreement": 128
-}  # fmt: skip
-_BESIDE = "run folders, or JSON files of this analysis, to compare with"
-
-
-def _images_help(analysis: str) -> str:
-    whose = " of a class" if analysis in ("hessian", "landscape") else ""
-    return f"at most so many{whose}, drawn by the run's seed; default: {_IMAGES[analysis]}"

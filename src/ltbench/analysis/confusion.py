@@ -15,13 +15,13 @@ DRAWN = 30  # classes of the largest matrix that can be read
 TOP = 3  # classes named for each
 
 
-def analyse(predictions: Predictions, classes: Classes, split: str) -> Result:
+def analyse(predictions: Predictions, classes: Classes, split: str = "test") -> Result:
     """Count what is taken for what: between groups, and class by class as a table.
 
     Args:
         predictions: What was predicted.
         classes: The classes.
-        split: Of which images.
+        split: Whose images.
     """
     names = classes.names
     flows = group_flows(predictions, classes)

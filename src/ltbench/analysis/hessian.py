@@ -6,7 +6,7 @@ evaluation mode and under test transforms: Rangwani et al. 2022, arXiv 2212.1382
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ltbench import seeding
 from ltbench.analysis import spectra
 from ltbench.analysis.curvature import class_loss
 from ltbench.analysis.lanczos import Krylov, lanczos, rademacher
-from ltbench.analysis.result import Result, shared
+from ltbench.analysis.result import Others, Result, shared
 from ltbench.analysis.subject import Rows, Subject
 from ltbench.errors import UserError
 
@@ -29,12 +29,12 @@ def analyse(
     subject: Subject,
     split: str = "train",
     classes: Sequence[str] = (),
-    loss: str = "ce",
+    loss: Literal["ce", "run"] = "ce",
     steps: int = 100,
     runs: int = 5,
     images: int = 200,
     batch_size: int = 64,
-    beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    beside: Others = MappingProxyType({}),
     fresh: bool = False,
 ) -> Result:
     """Measure the spectrum of each class, going on from what an earlier call left.
@@ -44,13 +44,14 @@ def analyse(
         split: Whose images.
         classes: Names or numbers; default: all of ten, else the most frequent, the middle and the
             rarest three.
-        loss: ``ce`` or ``run``.
+        loss: Plain cross-entropy (``ce``), or that of the run.
         steps: Lanczos steps of a run.
         runs: Random starts.
         images: At most so many of a class, drawn by the run's seed. The paper takes all: hours on
             a CPU, for a head class of 5,000.
         batch_size: Images at a time.
-        beside: Stored classes of other networks, by name, to compare with.
+        beside: Other networks to compare with; on the command line their run folders, or JSON files
+            of this analysis.
         fresh: Forget what an earlier call left.
 
     Raises:

@@ -7,7 +7,7 @@ random directions filter by filter instead; the strongest curvature needs no suc
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ltbench import seeding
 from ltbench.analysis.curvature import MeanLoss, class_loss
 from ltbench.analysis.lanczos import Values, lanczos, rademacher
-from ltbench.analysis.result import COLOURS, Result, figure, shared
+from ltbench.analysis.result import COLOURS, Others, Result, figure, shared
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 
@@ -30,14 +30,14 @@ def analyse(
     subject: Subject,
     split: str = "train",
     classes: Sequence[str] = (),
-    loss: str = "ce",
+    loss: Literal["ce", "run"] = "ce",
     images: int | None = 200,
     batch_size: int = 64,
     steps: int = 30,
-    second: str = "random",
+    second: Literal["random", "bottom"] = "random",
     radius: float = 1.0,
     points: int = 15,
-    beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    beside: Others = MappingProxyType({}),
 ) -> Result:
     """Evaluate the loss of classes on a grid of two directions.
 
@@ -45,14 +45,15 @@ def analyse(
         subject: The network.
         split: Whose images.
         classes: Names or numbers; default: the most frequent and the rarest.
-        loss: ``ce`` or ``run``.
+        loss: Plain cross-entropy (``ce``), or that of the run.
         images: At most so many of a class.
         batch_size: Images at a time.
         steps: Lanczos steps towards the strongest curvature.
         second: The other direction: ``random``, or ``bottom``, that of the least curvature.
         radius: How far to go, in the norm of all trained parameters.
         points: Of the grid along each direction.
-        beside: Stored classes of other networks, by name, to compare with.
+        beside: Other networks to compare with; on the command line their run folders, or JSON files
+            of this analysis.
     """
     if radius <= 0 or points < 3 or points % 2 == 0:
         raise UserError(f"radius {radius}, points {points}: above 0, and odd from 3 on.")

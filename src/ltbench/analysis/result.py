@@ -23,6 +23,9 @@ GROUP_COLOURS = {"head": BLUE, "mid": GREEN, "tail": ORANGE}
 ALIKE = ("split", "loss", "images", "steps", "second")
 """Settings in which results that are compared must agree."""
 
+Others = Mapping[str, Mapping[str, Any]]
+"""What is stored of each class, by its name, by what another network is called."""
+
 
 @dataclass(frozen=True)
 class Place:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -12,41 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ltbench import seeding
-from ltbench.analysis.result import Output, Place
+from ltbench.analysis.result import Output
 from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
-from ltbench.methods import stages
-from ltbench.methods.base import Method
 from ltbench.methods.classification import ClassificationModule
 from ltbench.metrics.counts import Classes, Indices
 from ltbench.records import Predictions
-from ltbench.runs.checkpoints import check_checkpoint
-from ltbench.runs.training import TrainingCLI
+from ltbench.runs.checkpoints import check_checkpoint, load_weights, require_same_data
+from ltbench.runs.experiment import build, device_of
+from ltbench.runs.notices import quiet
 
 Rows = NDArray[np.int64]
-
-
-class _SubjectCLI(TrainingCLI):
-    """Parse like ``fit``, then build data and model alone."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401
-        """Make the trainer through which a method finds its data."""
-        self.datamodule.setup()
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.datamodule = self.datamodule  # type: ignore[attr-defined]
-        return trainer
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Train nothing."""
 
 
 @dataclass(frozen=True)
@@ -180,37 +157,32 @@ def load(output: Output, overrides: Sequence[str], device: str | None) -> Subjec
         UserError: The checkpoint is damaged, of another model or other classes, or no classifier's.
     """
     place = output.place
-    check_checkpoint(place.checkpoint)
+    checkpoint = check_checkpoint(place.checkpoint)
     inert = ["--trainer.logger", "false", "--trainer.callbacks", "null"]
-    built = _SubjectCLI(["fit", "--config", str(place.config), *inert, *overrides])
-    model, data = built.model, built.datamodule
-    if not isinstance(model, ClassificationModule):
-        raise UserError(f"{type(model).__name__} is no classifier: there is nothing to analyse.")
-    assert isinstance(data, DataModule)
-    model.trainer = built.trainer
-    _fill(model, place)
-    where = _device(device)
+    with quiet():
+        built = build(place.config, [*inert, *overrides])
+        model, data = built.model, built.data
+        if not isinstance(model, ClassificationModule):
+            raise UserError(
+                f"{type(model).__name__} is no classifier: there is nothing to analyse."
+            )
+        data.setup()
+        require_same_data(checkpoint, data, same_images=False)
+        load_weights(model, checkpoint)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    model.trainer = trainer
+    where = device_of(device)
     with place.checkpoint.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Subject(model.eval().to(where), data, built.trainer, where, output, sha256)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        told = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here: {told:.150}") from error
-    return device
-
-
-def _fill(model: Method, place: Place) -> None:
-    checkpoint = stages.read(place.checkpoint)
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
+    return Subject(model.to(where), data, trainer, where, output, sha256)
 
 
 def predict(subject: Subject, split: str) -> Predictions:

@@ -316,9 +316,7 @@ class DataModule(L.LightningDataModule, ABC):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn (B, C, H, W) uint8 images into standardised float32, channels last."""
-        mean, std = (constants(v, images.device).view(-1, 1, 1) for v in self.statistics)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
+        return standardised(images, *self.statistics)
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint keeps to know its own data again."""
@@ -345,3 +343,16 @@ class DataModule(L.LightningDataModule, ABC):
             "index_hash": self.index_hash,
             **({"normalisation": self.normalisation._asdict()} if self.normalisation else {}),
         }
+
+
+def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (B, C, H, W) uint8 images as float32, channels last, with mean 0 and variance 1.
+
+    Args:
+        images: The images.
+        mean: Of each channel, of values scaled to [0, 1].
+        std: Standard deviations, likewise.
+    """
+    shift, scale = (constants(v, images.device).view(-1, 1, 1) for v in (mean, std))
+    images = images.contiguous(memory_format=torch.channels_last)
+    return images.to(torch.float32).sub_(shift * 255).div_(scale * 255)

@@ -1,15 +1,13 @@
-"""What every method shares: its paper's card, seeded steps, and what a checkpoint must match."""
+"""What every method shares: its paper's card, seeded steps, and what its checkpoints hold."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -65,23 +63,26 @@ class Method(L.LightningModule):
         skipped_steps: How many steps were left out so far.
         traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
             epoch ends, before the method's own ``on_train_epoch_end``.
-        folder: The run folder while training; None where a run leaves nothing behind.
+        pictures: PNG files of what was evaluated last, by their path in a run folder: the record
+            writes what lies here after an evaluation.
+        evaluation_arguments: Names of arguments that only evaluation reads: a trained model may be
+            evaluated with others.
     """
 
     paper: ClassVar[Paper | None] = None
     stage: ClassVar[str] = "train"
     averages: ClassVar[bool] = False
+    evaluation_arguments: ClassVar[frozenset[str]] = frozenset()
     monitor: str | None = None
 
     def __init__(self) -> None:
-        """Know nothing yet of configs, earlier runs and data."""
+        """Know nothing yet of earlier runs and data."""
         super().__init__()
-        self.config: dict[str, Any] | None = None
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
         self.lineage: list[dict[str, Any]] = []
         self.traces: dict[str, Tensor] = {}
-        self.folder: Path | None = None
+        self.pictures: dict[str, bytes] = {}
         self.on_bad_loss: Literal["error", "skip"] = "error"
         self.bad_step = FirstBadStep()
         self.skipped_steps = 0
@@ -164,13 +165,6 @@ class Method(L.LightningModule):
         self.skipped_steps += 1
         return True
 
-    def last_good(self) -> str:
-        """Say where the last good checkpoint is, if there is one."""
-        path = self.folder and self.folder / "checkpoints" / "last.ckpt"
-        if path and path.exists():
-            return f"The last good checkpoint is kept ({path})"
-        return "There is no good checkpoint yet"
-
     def no_sync(self) -> AbstractContextManager[object]:
         """Open a context in which backward passes do not average gradients over ranks."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
@@ -206,10 +200,8 @@ class Method(L.LightningModule):
         raise UserError(f"{type(self).__name__} has nothing to predict.")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what the model was made from beside its weights."""
-        checkpoint["ltbench_model"] = self.config
+        """Write what rebuilds the network beside its weights."""
         checkpoint["ltbench_network"] = self.network
-        checkpoint["ltbench_data"] = self.data.identity()
         checkpoint["skipped_steps"] = self.skipped_steps
 
     def load_state_dict(
@@ -229,45 +221,5 @@ class Method(L.LightningModule):
             ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, of other arguments, or of other data.
-
-        Raises:
-            UserError: Naming each argument that differs.
-        """
-        self._check_model(checkpoint.get("ltbench_model"))
-        self._check_data(checkpoint.get("ltbench_data", {}))
+        """Go on counting."""
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
-        if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-            self.data.first_epoch = progress["current"]["processed"]
-
-    def _check_model(self, theirs: dict[str, Any] | None) -> None:
-        ours = self.config
-        if theirs is None or ours is None:
-            return
-        # Only training needs the networks that it starts from, so only then are they known.
-        known = set() if self.trainer.state.fn == TrainerFn.FITTING else self.starts.keys()
-        differing = [
-            f"{key}: checkpoint {theirs.get(key)!r}, config {ours.get(key)!r}"
-            for key in sorted((theirs.keys() | ours.keys()) - known)
-            if theirs.get(key) != ours.get(key)
-        ]
-        if differing:
-            raise UserError(
-                f"the checkpoint was trained with another model ({'; '.join(differing)}). "
-                "Use the config.yaml that lies in its run folder."
-            )
-
-    def _check_data(self, theirs: dict[str, Any]) -> None:
-        ours = self.data.identity()
-        if theirs.get("class_names", ours["class_names"]) != ours["class_names"]:
-            raise UserError(
-                "the checkpoint was trained on classes of other names "
-                f"({', '.join(theirs['class_names'][:3])}, ...) than this data has."
-            )
-        same = theirs.get("training_set", ours["training_set"]) == ours["training_set"]
-        if not same and self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING):
-            raise UserError(
-                "the checkpoint was trained on other images, which may be in this validation set: "
-                "use the data settings of the config.yaml in its run folder."
-            )

@@ -290,6 +290,5 @@ class OptimisedModule(ClassificationModule):
         if not loss.isfinite():
             raise UserError(
                 f"the training loss of epoch {self.current_epoch} is not finite ({loss}), first in "
-                f"{self.bad_step.told()}. {self.last_good()}; lower the learning rate or the "
-                "radius, or clip gradients."
+                f"{self.bad_step.told()}: lower the learning rate or the radius, or clip gradients."
             )

@@ -172,7 +172,7 @@ def load(
         if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
             raise UserError(f"{role} {file} holds no weights by name.")
         if "ltbench_network" in found:
-            spec, data = found["ltbench_network"], found.get("ltbench_data")
+            spec, data = found["ltbench_network"], found.get("ltbench_data", {})
             if not (_is_network(spec) and isinstance(data, dict)):
                 raise UserError(f"{role} {file} does not say which network it is of, or what data.")
             weights = _below("net.", state)

@@ -6,9 +6,12 @@ seeds, and those of the stages that they start from, have one recipe.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_OUR_CLASS = re.compile(r"ltbench(\.\w+)+\.[A-Z]\w*")
 
 _INCIDENTAL = {
     "data": {"root", "num_workers", "predict_folder", "eval_batch_size"},
@@ -61,19 +64,21 @@ def recipe(record: Mapping[str, Any]) -> str:
 
 
 def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
-    """Name each class of ours without its module: one experiment has one spelling.
+    """Name each class of ours without its module, which may be another one in another version.
 
     Args:
-        value: A resolved config or a part of one.
+        value: A config or a part of one.
+
+    >>> canonical({"augment": ["ltbench.data.augment.RandomCrop"]})
+    {'augment': ['RandomCrop']}
     """
+    if isinstance(value, dict):
+        return {key: canonical(item) for key, item in value.items()}
     if isinstance(value, list):
         return [canonical(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    spelled = {key: canonical(item) for key, item in value.items()}
-    if str(spelled.get("class_path")).startswith("ltbench."):
-        spelled["class_path"] = spelled["class_path"].rpartition(".")[2]
-    return spelled
+    if isinstance(value, str) and _OUR_CLASS.fullmatch(value):
+        return value.rpartition(".")[2]
+    return value
 
 
 def digest(content: object) -> str:

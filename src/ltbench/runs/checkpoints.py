@@ -10,8 +10,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ltbench import records
+from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.methods import stages
+from ltbench.methods.base import Method
+from ltbench.runs.context import RunContext
+from ltbench.runs.experiment import Experiment
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -37,7 +41,14 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints are never half written; Lightning would copy them from /tmp over the old ones."""
+    """Checkpoints are never half written; Lightning would copy them from /tmp over the old ones.
+
+    Each says what its model was made from and what data it saw, to be known again by.
+    """
+
+    def __init__(self, context: RunContext, data: DataModule) -> None:
+        """Take both from a run and its data."""
+        self.context, self.data = context, data
 
     def save_checkpoint(
         self,
@@ -46,6 +57,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         storage_options: Any | None = None,  # noqa: ANN401 - Lightning's signature
     ) -> None:
         """Write a checkpoint as every other file of a run."""
+        known = {"ltbench_model": self.context.made_from, "ltbench_data": self.data.identity()}
+        checkpoint = {**checkpoint, **known}
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         records.write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
@@ -70,25 +83,39 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def require_evaluable(path: Path) -> None:
-    """Refuse a file that is no checkpoint of ours, and warn of a run that is not finished.
+def require_evaluable(path: Path, experiment: Experiment, same_images: bool) -> None:
+    """Refuse a checkpoint of another experiment, and warn of a run that is not finished.
+
+    Args:
+        path: The checkpoint.
+        experiment: The experiment, its data set up.
+        same_images: Whether it must have been trained on the training images of this data.
 
     Raises:
-        UserError: It is no checkpoint of ours.
+        UserError: It is no checkpoint of ours, or of another model or other data.
     """
-    check_checkpoint(path)
+    checkpoint = check_checkpoint(path)
+    require_same_model(checkpoint, experiment.evaluation, experiment.model)
+    require_same_data(checkpoint, experiment.data, same_images)
     folder = path.absolute().parent
     status = stages.status(folder.parent) if folder.name == "checkpoints" else None
     if status not in (None, "done"):
         warnings.warn(f"{path} is of a run that is not finished (status: {status}).", stacklevel=2)
 
 
-def require_resumable(path: Path) -> None:
+def require_resumable(path: Path, experiment: Experiment) -> int:
     """Refuse a checkpoint that a training cannot go on from to the same result.
 
+    Args:
+        path: The checkpoint.
+        experiment: The experiment, its data set up.
+
+    Returns:
+        How many epochs it has been trained for.
+
     Raises:
-        UserError: It is no checkpoint of ours, lacks what a training keeps, or was saved in the
-            middle of an epoch.
+        UserError: It is no checkpoint of ours, lacks what a training keeps, was saved in the middle
+            of an epoch, or is of another model or other data.
     """
     found = check_checkpoint(path)
     try:
@@ -107,6 +134,60 @@ def require_resumable(path: Path) -> None:
             f"{path} was saved in the middle of an epoch: go on from last.ckpt, which the same "
             "command does without --ckpt_path."
         )
+    require_same_model(found, experiment.training, experiment.model)
+    require_same_data(found, experiment.data, same_images=True)
+    return done
+
+
+def require_same_model(checkpoint: dict[str, Any], context: RunContext, model: Method) -> None:
+    """Refuse a checkpoint of another method, or of one that was made from other arguments.
+
+    Raises:
+        UserError: Naming each argument that differs.
+    """
+    theirs, ours = records.canonical(checkpoint["ltbench_model"]), context.made_from
+    # Only training needs the networks that it starts from, so only then are they known.
+    free = (model.starts.keys() - context.starts.keys()) | model.evaluation_arguments
+    differing = [
+        f"{key}: checkpoint {theirs.get(key)!r}, config {ours.get(key)!r}"
+        for key in sorted((theirs.keys() | ours.keys()) - free)
+        if theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"the checkpoint was trained with another model ({'; '.join(differing)}). Use the "
+            "config.yaml that lies in its run folder."
+        )
+
+
+def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images: bool) -> None:
+    """Refuse a checkpoint of other classes or, where it matters, of other training images.
+
+    Raises:
+        UserError: It is such a one.
+    """
+    theirs, ours = checkpoint["ltbench_data"], data.identity()
+    if theirs.get("class_names", ours["class_names"]) != ours["class_names"]:
+        raise UserError(
+            "the checkpoint was trained on classes of other names "
+            f"({', '.join(theirs['class_names'][:3])}, ...) than this data has."
+        )
+    if same_images and theirs.get("training_set", ours["training_set"]) != ours["training_set"]:
+        raise UserError(
+            "the checkpoint was trained on other images, which may be in this validation set: use "
+            "the data settings of the config.yaml in its run folder."
+        )
+
+
+def load_weights(model: Method, checkpoint: dict[str, Any]) -> None:
+    """Put the weights of a checkpoint into a model, and the model into evaluation mode.
+
+    Raises:
+        UserError: They are of another network.
+    """
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.eval()
 
 
 _PARTS = {

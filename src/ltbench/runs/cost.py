@@ -22,7 +22,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from ltbench import records
 from ltbench.data.datasets import Batch, MemoryImages
 from ltbench.runs.callbacks.run_record import count_images, device_name
-from ltbench.runs.training import TrainingCLI
+from ltbench.runs.experiment import build
+from ltbench.runs.notices import quiet
 
 STEPS = 10  # timed, after one that is not
 SECONDS = 60.0  # after which no further step is begun
@@ -166,35 +167,23 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-class CostCLI(TrainingCLI):
-    """Parse like ``fit``, take a few steps, and leave nothing behind."""
-
-    writes = ("fit",)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Train without record, checkpoints, curves and evaluation."""
-        self.datamodule.setup()
-        self.meter = Meter()
-        without = ("logger", "enable_checkpointing", "enable_progress_bar")
-        config = {**self._get(self.config_init, "trainer"), **kwargs}
-        config |= {"limit_val_batches": 0, **dict.fromkeys(without, False)}
-        return self._instantiate_trainer(config, [self.meter])
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        with suppress(EnoughSteps):
-            self.trainer.fit(self.model, datamodule=self.datamodule)
-        found = estimate(self.trainer, self.model, self.meter)
-        if not self.trainer.is_global_zero:
-            return
-        Console().print(cost_table(self.resolved["name"], found))
-        if output := self.config[subcommand].output:
-            text = json.dumps(found, indent=1) + "\n"
-            records.write_whole(Path(output), lambda file: file.write(text.encode()))
-
-
-def cost_command(args: Sequence[str]) -> None:
+def cost_command(words: Sequence[str]) -> None:
     """Run ``ltbench fit --dry-run`` with the other arguments of ``fit``."""
-    CostCLI(["fit", *args])
+    with quiet():
+        experiment = build(None, words, "fit --dry-run")
+        model, data, meter = experiment.model, experiment.data, Meter()
+        data.setup()
+        without = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = experiment.make_trainer([meter], limit_val_batches=0, **without)
+        with suppress(EnoughSteps):
+            trainer.fit(model, datamodule=data)
+    found = estimate(trainer, model, meter)
+    if not trainer.is_global_zero:
+        return
+    Console().print(cost_table(experiment.config["name"], found))
+    if output := experiment.options.output:
+        text = json.dumps(found, indent=1) + "\n"
+        records.write_whole(Path(output), lambda file: file.write(text.encode()))
 
 
 def estimate(trainer: L.Trainer, module: L.LightningModule, meter: Meter) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
@@ -17,29 +16,20 @@ from ltbench import records
 from ltbench.data.base import DataModule
 from ltbench.errors import UserError
 from ltbench.metrics.counts import index_groups, shot_groups
-from ltbench.runs.training import TrainingCLI
+from ltbench.runs.experiment import build
+from ltbench.runs.notices import quiet
 
 ROWS = 20
 NAMED = 20  # classes that the picture has room to name
 PICTURES = FigureCanvasBase.filetypes  # endings that matplotlib can write
 
 
-class DataCLI(TrainingCLI):
-    """Parse like ``fit``, then look at the data alone."""
-
-    writes = ("fit",)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Need no trainer."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        output = Path(self.config[subcommand].output or f"{self.resolved['name']}_classes.png")
-        report(self.datamodule, output)
-
-
-def data_command(args: Sequence[str]) -> None:
+def data_command(words: Sequence[str]) -> None:
     """Run ``ltbench data`` with the arguments that ``fit`` would take."""
-    DataCLI(["fit", *args])
+    with quiet():
+        experiment = build(None, words, "data")
+        output = experiment.options.output or f"{experiment.config['name']}_classes.png"
+        report(experiment.data, Path(output))
 
 
 def report(data: DataModule, output: Path) -> None:

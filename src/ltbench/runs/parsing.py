@@ -11,6 +11,7 @@ from typing import Any, NoReturn, get_args
 
 import torch
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
@@ -24,7 +25,7 @@ from ltbench.methods.base import Method
 from ltbench.objectives import MultiplierRule
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
-from ltbench.records import parse_yaml
+from ltbench.records import canonical, parse_yaml
 from ltbench.runs.trust import require_trusted
 
 _log = logging.getLogger(__name__)
@@ -104,6 +105,10 @@ def _as_float(value: object) -> object:
     return float(value) if isinstance(value, int) else value  # as a parameter of that type has it
 
 
+MODE = "ltbench"  # of a parser: YAML, with the classes of ours by their bare names
+set_loader(MODE, lambda text: canonical(get_loader("yaml")(text)), (yaml.YAMLError,))
+
+
 class Parser(LightningArgumentParser):
     """Lightning's parser, which raises its errors as :class:`~ltbench.errors.UserError`."""
 
@@ -111,7 +116,7 @@ class Parser(LightningArgumentParser):
         """Listen to what jsonargparse tells nobody; the parser of a class is given a logger."""
         if "logger" not in kwargs:
             _listener.handlers = [_Dropped()]
-        super().__init__(*args, **{"logger": _listener, **kwargs})
+        super().__init__(*args, **{"logger": _listener, "parser_mode": MODE, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake in a line or two.
@@ -162,8 +167,7 @@ def check_config(path: Path) -> dict[str, Any]:
     """Read a config, and refuse a file that is none by its name, which jsonargparse does not tell.
 
     Raises:
-        UserError: It is missing, no text, no YAML, one of its parts is no mapping, or it names a
-            class of a package that nobody vouched for.
+        UserError: It is missing, no text, no YAML, or no config.
     """
     if not path.is_file():
         raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
@@ -173,13 +177,27 @@ def check_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is no config: it needs the keys trainer, model and data.")
-    for key, value in found.items():
-        named = isinstance(value, str) and key in ("model", "data")
-        if key in ("trainer", "model", "data") and not (named or isinstance(value, dict)):
-            raise UserError(f"{path}: '{key}' holds no settings but {value!r:.40}: indent them.")
-        if key in ("trainer", "model", "data"):
-            require_trusted(value, str(path))
+    check_settings(found, str(path))
     return found
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse what cannot be a config.
+
+    Args:
+        settings: What a config holds.
+        where: What to call it in a message.
+
+    Raises:
+        UserError: One of its parts is no mapping, or it names a class of a package that nobody
+            vouched for.
+    """
+    for key, value in settings.items():
+        if key not in ("trainer", "model", "data"):
+            continue
+        if not isinstance(value, dict) and not (isinstance(value, str) and key != "trainer"):
+            raise UserError(f"{where}: '{key}' holds no settings but {value!r:.40}: indent them.")
+        require_trusted(value, where)
 
 
 def check_argument(option: str, value: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from ltbench import catalog
+from ltbench import catalog, shipped
 from ltbench.errors import UserError, unknown_name
 from ltbench.records import parse_yaml
 from ltbench.records.identity import digest
@@ -157,7 +157,7 @@ def find(name: str) -> Path:
         raise UserError(f"there is no suite {path}.")
     if name not in catalog.suites():
         raise unknown_name("suite", name, catalog.suites())
-    return catalog.folder("benchmarks") / f"{name}.yaml"
+    return shipped.folder("benchmarks") / f"{name}.yaml"
 
 
 def read(path: Path, overrides: Overrides | None = None) -> Suite:
@@ -243,7 +243,7 @@ def _stage(
     if name.endswith(".yaml"):
         config = Path(name) if Path(name).is_file() else suite.parent / name
     else:
-        config = catalog.folder("configs") / f"{name}.yaml"
+        config = shipped.folder("configs") / f"{name}.yaml"
     if not config.is_file():
         raise UserError(f"{where}: {unknown_name('config', name, catalog.configs())}")
     seed = settings.get("seed")

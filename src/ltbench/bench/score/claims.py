@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ltbench import catalog
+from ltbench import shipped
 from ltbench.bench.run.suite import flatten
 from ltbench.bench.score import comparable
 from ltbench.bench.score.leaderboard import Leaderboard, Line
@@ -97,7 +97,7 @@ def read(path: Path | None = None) -> list[Claim]:
     Raises:
         UserError: The file is damaged.
     """
-    given, path = path, path or catalog.folder("benchmarks") / "claims.yaml"
+    given, path = path, path or shipped.folder("benchmarks") / "claims.yaml"
     if not path.is_file():
         if given:
             raise UserError(f"there are no claims {path}: name a file, or leave --claims out.")

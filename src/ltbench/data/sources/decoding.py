@@ -116,8 +116,12 @@ def decode(path: Path, channels: int, size: int, how: Decoding = Decoding()) -> 
         UserError: If the file cannot be decoded, naming it.
     """
     with reading(path) as image:
-        pixels = _pixels(image.convert(_mode(channels)))
-    return fit(pixels, size, how)
+        return square(image, channels, size, how)
+
+
+def square(image: Image.Image, channels: int, size: int, how: Decoding = Decoding()) -> Tensor:
+    """Return the centre of an image, (channels, size, size) uint8; 1 channel is grey, 3 are RGB."""
+    return fit(_pixels(image.convert(_mode(channels))), size, how)
 
 
 def decode_crops(

@@ -323,6 +323,5 @@ class CBGAN(GenerativeModule):
             first = self.bad_step.told()
             raise UserError(
                 f"the GAN diverged in epoch {self.current_epoch}: a loss or a weight is not "
-                f"finite{f', first in {first}' if first else ''}. {self.last_good()}; lower the "
-                "learning rate."
+                f"finite{f', first in {first}' if first else ''}: lower the learning rate."
             )

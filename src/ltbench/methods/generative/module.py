@@ -64,6 +64,8 @@ class GenerativeModule(Method):
         watch_samples: Samples that a validation draws.
     """
 
+    evaluation_arguments = frozenset({"samples", "watch_samples", "inception_weights"})
+
     def __init__(
         self,
         num_classes: int,
@@ -237,8 +239,8 @@ class GenerativeModule(Method):
             "generated_classes": counts.tolist(),
             f"per_class_{metric}": per_class_distances(generated, reference, groups),
         }
-        if self.folder is not None and self.trainer.is_global_zero:
-            grid.write(self.folder / "samples" / f"{picture}.png", counts)
+        if self.trainer.is_global_zero:
+            self.pictures = {f"samples/{picture}.png": grid.png(counts)}
 
     def _latents(self, number: int) -> Iterator[Batch]:
         """Yield this rank's share of so many samples, which do not depend on the ranks."""
@@ -311,13 +313,6 @@ class GenerativeModule(Method):
         missing = self.num_classes - len(np.unique(labels))
         without = f", none of {missing} classes" if missing else ""
         return f"{len(images)} images{without}: {root} (train/<class>/, labels.csv)"
-
-    def _check_model(self, theirs: dict[str, Any] | None) -> None:
-        """Let a finished GAN draw other numbers of samples."""
-        free = ("samples", "watch_samples", "inception_weights")
-        if theirs and self.config:
-            theirs = theirs | {name: self.config.get(name) for name in free}
-        super()._check_model(theirs)
 
 
 def _same(one: Judge, other: Judge) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
-from ltbench import records, seeding
+from ltbench import seeding
 from ltbench.errors import UserError
 
 Labels = npt.NDArray[np.int64]
@@ -90,11 +90,10 @@ class Grid:
             if len(kept) < GRID_COLUMNS:
                 kept.extend(images[labels == c][: GRID_COLUMNS - len(kept)].cpu())
 
-    def write(self, path: Path, class_counts: Labels) -> None:
-        """Draw a row a class, with its name and its share of all samples, into a PNG file.
+    def png(self, class_counts: Labels) -> bytes:
+        """Draw a row a class, with its name and its share of all samples, as a PNG file.
 
         Args:
-            path: Where it goes.
             class_counts: Samples of each predicted class, (K,), of which these are some.
         """
         blank = torch.full_like(next(filter(None, self.kept.values()))[0], 255)
@@ -115,7 +114,7 @@ class Grid:
         axes.set_frame_on(False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")  # long names
-        records.write_whole(path, lambda file: file.write(buffer.getbuffer()))
+        return buffer.getvalue()
 
 
 def png(image: Tensor) -> bytes:

@@ -1,7 +1,5 @@
 """The predictions that a run keeps, so that metrics can be recomputed and methods compared."""
 
-from pathlib import Path
-
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -9,8 +7,9 @@ from torch import Tensor
 
 from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
-from ltbench.records import Predictions, RunFolder
+from ltbench.records import Predictions
 from ltbench.records.folder import COLUMNS
+from ltbench.runs.context import RunContext
 
 LOGITS_KEPT = 10_000_000
 
@@ -19,17 +18,12 @@ class KeepPredictions(Callback):
     """Store what the chosen weights of a run predict for the validation and the test images.
 
     Args:
-        folder: The run folder.
-
-    Attributes:
-        selection: Which weights are evaluated, for the names of the files; while it is None
-            nothing is kept.
+        context: The run; while it has no selection nothing is kept.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Keep nothing before a selection is named."""
-        self.folder = folder
-        self.selection: str | None = None
+    def __init__(self, context: RunContext) -> None:
+        """Keep nothing yet."""
+        self.context = context
         self._outputs: dict[str, list[dict[str, Tensor]]] = {}
 
     def on_test_batch_end(
@@ -61,7 +55,7 @@ class KeepPredictions(Callback):
     def _collect(
         self, pl_module: L.LightningModule, split: str, outputs: object, batch: Batch
     ) -> None:
-        if self.selection is None or not isinstance(outputs, dict):
+        if self.context.selection is None or not isinstance(outputs, dict):
             return
         assert isinstance(pl_module, Method)
         images = len(pl_module.data.splits[split].labels)
@@ -76,7 +70,7 @@ class KeepPredictions(Callback):
         self._store(trainer)
 
     def _store(self, trainer: L.Trainer) -> None:
-        if self.selection is None:
+        if self.context.selection is None:
             return
         found: list[dict[str, list[dict[str, Tensor]]]] = [self._outputs]
         if trainer.world_size > 1:
@@ -91,7 +85,7 @@ class KeepPredictions(Callback):
                 name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]
             }
             heads = {name: columns.pop(name) for name in [*columns] if name not in COLUMNS}
-            path = RunFolder(self.folder).predictions(self.selection, split)
+            path = self.context.folder.predictions(self.context.selection, split)
             Predictions(**columns, heads=heads).write(path)
 
 

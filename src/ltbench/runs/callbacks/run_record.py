@@ -22,9 +22,9 @@ from ltbench import records, seeding
 from ltbench.data import loading as workers
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
-from ltbench.methods.base import Method
-from ltbench.records import RunFolder
+from ltbench.methods.base import Method, method_name
 from ltbench.runs.callbacks.trace_figure import trace_figure
+from ltbench.runs.context import RunContext
 
 
 class RunRecord(Callback):
@@ -34,27 +34,22 @@ class RunRecord(Callback):
     is ``running``, ``done``, ``interrupted`` or ``failed`` (with ``cause``).
 
     Args:
-        folder: The run folder.
-        identity: What is known before the run: name, method, job id, resolved config.
+        context: The run.
         monitor: The validation metric that "best" goes by.
 
     Attributes:
         begun: Whether there has been a step or an evaluation: bad input leaves nothing behind.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], monitor: str | None) -> None:
+    def __init__(self, context: RunContext, monitor: str | None) -> None:
         """Remember where to write; nothing is written before training starts."""
-        self.folder = folder
-        self.identity = identity | {
-            "versions": records.versions(),
-            "git": records.git_state(Path(ltbench.__file__)),
-        }
+        self.context = context
+        self.versions, self.git = records.versions(), records.git_state(Path(ltbench.__file__))
         self.loggers: list[Logger] = []
         self.monitor = monitor or ""
         self.history: list[dict[str, float]] = []
         self.images_seen = 0
         self.seconds = 0.0
-        self.selection: str | None = None
         self.metrics: dict[str, dict[str, Any]] = {}
         self._since = 0.0
         self.begun = False
@@ -68,7 +63,7 @@ class RunRecord(Callback):
             "images_seen": self.images_seen,
             "seconds": self._clock(),
             "traces": self.traces,
-            "job_id": self.identity["job_id"],
+            "job_id": self.context.job_id,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,12 +72,12 @@ class RunRecord(Callback):
         Raises:
             UserError: It is of another run, whose length, schedule or seed was another one.
         """
-        if self.selection is not None:
+        if self.context.selection is not None:
             return
-        if state_dict.get("job_id", self.identity["job_id"]) != self.identity["job_id"]:
+        if state_dict.get("job_id", self.context.job_id) != self.context.job_id:
             raise UserError(
                 f"the checkpoint belongs to run {state_dict['job_id']}, and this config makes "
-                f"another one, {self.identity['job_id']}: use the config.yaml in its run folder."
+                f"another one, {self.context.job_id}: use the config.yaml in its run folder."
             )
         self.history = state_dict["history"]
         self.images_seen = state_dict["images_seen"]
@@ -97,9 +92,9 @@ class RunRecord(Callback):
         trainer.loggers = self.loggers
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
-        config = yaml.safe_dump(self.identity["config"], sort_keys=False)
+        config = yaml.safe_dump(self.context.config, sort_keys=False)
         if trainer.is_global_zero:
-            records.write_text(RunFolder(self.folder).config, config)
+            records.write_text(self.context.folder.config, config)
 
     def on_train_batch_end(
         self,
@@ -117,8 +112,9 @@ class RunRecord(Callback):
 
         After training it is the validation of a selection, and belongs to that.
         """
-        if self.selection is not None:
-            self.metrics[self.selection]["val"] = _under("val", trainer.callback_metrics)
+        if self.context.selection is not None:
+            self.metrics[self.context.selection]["val"] = _under("val", trainer.callback_metrics)
+        self._keep_pictures(_method(pl_module), trainer.is_global_zero)
         self._validated = ("val", "test_watched")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -141,7 +137,13 @@ class RunRecord(Callback):
         method.traces.clear()
         if not (self.traces and write):
             return
-        records.write_npz(RunFolder(self.folder).traces, self._trace_arrays())
+        records.write_npz(self.context.folder.traces, self._trace_arrays())
+
+    def _keep_pictures(self, method: Method, write: bool) -> None:
+        for name, picture in method.pictures.items():
+            if write and self.begun:
+                _write_bytes(self.context.folder.path / name, picture)
+        method.pictures.clear()
 
     def _trace_arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {}
@@ -168,10 +170,9 @@ class RunRecord(Callback):
         """Say which weights are evaluated next, with what validation said of them.
 
         Args:
-            selection: ``last``; ``best``, the first epoch that was best on validation; or
-                ``given``, a checkpoint that the user named.
+            selection: ``last``, ``best`` or ``given``, as :class:`RunContext` says.
         """
-        self.selection = selection
+        self.context.selection = selection
         self.begun |= selection != "given"
         self.metrics[selection] = {}
         if selection == "best":
@@ -185,13 +186,15 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the test metrics of this selection into the record."""
         test = _under("test", trainer.callback_metrics)
-        self.metrics[self.selection or "given"]["test"] = test | _method(pl_module).test_details()
+        method = _method(pl_module)
+        self.metrics[self.context.selection or "given"]["test"] = test | method.test_details()
+        self._keep_pictures(method, trainer.is_global_zero)
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that all is done, and draw what was traced."""
         if self.traces and trainer.is_global_zero:
             figure = trace_figure(self._trace_arrays(), _method(pl_module).data.source.class_names)
-            path = RunFolder(self.folder).traces.with_suffix(".png")
+            path = self.context.folder.traces.with_suffix(".png")
             records.write_whole(path, lambda file: figure.savefig(file, format="png"))
         self._write(trainer, pl_module, "done")
 
@@ -205,10 +208,9 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         record = self.summary(trainer, pl_module, status, cause)
-        records.write_record(RunFolder(self.folder).record, **record)
-        records.write_text(
-            RunFolder(self.folder).curves, pd.DataFrame(self.history).to_csv(index=False)
-        )
+        records.write_record(self.context.folder.record, **record)
+        curves = pd.DataFrame(self.history).to_csv(index=False)
+        records.write_text(self.context.folder.curves, curves)
 
     def summary(
         self,
@@ -225,9 +227,17 @@ class RunRecord(Callback):
             for c in trainer.callbacks  # type: ignore[attr-defined]
         )
         batches = trainer.num_training_batches  # infinite before a training
+        known = [{"role": role, **start} for role, start in self.context.starts.items()]
         return {
-            **self.identity,
-            "lineage": method.lineage or self.identity["lineage"],
+            "job_id": self.context.job_id,
+            "name": self.context.name,
+            "method": method_name(type(method)),
+            "dataset": method.data.source_name,
+            "stage": method.stage,
+            "lineage": method.lineage or known,
+            "config": self.context.config,
+            "versions": self.versions,
+            "git": self.git,
             "seed": seeding.run_seed(),
             "data": method.data.describe(),
             "metrics": self.metrics,
@@ -263,6 +273,10 @@ def count_images(batch: Batch) -> int:
         for key, value in batch.items()
         if key == "index" or isinstance(value, dict)
     )
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    records.write_whole(path, lambda file: file.write(content))
 
 
 def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:

@@ -1,0 +1,310 @@
+"""From a config to a model, its data and what names their run. Nothing is trained here."""
+
+import json
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+import ltbench.data.datamodule
+import ltbench.data.text
+import ltbench.data.transforms
+import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
+from ltbench import records
+from ltbench.data.base import DataModule
+from ltbench.errors import UserError
+from ltbench.methods import stages
+from ltbench.methods.base import Method
+from ltbench.runs.context import RunContext
+from ltbench.runs.parsing import (
+    Parser,
+    arguments_of,
+    cause,
+    check_argument,
+    check_config,
+    check_settings,
+    check_trainer,
+    explain,
+    null_of,
+    whole_numbers_first,
+)
+from ltbench.shipped import existing_config
+
+MOST_LETTERS = 200  # of a name: a file system takes 255
+
+# What the model takes from the data: an attribute of the data module -> an argument of the model.
+LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
+
+# What a config starts from, beside Lightning's own defaults.
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+}
+
+COMMANDS = ("fit", "validate", "test", "predict")  # which are methods of a trainer
+CONFIG_OPTIONS = ("-c", "--config")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config, built.
+
+    Attributes:
+        model: The method, its weights as they start.
+        data: Its data module; :meth:`~DataModule.setup` names its splits.
+        config: The resolved config: seed_everything, trainer, model, data and name.
+        trainer: Arguments of the trainer, the user's callbacks and loggers among them.
+        options: Further options of the command: ``fresh``, ``output``, ``ckpt_path``, ...
+    """
+
+    model: Method
+    data: DataModule
+    config: dict[str, Any]
+    trainer: dict[str, Any]
+    options: Namespace
+
+    @cached_property
+    def training(self) -> RunContext:
+        """What is known of a run that trains it.
+
+        Raises:
+            UserError: A network that it starts from is missing, or its run has not finished.
+        """
+        starts = {role: stages.identity(start) for role, start in self.model.starts.items()}
+        return self._context(starts)
+
+    @cached_property
+    def evaluation(self) -> RunContext:
+        """What is known of a run that only evaluates it, which needs no networks to start from."""
+        return self._context({})
+
+    @property
+    def job_id(self) -> str:
+        """Hash of what could change the result of training it."""
+        return self.training.job_id
+
+    @property
+    def folder(self) -> Path:
+        """Where training it leaves its files."""
+        return self.training.folder.path
+
+    def _context(self, starts: dict[str, dict[str, Any]]) -> RunContext:
+        name, model = self.config["name"], self.config["model"]
+        job_id = records.job_id(self.config, self.data.source.fingerprint, starts)
+        linked = {argument: getattr(self.data, ours) for ours, argument in LINKS.items()}
+        made_from = {"class_path": model["class_path"], **model.get("init_args", {}), **linked}
+        root = Path(self.config["trainer"]["default_root_dir"])
+        folder = records.RunFolder(root / f"{name}-{job_id[:8]}")
+        return RunContext(name, job_id, folder, self.config, starts, made_from | starts)
+
+    def make_trainer(self, callbacks: Sequence[Callback], **settings: Any) -> L.Trainer:  # noqa: ANN401
+        """Make the trainer of the config.
+
+        Args:
+            callbacks: Added to those of the config.
+            **settings: In place of the config's.
+
+        Raises:
+            UserError: Lightning refuses an argument.
+        """
+        settings = self.trainer | settings
+        own = settings["callbacks"] or []
+        settings["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        try:
+            return L.Trainer(**settings)
+        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as e:
+            raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
+
+
+def build(
+    config: str | Path | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    command: str = "fit",
+) -> Experiment:
+    """Build the model and the data of a config.
+
+    The process is seeded by ``seed_everything``, as for its training.
+
+    Args:
+        config: Path of a config, its name in ``ltbench list configs``, or what it would hold; None
+            if ``overrides`` name one.
+        overrides: Settings by their dotted names, such as ``{"model.loss": "vs_loss"}``, or words
+            of the command line, such as ``["--model.loss", "vs_loss"]``.
+        command: The command whose options the words may have.
+
+    Raises:
+        UserError: A mistake in the config, or what model or data refuse.
+    """
+    if isinstance(overrides, Mapping):
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in overrides.items()}
+        overrides = [f"--{name}={text}" for name, text in texts.items()]
+    if isinstance(config, Mapping):
+        check_settings(config, "the config")
+        words, linked = _checked(overrides)
+        words = ["--config", json.dumps(config, default=str), *words]
+        linked = {**arguments_of(config, "model"), **linked}
+    else:
+        named = ["--config", str(config)] if config is not None else []
+        words, linked = _checked([*named, *overrides])
+    parser = _parser(command)
+    parsed = parser.parse_args(words)
+    seed = parsed.seed_everything
+    if isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed_everything is {seed}; a run needs a whole number, 0 to 2^32 - 1.")
+    resolved = _resolved(parser, parsed)
+    if parsed.output and command in ("fit", "validate", "test"):
+        raise UserError(f"--output is for predict and data: {command} writes no file.")
+    L.seed_everything(seed, workers=True)
+    built = _instantiated(parser, parsed)
+    for ours, argument in LINKS.items():
+        found = getattr(built.data, ours)
+        if linked.get(argument, found) != found:
+            raise UserError(
+                f"model.{argument} is {linked[argument]}, but this data has {found}: leave it out, "
+                "and it is taken from the data."
+            )
+    return Experiment(built.model, built.data, resolved, {**built.trainer}, parsed)
+
+
+def build_part(part: str, base: type[T], settings: Mapping[str, Any]) -> T:
+    """Build the model or the data of a config alone.
+
+    Args:
+        part: Its key in the config.
+        base: The class that it is a subclass of.
+        settings: What the config holds under that key.
+
+    Raises:
+        UserError: A mistake in them, or what its class refuses.
+    """
+    check_settings({part: settings}, part)
+    parser = Parser()
+    parser.add_lightning_class_args(base, part, subclass_mode=True)  # type: ignore[arg-type]
+    parsed = parser.parse_object({part: records.canonical(settings)})
+    return _instantiated(parser, parsed)[part]  # type: ignore[no-any-return]
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return a device by its name; default: the first GPU, else the CPU.
+
+    Raises:
+        UserError: It cannot be used here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).splitlines()[0]
+        raise UserError(f"device {name} cannot be used here: {told:.150}") from error
+    return device
+
+
+def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
+    try:
+        built: Namespace = parser.instantiate(parsed)
+    except ValueError as error:  # what a constructor refused, buried in errors of jsonargparse
+        raise cause(error) or UserError(explain(str(error))) from error
+    return built
+
+
+def _parser(command: str) -> Parser:
+    """Return the parser of a config and of the options of a command."""
+    whole_numbers_first()
+    parser = Parser(
+        prog=f"ltbench {command}",
+        description=None,
+        dump_header=[f"lightning.pytorch=={L.__version__}"],
+        allow_abbrev=False,
+    )
+    parser.add_argument(*CONFIG_OPTIONS, action="config", help="A config: a file, or its name.")
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of the run.")
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    parser.add_lightning_class_args(Method, "model", subclass_mode=True)
+    parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+    parser.set_defaults({"data": {"class_path": "LongTailDataModule"}})
+    parser.add_argument("--name", type=str | None, help="Name of the run; default: the config's.")
+    parser.add_argument("--fresh", type=bool, default=False, help="Start over, even if done.")
+    parser.add_argument("--output", type=str | None, help="File that predict or data writes.")
+    for ours, argument in LINKS.items():
+        parser.link_arguments(f"data.{ours}", f"model.init_args.{argument}", apply_on="instantiate")
+    method = command if command in COMMANDS else "fit"
+    objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+    parser.add_method_arguments(L.Trainer, method, skip=objects)
+    return parser
+
+
+def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Check what jsonargparse does not tell, or not in time.
+
+    Returns:
+        The words, with files for the names of configs and bare names for classes of ours; and what
+        they or the configs say of arguments that the model takes from the data.
+
+    Raises:
+        UserError: A config that is none, or a class of a package that nobody vouched for.
+    """
+    checked, linked = list(words), dict[str, Any]()
+    for at, (word, following) in enumerate(pairwise([*words, ""])):
+        option, equals, value = word.partition("=")
+        value = value if equals else following
+        if option in CONFIG_OPTIONS and value:
+            path = existing_config(value)
+            settings, value = check_config(path), str(path)
+        elif option.startswith(("--model", "--data", "--trainer")):
+            settings, value = check_argument(option, value), records.canonical(value)
+        else:
+            continue
+        if equals:
+            checked[at] = f"{option}={value}"
+        elif at + 1 < len(words):
+            checked[at + 1] = value
+        arguments = arguments_of(settings, "model")
+        linked |= {name: arguments[name] for name in LINKS.values() if name in arguments}
+    return checked, linked
+
+
+def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
+    """Return the whole config that was parsed, which names the run.
+
+    Raises:
+        UserError: Settings that no run can have.
+    """
+    text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    whole = yaml.safe_load(text)
+    check_trainer(whole["trainer"])
+    name = whole["name"]
+    if name is not None and (Path(name).name != name or len(name) > MOST_LETTERS):
+        raise UserError(
+            f"--name '{name:.40}' is no name of a run folder: at most {MOST_LETTERS} letters, and "
+            "no slash."
+        )
+    for part in ("model", "data"):
+        class_ = pkgutil.resolve_name(whole[part]["class_path"])
+        if null := null_of(class_, whole[part].get("init_args", {})):
+            raise UserError(f"{part}.{null} is null; it needs a value.")
+    resolved = {
+        key: records.canonical(whole[key])
+        for key in ("seed_everything", "trainer", "model", "data")
+    }
+    for argument in LINKS.values():
+        resolved["model"].get("init_args", {}).pop(argument, None)
+    files = [file for file in parsed.config or [] if file]
+    return {**resolved, "name": name or (Path(str(files[0])).stem if files else "run")}
