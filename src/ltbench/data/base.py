@@ -1,7 +1,6 @@
 """Data = source x partition x streams: what every data module shares."""
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +46,7 @@ class Statistics(NamedTuple):
     std: tuple[float, ...]
 
 
-class DataModule(L.LightningDataModule, ABC):
+class DataModule(L.LightningDataModule):
     """A source divided into splits, their loaders, and training batches made of streams.
 
     Batches are dicts: ``image`` (B, C, H, W), uint8 in the loader, normalised float32 after the
@@ -188,9 +187,9 @@ class DataModule(L.LightningDataModule, ABC):
         """Where this rank trains or evaluates; the CPU as long as no trainer has said so."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    @abstractmethod
     def streams(self) -> Streams:
         """Return what a training batch holds, unless a method says otherwise; needs ``setup``."""
+        raise NotImplementedError
 
     @property
     def _method(self) -> Any:  # noqa: ANN401 - a `ltbench.methods.base.Method`, one floor up
