@@ -209,11 +209,18 @@ def test_a_look_gives_the_gains_of_the_validation_images(start):
     assert len(model.history.predicted) == 3
 
 
+def prepared_pairs(model, images, labels, share):
+    """A step of these first images, then second ones, with these weights of the first."""
+    first, second = images.chunk(2)
+    batch = {"image": first, "label": labels, "partner": {"image": second}}
+    return model.prepare_step(batch)._replace(share=share)
+
+
 def test_a_step_mixes_features_and_learns_the_label_of_the_first(start):
     model, _ = train(start, epochs=1)
     images = torch.randn(8, 1, 8, 8)
     labels, share = torch.tensor([3, 1, 0, 9]), torch.tensor([[0.6], [0.7], [0.9], [1.0]])
-    prepared = type(model.prepare_step({"image": images, "label": labels}))(images, labels, share)
+    prepared = prepared_pairs(model, images, labels, share)
     net = copy.deepcopy(model.net).eval()
     one, other = net.forward_head(net.forward_features(images), pre_logits=True).chunk(2)
     expected = F.cross_entropy(net.fc(share * one + (1 - share) * other), labels)
@@ -227,7 +234,8 @@ def test_a_step_mixes_features_and_learns_the_label_of_the_first(start):
 def test_weights_of_the_first_are_uniform_above_their_least(start):
     model, _ = train(start, epochs=1, min_share=0.7)
     torch.manual_seed(0)
-    batch = {"image": torch.zeros(4000, 1, 1, 1), "label": torch.zeros(2000, dtype=torch.long)}
+    images = torch.zeros(2000, 1, 1, 1)
+    batch = {"image": images, "label": torch.zeros(2000).long(), "partner": {"image": images}}
     share = model.prepare_step(batch).share
     assert share.shape == (2000, 1)
     assert 0.7 <= share.min() < 0.701
@@ -302,9 +310,7 @@ def test_official_compat_is_the_published_code(start):
         net.forward_head(net.forward_features(part), pre_logits=True) for part in images.chunk(2)
     )
     expected = F.cross_entropy(net.fc(0.8 * one + 0.2 * other), labels)
-    prepared = type(model.prepare_step({"image": images, "label": labels}))(
-        images, labels, torch.full((4, 1), 0.8)
-    )
+    prepared = prepared_pairs(model, images, labels, torch.full((4, 1), 0.8))
     assert_close(model.loss_of(prepared, slice(None)), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())
 

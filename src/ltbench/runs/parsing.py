@@ -76,8 +76,11 @@ class _Dropped(logging.Handler):
             return
         self._told.add(found[0])
         replaced = pkgutil.resolve_name(found["old"])
-        parameters = inspect.signature(replaced).parameters
-        settings = [(name, parameter.default) for name, parameter in parameters.items()]
+        settings = [
+            (name, parameter.default)
+            for base in replaced.__mro__
+            for name, parameter in inspect.signature(base).parameters.items()
+        ]
         for optimizer in _default_optimizers():
             settings += optimizer.defaults.items() if type(optimizer) is replaced else []
         defaults = {
