@@ -22,7 +22,6 @@ from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.objectives import MultiplierRule
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
 from ltbench.records import canonical, parse_yaml
@@ -41,7 +40,6 @@ CHOICES = (
     BatchTransform,
     GradientRule,
     LRSchedule,
-    MultiplierRule,
 )
 
 _UNKNOWN = re.compile(
