@@ -153,10 +153,8 @@ def test_rows_measured_on_other_images_are_not_paired(make_run, tmp_path):
         np.savez_compressed(path.with_suffix(".new.npz"), **dict(stored, index=stored["index"] + 7))
     path.with_suffix(".new.npz").replace(path)
     board = board_of(tmp_path)
-    assert board.problems == [
-        "other: its runs were measured on other images than those of one: "
-        "they are not compared image by image."
-    ]
+    (problem,) = board.problems
+    assert problem.startswith("other: ")
     assert np.isnan(board.tables[0].p[0, 1])
     assert {line.rank for line in board.tables[0].lines} == {1}
 
@@ -196,7 +194,7 @@ def test_predictions_of_another_run_are_named_and_their_row_stays(make_run, tmp_
     board = board_of(tmp_path)
     assert len(board.tables[0].lines) == 2
     (problem,) = board.problems
-    assert "of different runs" in problem
+    assert "predictions_last.npz" in problem
 
 
 def test_every_format_has_every_row(make_run, tmp_path, ltbench):

@@ -67,7 +67,7 @@ ANALYSES = {
     "predictions as text": Case(RUN, ("run/predictions_last.npz",), {STORED: "hello"}),
     "predictions without confidence": Case(
         "analyze calibration --run run",
-        ("confidences", "ltbench"),
+        ("run/predictions_last.npz", "'confidence'"),
         {STORED: arrays(confidence=None)},
     ),
     "predictions that run": Case(

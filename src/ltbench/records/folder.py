@@ -124,11 +124,11 @@ class Predictions:
         if self.logits is not None and self.logits.shape != (images, classes):
             return f"is damaged: its logits are not an array of {images} x {classes}."
         if any(len(column) != images for column in columns):
-            return f"has {len(self.label)} predictions, but its record counts {images} images."
+            return f"does not fit its record, which counts {images} images."
         if images and not all(
             column.min() >= 0 and column.max() < classes for column in columns[1:]
         ):
-            return f"has labels beyond the {classes} classes of its record."
+            return f"does not fit its record: it has labels beyond the {classes} classes."
         shares = self.confidence
         if shares is not None and not (
             shares.shape == (images,)

@@ -22,7 +22,6 @@ from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.objectives import MultiplierRule
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
 from ltbench.records import canonical, parse_yaml
@@ -41,7 +40,6 @@ CHOICES = (
     BatchTransform,
     GradientRule,
     LRSchedule,
-    MultiplierRule,
 )
 
 _UNKNOWN = re.compile(
@@ -76,8 +74,11 @@ class _Dropped(logging.Handler):
             return
         self._told.add(found[0])
         replaced = pkgutil.resolve_name(found["old"])
-        parameters = inspect.signature(replaced).parameters
-        settings = [(name, parameter.default) for name, parameter in parameters.items()]
+        settings = [
+            (name, parameter.default)
+            for base in replaced.__mro__
+            for name, parameter in inspect.signature(base).parameters.items()
+        ]
         for optimizer in _default_optimizers():
             settings += optimizer.defaults.items() if type(optimizer) is replaced else []
         defaults = {

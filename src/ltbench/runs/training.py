@@ -156,10 +156,8 @@ class Training:
             if not self.record.begun:
                 raise
             last = self.context.folder.checkpoint("last")
-            there = (
-                f"The last good checkpoint is {last}." if last.exists() else "None is saved yet."
-            )
-            raise UserError(f"{error} {there}") from error
+            kept = last if last.exists() else "none yet"
+            raise UserError(f"{error} Last good checkpoint: {kept}.") from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if start is None or self.record.begun:
                 raise

@@ -5,9 +5,8 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -143,7 +142,7 @@ class RunRecord(Callback):
     def _keep_pictures(self, method: Method, write: bool) -> None:
         for name, picture in method.pictures.items():
             if write and self.begun:
-                records.write_whole(self.context.folder.path / name, partial(_write_bytes, picture))
+                _write_bytes(self.context.folder.path / name, picture)
         method.pictures.clear()
 
     def _trace_arrays(self) -> dict[str, Any]:
@@ -276,8 +275,8 @@ def count_images(batch: Batch) -> int:
     )
 
 
-def _write_bytes(content: bytes, file: IO[bytes]) -> None:
-    file.write(content)
+def _write_bytes(path: Path, content: bytes) -> None:
+    records.write_whole(path, lambda file: file.write(content))
 
 
 def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:
