@@ -215,7 +215,7 @@ STARTS = {
     ),
     "a record that is cut off": Case(
         "{semi} --model SelMix --model.init_from.path run",
-        ("run/record.json", "is no readable run record"),
+        ("run/record.json",),
         {"run/record.json": cut},
     ),
     "damaged": Case(
