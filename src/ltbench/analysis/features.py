@@ -177,11 +177,10 @@ def _shown(order: list[int]) -> list[int]:
 def _table(subject: Subject, moments: Moments, weight: Values, order: list[int]) -> pd.DataFrame:
     counts, means = moments.counts.numpy(), moments.means
     centre = means[moments.present].mean(0)
-    group = {int(c): name for name, members in subject.groups.items() for c in members}
     columns = {
         "class": np.arange(moments.classes),
         "name": subject.class_names,
-        "group": [group[c] for c in range(moments.classes)],
+        "group": subject.classes.rank_of,
         "train_images": subject.class_counts,
         "images": counts.astype(int),
         "feature_norm": (moments.norms / moments.counts.clamp_min(1)).numpy(),

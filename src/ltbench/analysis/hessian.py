@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TimeElapsedColumn
 
 from ltbench import seeding
 from ltbench.analysis import spectra
@@ -59,12 +59,18 @@ def analyse(
     """
     labels = _chosen(subject, split, classes)
     common = shared([subject.class_names[c] for c in labels], beside)
-    settings = {"split": split, "loss": loss, "steps": steps, "images": images}
-    entries = {} if fresh else _earlier(subject, settings)
+    measured = {
+        **{"split": split, "loss": loss, "steps": steps, "images": images},
+        **{"sha256": subject.sha256, "data": subject.data.identity()["training_set"]},
+    }
+    entries = {} if fresh else _earlier(subject, measured)
     rows = {c: subject.rows(split, c, images) for c in labels}
     console = Console()
-    with _progress(console) as progress:
-        todo = {c: [r for r in range(runs) if str(r) not in _runs(entries, c)] for c in labels}
+    with Progress(
+        *Progress.get_default_columns(), TimeElapsedColumn(), console=console
+    ) as progress:
+        done = {c: entries.get(str(c), {}).get("runs", {}) for c in labels}
+        todo = {c: sum(str(r) not in done[c] for r in range(runs)) for c in labels}
         total = sum(len(rows[c]) * steps * _passes(subject, todo[c], steps) for c in labels)
         task = progress.add_task("", total=total)
         for c in labels:
@@ -75,15 +81,17 @@ def analyse(
                     subject, split, rows[c], loss, batch_size, lambda n: progress.advance(task, n)
                 )
                 together = missing[: _together(target.size, steps)]
-                starts = torch.stack([_start(target.size, run) for run in together])
+                key = (target.size, seeding.run_seed(), "lanczos")
+                starts = torch.stack([rademacher(*key, run) for run in together])
                 spaces = lanczos(target.products, starts.to(subject.device), steps)
                 entry["parameters"] = target.size
                 for run, krylov in zip(together, spaces, strict=True):
                     entry["runs"][str(run)] = _kept(krylov)
                 entry.update(spectra.extremes(entry["runs"].values(), target.size))
-                subject.output.save(_result(subject, entries, settings))
-            console.print(_line(entry), highlight=False, soft_wrap=True)
-    result = _result(subject, entries, settings)
+                subject.output.save(_result(subject, entries, measured))
+            line = f"{entry['name']}, {entry['images']} images: {spectra.caption(entry)}"
+            console.print(line, highlight=False, soft_wrap=True)
+    result = _result(subject, entries, measured)
     shown = [entries[str(c)] for c in labels]
     result.figures[""] = spectra.picture({"": [shown[0], shown[-1]] if len(shown) > 1 else shown})
     if len(shown) > 2:
@@ -108,12 +116,11 @@ def _chosen(subject: Subject, split: str, words: Sequence[str]) -> list[int]:
     return [*order[:SHOWN], *order[middle : middle + SHOWN], *order[-SHOWN:]]
 
 
-def _earlier(subject: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _earlier(subject: Subject, now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the classes of an earlier result with the same settings."""
     earlier = subject.output.read()
     if earlier is None:
         return {}
-    now = {**settings, "sha256": subject.sha256, "data": subject.data.identity()["training_set"]}
     before = earlier["measured"]
     differing = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k]]
     if differing:
@@ -125,22 +132,13 @@ def _earlier(subject: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
     return classes
 
 
-def _runs(entries: Mapping[str, Any], label: int) -> Mapping[str, Any]:
-    runs: Mapping[str, Any] = entries.get(str(label), {}).get("runs", {})
-    return runs
-
-
 def _together(size: int, steps: int) -> int:
     return max(1, BASIS_BYTES // (4 * size * min(steps, size)))
 
 
-def _passes(subject: Subject, missing: Sequence[int], steps: int) -> int:
+def _passes(subject: Subject, missing: int, steps: int) -> int:
     size = sum(p.numel() for p in subject.model.parameters() if p.requires_grad)
-    return -(-len(missing) // _together(size, steps))
-
-
-def _start(size: int, run: int) -> torch.Tensor:
-    return rademacher(size, seeding.run_seed(), "lanczos", run)
+    return -(-missing // _together(size, steps))
 
 
 def _describe(subject: Subject, split: str, label: int, rows: Rows) -> dict[str, Any]:
@@ -172,20 +170,11 @@ def _kept(krylov: Krylov) -> dict[str, Any]:
     }
 
 
-def _line(entry: Mapping[str, Any]) -> str:
-    return f"{entry['name']}, {entry['images']} images: {spectra.caption(entry)}"
-
-
-def _result(subject: Subject, entries: Mapping[str, Any], settings: Mapping[str, Any]) -> Result:
-    order = [str(c) for c in subject.by_frequency(settings["split"]) if str(c) in entries]
+def _result(subject: Subject, entries: Mapping[str, Any], measured: Mapping[str, Any]) -> Result:
+    order = [str(c) for c in subject.by_frequency(measured["split"]) if str(c) in entries]
     classes = {c: entries[c] for c in order if entries[c]["runs"]}
     groups = {g: spectra.group_mean(classes.values(), g) for g in subject.groups}
     groups = {name: mean for name, mean in groups.items() if mean}
-    measured = {
-        **settings,
-        "sha256": subject.sha256,
-        "data": subject.data.identity()["training_set"],
-    }
     summary = [
         (
             f"{name}: |λmin| / λmax",
@@ -197,8 +186,8 @@ def _result(subject: Subject, entries: Mapping[str, Any], settings: Mapping[str,
     ]
     summary += [(f"class {entry['name']}", spectra.caption(entry)) for entry in classes.values()]
     return Result(
-        title=f"Curvature of the loss of each class ({settings['split']} images, "
-        f"{'plain cross-entropy' if settings['loss'] == 'ce' else 'the loss of the run'})",
+        title=f"Curvature of the loss of each class ({measured['split']} images, "
+        f"{'plain cross-entropy' if measured['loss'] == 'ce' else 'the loss of the run'})",
         summary=summary,
         values={"measured": measured, "groups": groups, "classes": classes},
     )
@@ -218,14 +207,3 @@ def _compare(result: Result, runs: Mapping[str, Sequence[Mapping[str, Any]]]) ->
                 ", ".join(f"{run} {spectra.short(mean['ratio'])}" for run, mean in means.items()),
             )
         )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        *Progress.get_default_columns()[1:3],
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=console,
-    )

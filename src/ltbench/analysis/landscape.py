@@ -23,6 +23,7 @@ from ltbench.analysis.result import COLOURS, Others, Result, figure, shared
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 
+WAYS = {"random": "a random direction", "bottom": "the least curvature"}
 LEAST = 1e-4  # of the highest loss: lower values are drawn alike
 
 
@@ -81,7 +82,6 @@ def analyse(
         run: {name: classes[name] for name in common}
         for run, classes in {subject.output.name: entries, **beside}.items()
     }
-    words = "a random direction" if second == "random" else "the direction of least curvature"
     summary = []
     for name, entry in entries.items():
         centre = entry["loss"][points // 2][points // 2]
@@ -93,8 +93,9 @@ def analyse(
                 f"(λ {entry['lambda_first']:.3g}), λ along the other {entry['lambda_second']:.3g}",
             )
         )
+    title = f"Loss around the weights along the strongest curvature and {WAYS[second]}"
     return Result(
-        title=f"Loss around the weights along the strongest curvature and {words} ({split} images)",
+        title=f"{title} ({split} images)",
         summary=summary,
         values={"second": second, "classes": entries},
         figures={"": maps(runs, second), "cuts": cuts(runs, second)},
@@ -180,7 +181,7 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
             drawn.colorbar(surface, ax=axes, label="loss", format="%.3g")
             title = f"class {name} ({entry['train_images']} training images)"
             axes.set_title(f"{run}\n{title}" if len(runs) > 1 else title, fontsize=10)
-            axes.set_xlabel(_direction(second), fontsize=9)
+            axes.set_xlabel(f"along {WAYS[second]}", fontsize=9)
             axes.set_ylabel("along the strongest curvature", fontsize=9)
     return drawn
 
@@ -208,7 +209,3 @@ def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0].set_ylabel("loss")
     return drawn
-
-
-def _direction(second: str) -> str:
-    return "along a random direction" if second == "random" else "along the least curvature"

@@ -17,7 +17,7 @@ from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.classification import ClassificationModule
-from ltbench.metrics.counts import Classes, Indices
+from ltbench.metrics.counts import Classes, Indices, by_frequency
 from ltbench.records import Predictions
 from ltbench.runs.checkpoints import check_checkpoint, load_weights, require_same_data
 from ltbench.runs.experiment import build, device_of
@@ -71,7 +71,7 @@ class Subject:
 
     def by_frequency(self, split: str) -> list[int]:
         """Return the classes with images in a split, by decreasing training images."""
-        order = np.argsort(-self.class_counts, kind="stable")
+        order = by_frequency(self.class_counts)
         present = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
         return [int(c) for c in order if present[c]]
 
