@@ -21,6 +21,7 @@ from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 from ltbench.methods.deit_lt.distillation import resize
 from ltbench.methods.deit_lt.method import DeiTLT
+from ltbench.metrics.counts import by_frequency
 from ltbench.models import penultimate
 from ltbench.records import RunFolder
 
@@ -195,7 +196,7 @@ def _bars(results: Mapping[str, Any]) -> Figure:
 
 def _labels(results: Mapping[str, Any], subject: Subject) -> Figure:
     """Draw how often the teacher predicts each class, by decreasing training images."""
-    order = np.argsort(-subject.class_counts, kind="stable")
+    order = by_frequency(subject.class_counts)
     drawn, ((axes,),) = figure(width=6, height=3.4)
     prior: NDArray[np.float64] = np.array(results["clean"]["label_prior"])[order]
     axes.step(np.arange(len(order)), 100 * prior, where="mid", color=GREY, label="true labels")

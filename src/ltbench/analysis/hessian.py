@@ -66,9 +66,8 @@ def analyse(
     entries = {} if fresh else _earlier(subject, measured)
     rows = {c: subject.rows(split, c, images) for c in labels}
     console = Console()
-    with Progress(
-        *Progress.get_default_columns(), TimeElapsedColumn(), console=console
-    ) as progress:
+    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
         done = {c: entries.get(str(c), {}).get("runs", {}) for c in labels}
         todo = {c: sum(str(r) not in done[c] for r in range(runs)) for c in labels}
         total = sum(len(rows[c]) * steps * _passes(subject, todo[c], steps) for c in labels)
@@ -142,7 +141,6 @@ def _passes(subject: Subject, missing: int, steps: int) -> int:
 
 
 def _describe(subject: Subject, split: str, label: int, rows: Rows) -> dict[str, Any]:
-    group = next(name for name, members in subject.groups.items() if label in members)
     measured = {"loss": 0.0, "accuracy": 0.0}
     for logits, labels in subject.logits(split, rows):
         losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -153,7 +151,7 @@ def _describe(subject: Subject, split: str, label: int, rows: Rows) -> dict[str,
     hits = [(logits.argmax(1) == labels).float().cpu() for logits, labels in scored]
     return {
         "name": subject.class_names[label],
-        "group": group,
+        "group": str(subject.classes.rank_of[label]),
         "train_images": int(subject.class_counts[label]),
         "images": len(rows),
         **measured,
