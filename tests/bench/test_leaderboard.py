@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from support import change_record
 
 from ltbench.bench.score import comparable, leaderboard, results
 from ltbench.bench.show import tables, terminal
@@ -13,18 +14,6 @@ from ltbench.bench.show import tables, terminal
 
 def board_of(tmp_path, **options):
     return leaderboard.build(results.of_folder(tmp_path / "runs"), **options)
-
-
-def change(folder, **changes):
-    path = folder / "record.json"
-    record = json.loads(path.read_text())
-    for name, value in changes.items():
-        place = record
-        *parts, last = name.split("__")
-        for part in parts:
-            place = place[part]
-        place[last] = value
-    path.write_text(json.dumps(record))
 
 
 def test_means_and_intervals_are_those_of_the_records(make_run, tmp_path):
@@ -63,7 +52,7 @@ def test_an_unknown_metric_is_refused_with_the_nearest(make_run, tmp_path, refus
 
 def test_runs_on_other_images_are_in_a_table_of_their_own(make_run, tmp_path):
     make_run("ce", 0)
-    change(make_run("vs", 0), data__source="Letters")
+    change_record(make_run("vs", 0), data__source="Letters")
     board = board_of(tmp_path)
     assert [len(table.lines) for table in board.tables] == [1, 1]
 
@@ -72,7 +61,7 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
     for name, base in (("gan", 30), ("cbgan", 20)):
         for seed in range(3):
             test = {"fid": base + seed, "kl_to_uniform": 0.1 * seed, "min_class_share": 0.05}
-            change(make_run(name, seed), metrics={"last": {"test": test}})
+            change_record(make_run(name, seed), metrics={"last": {"test": test}})
     (table,) = board_of(tmp_path).tables
     assert table.by == "fid"
     assert [(line.name, line.rank) for line in table.lines] == [("cbgan", 1), ("gan", 2)]
@@ -105,7 +94,7 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
 def test_a_row_that_is_not_comparable_says_in_what(changes, message, make_run, tmp_path):
     for name in ("a", "b"):
         make_run(name, 0)
-    change(make_run("odd", 0), **changes)
+    change_record(make_run("odd", 0), **changes)
     (table,) = board_of(tmp_path).tables
     differs = {line.name: line.differs for line in table.lines}
     assert differs == {"a": [], "b": [], "odd": [message]}
@@ -121,8 +110,8 @@ def test_the_selection_rule_is_a_difference(make_run):
 def test_a_row_that_goes_on_from_another_has_its_network_and_its_cost(make_run, tmp_path):
     start = make_run("start", 0)
     lineage = [{"role": "init_from", "job_id": "start-0", "path": "x"}]
-    change(make_run("tuned", 0, lineage=lineage), config__model__init_args__backbone=None)
-    change(start, config__model__init_args__backbone="wrn_28_2", wall_seconds=100.0)
+    change_record(make_run("tuned", 0, lineage=lineage), config__model__init_args__backbone=None)
+    change_record(start, config__model__init_args__backbone="wrn_28_2", wall_seconds=100.0)
     (table,) = board_of(tmp_path).tables
     tuned = next(line for line in table.lines if line.name == "tuned")
     assert tuned.facts["backbone"] == "wrn_28_2"
@@ -135,7 +124,7 @@ def test_the_groups_of_a_row_are_those_of_its_own_training_images(make_run, tmp_
     make_run("one", 0)
     folder = make_run("other", 0)  # of which the first class is the rare one
     recalls = json.loads((folder / "record.json").read_text())["metrics"]["last"]["test"]
-    change(
+    change_record(
         folder,
         data__class_counts=[15, 60, 120],
         metrics__last__test__many_recall=recalls["per_class_recall"][2],
@@ -166,7 +155,7 @@ def test_small_test_classes_are_warned_of(make_run, tmp_path):
         arrays = {name: stored[name][keep] for name in stored}
     np.savez(folder / "predictions_last.npz", **arrays)
     right = (arrays["prediction"] == arrays["label"]).mean()
-    change(folder, data__images__test=len(keep), metrics__last__test__accuracy=float(right))
+    change_record(folder, data__images__test=len(keep), metrics__last__test__accuracy=float(right))
     (table,) = board_of(tmp_path).tables
     assert "1 of 3 classes have fewer than 30 test images, the smallest 3" in table.notes[0]
 

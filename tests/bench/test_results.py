@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from support import change_record
 
 from ltbench.bench.score import leaderboard, results
 from ltbench.bench.show import report
@@ -23,31 +24,24 @@ def test_runs_that_differ_in_the_seed_alone_are_a_row(make_run, tmp_path):
 
 def test_runs_of_one_name_and_two_recipes_are_two_rows(make_run, tmp_path):
     make_run("ce", 0)
-    path = make_run("ce", 1) / "record.json"
-    record = json.loads(path.read_text())
-    record["config"]["trainer"]["max_epochs"] = 99
-    path.write_text(json.dumps(record))
+    change_record(make_run("ce", 1), config__trainer__max_epochs=99)
     names = [row.name for row in results.of_folder(tmp_path / "runs").rows]
     assert len(set(names)) == 2
     assert all(name.startswith("ce #") for name in names)
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value"),
+    "change",
     [
-        ("data", "eval_batch_size", 64),
-        ("data", "predict_folder", "new"),
-        ("trainer", "profiler", 1),
+        {"config__data__init_args__eval_batch_size": 64},
+        {"config__data__init_args__predict_folder": "new"},
+        {"config__trainer__profiler": 1},
     ],
 )
-def test_what_does_not_count_does_not_split_a_row(part, name, value, make_run, tmp_path):
+def test_what_does_not_count_does_not_split_a_row(change, make_run, tmp_path):
     """As for the job id."""
     make_run("ce", 0)
-    path = make_run("ce", 1) / "record.json"
-    record = json.loads(path.read_text())
-    config = record["config"][part]
-    config.get("init_args", config)[name] = value
-    path.write_text(json.dumps(record))
+    change_record(make_run("ce", 1), **change)
     (row,) = results.of_folder(tmp_path / "runs").rows
     assert len(row.runs) == 2
 
@@ -56,23 +50,19 @@ def test_runs_from_before_classes_had_short_names_are_in_one_row_with_those_afte
     make_run, tmp_path
 ):
     make_run("ce", 0)
-    path = make_run("ce", 1) / "record.json"
-    record = json.loads(path.read_text())
-    record["config"]["model"]["class_path"] = "ltbench.methods.erm.ERM"
-    path.write_text(json.dumps(record))
+    change_record(make_run("ce", 1), config__model__class_path="ltbench.methods.erm.ERM")
     (row,) = results.of_folder(tmp_path / "runs").rows
     assert len(row.runs) == 2
 
 
 def test_runs_that_start_from_other_seeds_of_a_stage_are_a_row(make_run, tmp_path):
     for seed in (0, 1):
-        folder = make_run("student", seed)
-        path = folder / "record.json"
-        record = json.loads(path.read_text())
         teacher = f"runs/teacher-{seed}"
-        record["config"]["model"]["init_args"]["teacher"] = {"path": teacher}
-        record["lineage"] = [{"role": "teacher", "path": f"{teacher}/checkpoints/last.ckpt"}]
-        path.write_text(json.dumps(record))
+        change_record(
+            make_run("student", seed),
+            config__model__init_args__teacher={"path": teacher},
+            lineage=[{"role": "teacher", "path": f"{teacher}/checkpoints/last.ckpt"}],
+        )
     (row,) = results.of_folder(tmp_path / "runs").rows
     assert len(row.runs) == 2
 
