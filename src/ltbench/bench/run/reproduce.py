@@ -67,7 +67,7 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
     if record["status"] != "done":
         raise UserError(f"{path}: the run is {record['status']}, so its metrics are not final.")
     if not record.get("job_id"):
-        raise UserError(f"{path} has no job id, so it cannot be run new.")
+        raise UserError(f"{path} has no job id, so it cannot be run again.")
     for start in record.get("lineage") or ():
         if start.get("path") and not Path(start["path"]).exists():
             raise UserError(

@@ -59,7 +59,7 @@ class Board:
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def view(self, states: Mapping[str, State]) -> RenderableType:
-        """Lay out totals, what runs and what failed; then a row per row, a column per seed.
+        """Lay out totals, what runs and what failed; then rows by seeds, a mark per stage.
 
         In that order, since a terminal hides the lower part of a live table that is too high.
         """
