@@ -106,16 +106,7 @@ class _Tally:
     def add(
         self, model: DeiTLT, images: Tensor, targets: Tensor, labels: Tensor, partners: Tensor
     ) -> None:
-        """Count a batch.
-
-        Args:
-            model: Student and teacher.
-            images: The input of both.
-            targets: Share of each class in each image, (B, C); an image counts in the group of the
-                largest.
-            labels: (B,).
-            partners: Labels of the images that they were mixed with, (B,).
-        """
+        """Count a batch; an image counts in the group of its largest share in targets, (B, C)."""
         assert model.teacher is not None
         tokens = penultimate.head_features(model.net, images)
         cls, dist = penultimate.head_logits(model.net, tokens).values()

@@ -86,12 +86,8 @@ def patch_distances(high: int, wide: int, patch: int) -> Tensor:
 def mean_distance(attention: Tensor, between: Tensor, prefix: int) -> Tensor:
     """Return the mean distance of attention, (B, heads): Dosovitskiy et al., arXiv 2010.11929.
 
-    Attention to the class tokens is left out, and the rest of each row made to sum to 1.
-
-    Args:
-        attention: (B, heads, N, N), rows summing to 1.
-        between: Distances between the patches, (N - prefix, N - prefix).
-        prefix: Number of class tokens, which come first.
+    Of attention (B, heads, N, N), that to the class tokens, which come first (``prefix`` of them),
+    is left out, and the rest of each row made to sum to 1. Distances between patches are (P, P).
     """
     patches = attention[:, :, prefix:, prefix:]
     looked = (patches * between).sum(-1) / patches.sum(-1)

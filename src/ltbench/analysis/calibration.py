@@ -68,10 +68,7 @@ def reliability(
 ) -> dict[str, Any]:
     """Return the expected calibration error, and accuracy and confidence per bin.
 
-    Args:
-        confidences: (N,), in (0, 1].
-        hits: (N,) whether each prediction is correct.
-        bins: Number of bins.
+    The arguments are those of :func:`ltbench.metrics.counts.reliability`.
 
     Returns:
         ``ece``, ``confidence``, ``accuracy``, ``images``, and lists ``bin_images``,

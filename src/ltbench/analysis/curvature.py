@@ -103,8 +103,7 @@ def class_loss(
         subject: The network.
         split: Name of a split.
         rows: Which of its images.
-        kind: ``ce``, plain cross-entropy of the logits that predict, or ``run``, the loss that the
-            run was trained with, at the same logits.
+        kind: ``ce``, plain cross-entropy, or ``run``, the loss that the run was trained with.
         batch_size: Images at a time.
         advance: Called with the number of images of each batch, to show progress.
 

@@ -149,14 +149,10 @@ def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
 
 
 def project(moments: Moments, points: Mapping[int, Values]) -> tuple[Values, dict[int, Values]]:
-    """Project features onto the first two principal components of all of them.
-
-    Args:
-        moments: Of all features.
-        points: Class -> some of its features, (n, d).
+    """Project features of some classes, (n, d), onto the first two principal components of all.
 
     Returns:
-        Share of the variance along each of the two, and the projections (n, 2).
+        Share of the variance along each of the two, and the projections, (n, 2) per class.
     """
     total = float(moments.counts.sum())
     mean = moments.sums.sum(0).numpy() / total

@@ -67,9 +67,7 @@ def analyse(
 def feature_rank(gram: Tensor, threshold: float) -> int:
     """Return the smallest k whose largest k squared singular values hold a share of their sum.
 
-    Args:
-        gram: X'X of the features X, (D, D) float64; its eigenvalues are the squares.
-        threshold: The share.
+    They are the eigenvalues of ``gram``, X'X of the features X, (D, D) float64.
     """
     energy = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).cumsum(0)
     reached = energy >= threshold * energy[-1] * (1 - 1e-12)

@@ -136,10 +136,8 @@ class Subject:
 def load(output: Output, overrides: Sequence[str], device: str | None) -> Subject:
     """Build a run's method and data from its config, and load the weights of a checkpoint.
 
-    Args:
-        output: The network's place, and where results go.
-        overrides: Further words of the command line of ``fit``, such as ``--data.root DIR``.
-        device: Name of a device; default: the first GPU, else the CPU.
+    Overrides are words of the command line of ``fit``, such as ``--data.root DIR``; the default
+    device is the first GPU, else the CPU.
 
     Raises:
         UserError: The checkpoint is damaged, of another model or data, or not of a classifier.

@@ -51,13 +51,9 @@ def find(job: str, besides: Path) -> Path:
 
 
 def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: float = 0) -> bool:
-    """Run a job again and say whether its metrics agree.
+    """Run a job again below a folder and say whether its metrics agree, within a tolerance.
 
-    Args:
-        job: See :func:`find`.
-        folder: Where the new run goes.
-        overrides: Further arguments of ``ltbench fit``, such as where the data lies here.
-        tolerance: Largest difference of a metric that counts as agreement.
+    Overrides are further arguments of ``ltbench fit``, such as where the data lies here.
 
     Raises:
         UserError: The job is not finished, or starts from a run that is not here.

@@ -20,14 +20,9 @@ GRACE = 120.0  # seconds that a process has to end after it was asked to
 
 
 class Runner:
-    """Run what is not done.
+    """Run what is not done, or only what has failed and what needs it.
 
-    Args:
-        plan: The jobs.
-        store: Where they are kept.
-        launcher: What starts them.
-        only_failed: Run only what has failed, and what needs it.
-        watch: Called with all states whenever something may have changed.
+    ``watch`` is called with all states whenever something may have changed.
     """
 
     def __init__(

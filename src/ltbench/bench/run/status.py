@@ -81,16 +81,13 @@ class Board:
         remaining = estimate.left(self.plan, states, whole)
         if self.slots and whole and remaining:
             totals += f"; ends in {duration(estimate.makespan(self.plan, remaining, self.slots))}"
-        return Group(Text(totals, style="bold"), *self._details(states), table)
-
-    def _details(self, states: Mapping[str, State]) -> list[RenderableType]:
-        lines: list[RenderableType] = []
+        details = []
         for key, state in states.items():
             job = self.plan.jobs[key]
             if state.status in ("running", "failed", "stopped"):
                 mark, style = MARKS[state.status]
-                lines.append(Text(f"{mark} {job.name} seed {job.seed}{_why(state)}", style=style))
-        return lines
+                details.append(Text(f"{mark} {job.name} seed {job.seed}{_why(state)}", style=style))
+        return Group(Text(totals, style="bold"), *details, table)
 
 
 def _why(state: State) -> str:

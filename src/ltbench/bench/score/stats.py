@@ -46,13 +46,9 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 class Resampler:
-    """Draws of test images, stratified by class, the same for every row.
+    """Draws of test images with labels (N,), stratified by class, the same for every row.
 
-    Args:
-        labels: (N,) classes of the images.
-        num_classes: C.
-        replicates: Number of draws, B.
-        seed: Of the draws.
+    There are B = ``replicates`` draws; ``seed`` is theirs.
     """
 
     def __init__(
