@@ -92,7 +92,7 @@ class _Tally:
 
     def __init__(self, subject: Subject) -> None:
         classes = subject.model.num_classes
-        self.groups = subject.groups
+        self.groups = subject.classes.ranks
         self.group_of = torch.zeros(classes, dtype=torch.long)
         for number, labels in enumerate(self.groups.values()):
             self.group_of[torch.from_numpy(labels)] = number
@@ -187,7 +187,7 @@ def _bars(results: Mapping[str, Any]) -> Figure:
 
 def _labels(results: Mapping[str, Any], subject: Subject) -> Figure:
     """Draw how often the teacher predicts each class, by decreasing training images."""
-    order = by_frequency(subject.class_counts)
+    order = by_frequency(subject.classes.counts)
     drawn, ((axes,),) = figure(width=6, height=3.4)
     prior: NDArray[np.float64] = np.array(results["clean"]["label_prior"])[order]
     axes.step(np.arange(len(order)), 100 * prior, where="mid", color=GREY, label="true labels")
@@ -199,7 +199,7 @@ def _labels(results: Mapping[str, Any], subject: Subject) -> Figure:
             label=f"teacher, {kind} images",
         )  # fmt: skip
     if len(order) <= 20:
-        names = [subject.class_names[c] for c in order]
+        names = [subject.classes.names[c] for c in order]
         axes.set_xticks(np.arange(len(order)), names, rotation=45, ha="right")
     axes.set(xlabel="class, by decreasing training images", ylabel="share of the images (%)")
     axes.legend(frameon=False, fontsize=8)

@@ -120,7 +120,7 @@ def _chosen(subject: Subject, split: str, folder: Path | None) -> tuple[list[str
     some = dict.fromkeys(order[i] for i in np.linspace(0, len(order) - 1, SHOWN).astype(int))
     rows = np.array([subject.rows(split, c, 1)[0] for c in some])
     (images,) = vit.images(subject, split, rows, len(rows))
-    return [subject.class_names[c] for c in some], images
+    return [subject.classes.names[c] for c in some], images
 
 
 def _unnormalised(subject: Subject, images: Tensor) -> NDArray[np.float32]:

@@ -175,9 +175,9 @@ def _table(subject: Subject, moments: Moments, weight: Values, order: list[int])
     centre = means[moments.present].mean(0)
     columns = {
         "class": np.arange(moments.classes),
-        "name": subject.class_names,
+        "name": subject.classes.names,
         "group": subject.classes.rank_of,
-        "train_images": subject.class_counts,
+        "train_images": subject.classes.counts,
         "images": counts.astype(int),
         "feature_norm": (moments.norms / moments.counts.clamp_min(1)).numpy(),
         "centre_distance": np.linalg.norm(means - centre, axis=1),
@@ -225,7 +225,7 @@ def _picture(subject: Subject, points: Mapping[int, Values], explained: Values) 
             where[:, 0], where[:, 1], s=12, alpha=0.7, linewidths=0,
             color=COLOURS[number % len(COLOURS)],
             marker=markers[(number // len(COLOURS)) % len(markers)],
-            label=f"{subject.class_names[c]} ({subject.class_counts[c]})",
+            label=f"{subject.classes.names[c]} ({subject.classes.counts[c]})",
         )  # fmt: skip
     first, second = 100 * explained
     axes.set(

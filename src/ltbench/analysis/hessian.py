@@ -58,7 +58,7 @@ def analyse(
         UserError: An earlier call measured with other settings.
     """
     labels = _chosen(subject, split, classes)
-    common = shared([subject.class_names[c] for c in labels], beside)
+    common = shared([subject.classes.names[c] for c in labels], beside)
     measured = {
         **{"split": split, "loss": loss, "steps": steps, "images": images},
         **{"sha256": subject.sha256, "data": subject.data.identity()["training_set"]},
@@ -73,7 +73,7 @@ def analyse(
         total = sum(len(rows[c]) * steps * _passes(subject, todo[c], steps) for c in labels)
         task = progress.add_task("", total=total)
         for c in labels:
-            progress.update(task, description=subject.class_names[c])
+            progress.update(task, description=subject.classes.names[c])
             entry = entries.setdefault(str(c), _describe(subject, split, c, rows[c]))
             while missing := [r for r in range(runs) if str(r) not in entry["runs"]]:
                 target = class_loss(
@@ -150,9 +150,9 @@ def _describe(subject: Subject, split: str, label: int, rows: Rows) -> dict[str,
     scored = subject.logits("test", tested) if len(tested) else ()
     hits = [(logits.argmax(1) == labels).float().cpu() for logits, labels in scored]
     return {
-        "name": subject.class_names[label],
+        "name": subject.classes.names[label],
         "group": str(subject.classes.rank_of[label]),
-        "train_images": int(subject.class_counts[label]),
+        "train_images": int(subject.classes.counts[label]),
         "images": len(rows),
         **measured,
         "test_recall": float(torch.cat(hits).mean()) if hits else None,
@@ -171,7 +171,7 @@ def _kept(krylov: Krylov) -> dict[str, Any]:
 def _result(subject: Subject, entries: Mapping[str, Any], measured: Mapping[str, Any]) -> Result:
     order = [str(c) for c in subject.by_frequency(measured["split"]) if str(c) in entries]
     classes = {c: entries[c] for c in order if entries[c]["runs"]}
-    groups = {g: spectra.group_mean(classes.values(), g) for g in subject.groups}
+    groups = {g: spectra.group_mean(classes.values(), g) for g in subject.classes.ranks}
     groups = {name: mean for name, mean in groups.items() if mean}
     summary = [
         (

@@ -62,17 +62,17 @@ def analyse(
         )
     order = subject.by_frequency(split)
     labels = [subject.label_of(word) for word in classes] or [order[0], order[-1]]
-    common = shared([subject.class_names[label] for label in labels], beside)
+    common = shared([subject.classes.names[label] for label in labels], beside)
     axis = np.linspace(-radius, radius, points)
     entries = {}
     for label in dict.fromkeys(labels):
         rows = subject.rows(split, label, images)
         target = class_loss(subject, split, rows, loss, batch_size)
-        name = subject.class_names[label]
+        name = subject.classes.names[label]
         top, other, curvature = _directions(target, subject.device, steps, second)
         grid = _upwards(plane(target, top, other, axis, f"class {name}"))
         entries[name] = {
-            "train_images": int(subject.class_counts[label]),
+            "train_images": int(subject.classes.counts[label]),
             "images": len(rows),
             **curvature,
             "axis": axis.tolist(),
@@ -118,17 +118,9 @@ def _directions(
 
 
 def plane(target: MeanLoss, first: Tensor, second: Tensor, axis: Values, words: str = "") -> Values:
-    """Evaluate a loss at w + a first + b second, and restore the parameters w.
+    """Evaluate a loss at w + a first + b second, and restore its parameters w.
 
-    Args:
-        target: The loss, a function of w.
-        first: Direction, (P,).
-        second: Direction, (P,).
-        axis: Values of a and of b, (n,).
-        words: Label of the progress bar.
-
-    Returns:
-        (n, n), rows by a.
+    Both directions are (P,); a and b take the values of ``axis``, (n,). Returns (n, n), rows by a.
     """
     before = [p.detach().clone() for p in target.parameters]
     grid = np.zeros((len(axis), len(axis)))

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import lightning as L
 import numpy as np
@@ -17,7 +18,7 @@ from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.classification import ClassificationModule
-from ltbench.metrics.counts import Classes, Indices, by_frequency
+from ltbench.metrics.counts import Classes, by_frequency
 from ltbench.records import Predictions
 from ltbench.runs.checkpoints import check_checkpoint, load_weights, require_same_data
 from ltbench.runs.experiment import build, device_of
@@ -49,29 +50,15 @@ class Subject:
             raise UserError(f"{type(self.model).__name__} has no single network to analyse.")
         return net
 
-    @property
-    def class_counts(self) -> NDArray[np.int64]:
-        """Training images of the run per class, (C,)."""
-        return self.model.class_counts.cpu().numpy().astype(np.int64)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Name of each class."""
-        return self.data.source.class_names
-
-    @property
+    @cached_property
     def classes(self) -> Classes:
-        """The classes of the run."""
-        return Classes(self.class_names, self.class_counts, self.data.head_mid_tail)
-
-    @property
-    def groups(self) -> dict[str, Indices]:
-        """Labels of the head, mid and tail classes, by training images."""
-        return self.classes.ranks
+        """The classes of the run, with their training images."""
+        counts = self.model.class_counts.cpu().numpy().astype(np.int64)
+        return Classes(self.data.source.class_names, counts, self.data.head_mid_tail)
 
     def by_frequency(self, split: str) -> list[int]:
         """Return the classes with images in a split, by decreasing training images."""
-        order = by_frequency(self.class_counts)
+        order = by_frequency(self.classes.counts)
         present = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
         return [int(c) for c in order if present[c]]
 
@@ -91,11 +78,12 @@ class Subject:
         Raises:
             UserError: There is no such class.
         """
-        if word in self.class_names:
-            return self.class_names.index(word)
-        if word.isdecimal() and int(word) < len(self.class_names):
+        names = list(self.classes.names)
+        if word in names:
+            return names.index(word)
+        if word.isdecimal() and int(word) < len(names):
             return int(word)
-        raise unknown_name("class", word, self.class_names[:20])
+        raise unknown_name("class", word, names[:20])
 
     def rows(self, split: str, label: int | None = None, limit: int | None = None) -> Rows:
         """Return positions of images in a split, ascending: all, or those of a class.
