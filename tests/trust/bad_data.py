@@ -366,7 +366,7 @@ SEMI = {
     ),
     "no held-out set": Case(
         "{semi} --model CSST --model.backbone tiny_net --data.protocol.val_per_class 0",
-        ("CSST", "choose a protocol with validation images"),
+        ("min_recall", "hold some out"),
     ),
     "unknown objective": Case(
         "{semi} --model CSST --model.objective min_recal",

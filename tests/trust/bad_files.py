@@ -230,7 +230,7 @@ STARTS = {
     ),
     "weights of nothing known": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "say which timm backbone it is"),
+        ("bad.ckpt", "does not fit its backbone"),
         {BAD: saved({"w": torch.zeros(2)})},
     ),
     "a network that is not named": Case(
