@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
+from functools import reduce
+from operator import getitem
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,6 +157,16 @@ def write_images(folder, counts, size=12, seed=0):
 def pixels(*shape, seed=0):
     """Noise: an array of uint8."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def change_record(folder, **changes):
+    """Change parts of a run's record; ``a__b`` is part b of part a."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        reduce(getitem, above, record)[last] = value
+    path.write_text(json.dumps(record))
 
 
 def record_of(name="ce", seed=0, **changes):

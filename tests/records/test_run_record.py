@@ -99,8 +99,10 @@ def test_record_is_true_while_the_run_goes_on(ltbench, tiny, tmp_path, monkeypat
 
     def look(self):
         (path,) = tmp_path.glob("runs/*/record.json")
-        found = records.read_record(path)
-        seen.append((found["status"], found["epochs"], found["steps"], found["metrics"]))
+        record_now = records.read_record(path)
+        seen.append(
+            (record_now["status"], record_now["epochs"], record_now["steps"], record_now["metrics"])
+        )
         original(self)
 
     monkeypatch.setattr(ERM, "on_train_epoch_start", look)
