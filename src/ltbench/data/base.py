@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
@@ -95,7 +96,6 @@ class DataModule(L.LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         predict_folder: str | None = None,
     ) -> None:
-        """Find the source; its images are decoded when a loader first needs them."""
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1 or not 0 <= num_workers <= MOST_WORKERS:
             raise UserError(
@@ -163,8 +163,8 @@ class DataModule(L.LightningDataModule):
         """Hash of which images of the source are trained on, by their positions in it."""
         return profiles.index_hash(self.splits["train"].indices)
 
+    @override
     def setup(self, stage: str | None = None) -> None:
-        """Name the splits; the same on every rank and at every call."""
         if not self.splits:
             self.source.check_names()
             self.splits = self.partition.split(self.source, self.subset_seed)
@@ -197,6 +197,7 @@ class DataModule(L.LightningDataModule):
         method = getattr(self.trainer, "lightning_module", None)
         return method if hasattr(method, "streams") else None
 
+    @override
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the training batches of an epoch; the last one may be smaller.
 
@@ -264,12 +265,12 @@ class DataModule(L.LightningDataModule):
         names = ["val"] if "val" in self.splits else []
         return [*names, "test"] if self.watch_test else names
 
+    @override
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return one loader for each split in :attr:`watched`."""
         return [self.evaluation_dataloader(name) for name in self.watched]
 
+    @override
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the test split."""
         return self.evaluation_dataloader("test")
 
     def images_to_predict(self) -> ImagesOfFolder:
@@ -286,8 +287,8 @@ class DataModule(L.LightningDataModule):
             )
         return self._to_classify
 
+    @override
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return what the method predicts: as a rule ``predict_folder``, in path order."""
         method = self._method
         dataset = method.to_predict(self) if method else self.images_to_predict()
         return DataLoader(
@@ -297,8 +298,8 @@ class DataModule(L.LightningDataModule):
             collate_fn=as_is,
         )
 
+    @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Make the views of a training batch, or normalise, on the device."""
         if self.trainer and self.trainer.training:
             key = ("augment", self.trainer.global_rank, self.trainer.global_step)
             draws = seeding.generator(batch["label"].device, seeding.run_seed(), *key)

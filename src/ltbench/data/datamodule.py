@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
@@ -35,18 +36,16 @@ class LongTail(Partition):
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check what needs no images."""
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"data.val_fraction is {self.val_fraction}; it must lie in [0, 1).")
         if self.profile != "natural":
             profiles.position_of(self.profile)
 
     def __str__(self) -> str:
-        """Name the profile, as records do."""
         return str(self.profile)
 
+    @override
     def split(self, source: Source, seed: int) -> dict[str, Split]:
-        """See :meth:`Partition.split`."""
         labels, counts = source.labels("train"), None
         if self.profile != "natural":
             available = np.bincount(labels, minlength=source.num_classes)
@@ -104,7 +103,6 @@ class LongTailDataModule(DataModule):
         views: Mapping[str, Sequence[BatchTransform]] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Find source and sampler."""
         if taken := {"image", "label", "index"} & set(views or ()):
             raise UserError(
                 f"data.views: a batch has an entry '{min(taken)}' already: choose another name."
@@ -114,7 +112,7 @@ class LongTailDataModule(DataModule):
         self.sampler = resolve("sampler", sampler, SAMPLERS, TrainingSampler)
         self.views = {name: list(transforms) for name, transforms in (views or {}).items()}
 
+    @override
     def streams(self) -> Streams:
-        """Return one stream: the training images, in all their views."""
         sampler = self.sampler(self.splits["train"].labels, seeding.run_seed())
         return Streams(sampler, {MAIN: Stream("train", {"image": self.augment, **self.views})})

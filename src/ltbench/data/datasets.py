@@ -39,7 +39,6 @@ class MemoryImages(Images):
     """A split held on a device as one uint8 tensor; a batch is one indexing operation there."""
 
     def __init__(self, source: Source, split: Split) -> None:
-        """Decode every image of ``split``."""
         self.images = source.images(split.part, split.indices)
         rest = split.batch(list(range(len(split.labels))))
         self.labels, self.indices = rest["label"], rest["index"]
@@ -51,11 +50,9 @@ class MemoryImages(Images):
         return self
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.labels)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """Return the batch of these rows."""
         at = torch.as_tensor(rows, dtype=torch.long).to(self.images.device, non_blocking=True)
         return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
 
@@ -64,16 +61,13 @@ class DecodedImages(Images):
     """A split whose images are decoded by the loader's workers, for sets too large for memory."""
 
     def __init__(self, source: Source, split: Split) -> None:
-        """Remember where the images are."""
         self.source = source
         self.split = split
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.split.labels)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """Decode the batch of these rows."""
         images = self.source.images(self.split.part, self.split.indices[rows])
         return {"image": images, **self.split.batch(rows)}
 
@@ -91,15 +85,12 @@ class CroppedImages(Images):
     def __init__(
         self, source: FileSource, split: Split, seed: int, views: Collection[str] = ("image",)
     ) -> None:
-        """Remember where the images are."""
         self.source, self.split, self.seed, self.views = source, split, seed, views
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.split.labels)
 
     def __getitems__(self, rows: list[tuple[int, int]]) -> Batch:  # type: ignore[override]
-        """Return the batch of these (row, number); the number is what boxes are drawn from."""
         chosen = [row for row, _ in rows]
         indices = self.split.indices[chosen]
         draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
@@ -118,16 +109,13 @@ class ImagesOfFolder(Images):
         decoding: Decoding,
         on_bad_image: OnBadImage = "error",
     ) -> None:
-        """List the images of ``folder``, hidden ones left out, in path order."""
         self.paths = image_files(folder, on_bad_image)
         self.channels, self.size, self.decoding = channels, size, decoding
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.paths)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """Decode the batch of these rows."""
         how = (self.channels, self.size, self.decoding)
         images = [decode(self.paths[row], *how) for row in rows]
         return {"image": torch.stack(images), "index": torch.as_tensor(rows)}

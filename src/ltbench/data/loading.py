@@ -32,13 +32,11 @@ class Reading:
     _loaders: ClassVar[WeakSet["Reading"]] = WeakSet()
 
     def __init__(self, workers: int) -> None:
-        """Make room: a process id and a path for each worker."""
         self.rows = torch.zeros(workers, 8 + LONGEST, dtype=torch.uint8)
         self.rows.share_memory_()  # type: ignore[no-untyped-call]
         self._loaders.add(self)
 
     def __call__(self, worker: int) -> None:
-        """Be this worker."""
         global _row
         _row = self.rows[worker].numpy()
         _row[:8] = np.array([os.getpid()]).view(np.uint8)
@@ -74,12 +72,10 @@ class Loader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], num_workers: int, **options: Any) -> None:  # noqa: ANN401
-        """Let each worker say what it reads."""
         reading = Reading(num_workers) if num_workers else None
         super().__init__(dataset, num_workers=num_workers, worker_init_fn=reading, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Start or wake the workers now, and yield the batches of an epoch."""
         return self._told(super().__iter__()) if self.num_workers else super().__iter__()
 
     def _told(self, batches: Iterator[Any]) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ltbench.data import profiles
 from ltbench.data.sources.base import Source
@@ -119,12 +120,11 @@ class ReleasedProtocol(Protocol):
     include_labelled: bool = False
 
     def __post_init__(self) -> None:
-        """Check that what is to be included in is drawn."""
         if self.include_labelled and self.m1 is None:
             raise UserError("protocol.include_labelled needs m1, the unlabelled images to draw.")
 
+    @override
     def sizes(self, source: Source) -> Sizes:
-        """See :meth:`Protocol.sizes`."""
         classes = source.num_classes
         return Sizes(
             _exponential(classes, n1=self.n1, rho_l=self.rho_l),
@@ -154,12 +154,11 @@ class PaperProtocol(Protocol):
     mu: int = 4
 
     def __post_init__(self) -> None:
-        """Check the division."""
         if self.mu < 1:
             raise UserError(f"protocol.mu is {self.mu}; give at least 1 unlabelled image a label.")
 
+    @override
     def sizes(self, source: Source) -> Sizes:
-        """See :meth:`Protocol.sizes`."""
         counts = _exponential(source.num_classes, largest=self.largest, rho=self.rho)
         labelled = counts // (1 + self.mu)
         half = _counts(source, "test") // 2
@@ -185,14 +184,13 @@ class NaturalProtocol(Protocol):
     val: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the shares."""
         if self.labelled is not None and not 0 < self.labelled < 1:
             raise UserError(f"labelled share {self.labelled} must lie between 0 and 1, or be null.")
         if not 0 <= self.val < 1:
             raise UserError(f"validation share {self.val} must lie in [0, 1).")
 
+    @override
     def sizes(self, source: Source) -> Sizes:
-        """See :meth:`Protocol.sizes`."""
         counts = _counts(source, "train")
         held_out = bool(self.val) and not source.has("val")
         val = _share(counts, self.val) if held_out else np.zeros_like(counts)

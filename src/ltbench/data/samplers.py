@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
+from typing_extensions import override
 
 from ltbench import seeding
 
@@ -49,7 +50,6 @@ class TrainingSampler(DistributedSampler[int]):
     together: ClassVar[int] = 1  # rows that are drawn together and stay on one rank
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
-        """Shard the draws over the ranks of the default process group, if there is one."""
         replicas, rank = _world()
         super().__init__(labels, replicas, rank, seed=seed)  # type: ignore[arg-type]
         self.labels = labels
@@ -66,7 +66,6 @@ class TrainingSampler(DistributedSampler[int]):
         """
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's rows for the current epoch."""
         order = self.order(seeding.generator("cpu", self.seed, "shuffle", self.epoch))
         places = torch.arange(self.rank, self.total_size // self.together, self.num_replicas)
         rows = order[places % len(order)].flatten().tolist()
@@ -80,8 +79,8 @@ class TrainingSampler(DistributedSampler[int]):
 class ShuffledSampler(TrainingSampler):
     """A fresh permutation each epoch; a single rank sees every image exactly once."""
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw a permutation."""
         return torch.randperm(len(self.labels), generator=generator)
 
 
@@ -98,21 +97,20 @@ class RepeatedSampler(ShuffledSampler):
     multiple: ClassVar[int] = 256
 
     def __init__(self, labels: Labels, seed: int) -> None:
-        """Round the images down."""
         images = len(labels)
         rounded = images - images % self.multiple if images >= self.multiple else images
         super().__init__(labels, seed, rounded)
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw a permutation, and repeat each image."""
         return super().order(generator).repeat_interleave(self.repeats)[: self.length]
 
 
 class UniformSampler(TrainingSampler):
     """Images drawn uniformly, with replacement."""
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw each row on its own."""
         return torch.randint(len(self.labels), (self.length,), generator=generator)
 
 
@@ -125,7 +123,6 @@ class ImagesByClass:
     """
 
     def __init__(self, labels: Tensor, classes: int) -> None:
-        """Sort the rows."""
         self.rows = labels.argsort(stable=True)
         self.counts = torch.bincount(labels, minlength=classes)
         self.starts = self.counts.cumsum(0) - self.counts
@@ -143,13 +140,12 @@ class ClassBalancedSampler(TrainingSampler):
     """
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
-        """Sort the images by class once."""
         super().__init__(labels, seed, length)
         classes, ranks = np.unique(labels, return_inverse=True)
         self.by_class = ImagesByClass(torch.from_numpy(ranks), len(classes))
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw classes, then an image of each."""
         shares = torch.ones(len(self.by_class.counts), dtype=torch.float64)
         drawn = torch.multinomial(shares, self.length, replacement=True, generator=generator)
         return self.by_class.draw(drawn, generator)
@@ -167,13 +163,12 @@ class SideBySide(TrainingSampler):
     def __init__(
         self, samplers: Sequence[TrainingSampler], sizes: Sequence[int], seed: int
     ) -> None:
-        """Put the images of all streams in one line."""
         labels = np.concatenate([sampler.labels for sampler in samplers])
         super().__init__(labels, seed, sum(sampler.total_size for sampler in samplers))
         self.samplers, self.sizes = samplers, sizes
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw the order of each stream, and lay them side by side, step by step."""
         streams, start = [], 0
         for sampler, size in zip(self.samplers, self.sizes, strict=True):
             order = sampler.order(generator) + start
@@ -187,13 +182,11 @@ class EvaluationSampler(DistributedSampler[int]):
     """Each image on exactly one rank, in order, without the padding that counts images twice."""
 
     def __init__(self, dataset: Dataset[object]) -> None:
-        """Shard ``dataset`` over the ranks of the default process group, if there is one."""
         replicas, rank = _world()
         super().__init__(dataset, replicas, rank, shuffle=False)
         self.num_samples = len(range(rank, len(dataset), replicas))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's indices."""
         yield from range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
 
 
@@ -205,14 +198,12 @@ class EvaluationBatches(EvaluationSampler):
     """
 
     def __init__(self, dataset: Dataset[object], batch_size: int) -> None:
-        """Shard ``dataset`` over the ranks of the default process group, if there is one."""
         super().__init__(dataset)
         self.batch_size = batch_size
         most = -(-len(dataset) // self.num_replicas)  # type: ignore[arg-type]
         self.num_samples = -(-most // batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
-        """Yield the rows of each of this rank's batches."""
         rows = list(super().__iter__())
         for batch in range(self.num_samples):
             yield rows[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
@@ -57,7 +58,6 @@ class SemiSupervisedDataModule(DataModule):
         oracle: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Find the source; its images are decoded when a loader first needs them."""
         super().__init__(source, root, protocol or ReleasedProtocol(), **kwargs)
         if mu < 0 or steps_per_epoch < 1:
             raise UserError("data.mu must be at least 0 and data.steps_per_epoch at least 1.")
@@ -67,13 +67,13 @@ class SemiSupervisedDataModule(DataModule):
         self.oracle = oracle
 
     @property
+    @override
     def index_hash(self) -> str:
-        """Hash of which images are trained on, labelled and unlabelled."""
         parts = [self.splits[name].indices for name in ("train", "unlabelled")]
         return profiles.index_hash(np.concatenate([parts[0], [-1], parts[1]]))
 
+    @override
     def streams(self) -> Streams:
-        """Return the labelled images, and the unlabelled ones in two views, drawn apart."""
         strong = [*self.strong_augment, *self.augment]
         streams = {MAIN: Stream("train", {"image": self.augment})}
         if self.mu:
@@ -112,8 +112,8 @@ class SemiSupervisedDataModule(DataModule):
         counts: list[int] = np.bincount(labels, minlength=self.num_classes).tolist()
         return counts
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """Return what a record says of the data; needs :meth:`setup`."""
         return {
             **super().describe(),
             "unlabelled_counts": self._unlabelled_counts(),

@@ -98,12 +98,10 @@ class StreamImages(Images):
     """
 
     def __init__(self, parts: Mapping[str, Images]) -> None:
-        """Put them in one line."""
         self.parts = parts
         self.starts = [0, *accumulate(len(images) for images in parts.values())]
 
     def __len__(self) -> int:
-        """Return the number of images of all streams."""
         return self.starts[-1]
 
     def __getitems__(self, rows: list[Any]) -> dict[str, Any]:

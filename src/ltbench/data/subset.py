@@ -24,7 +24,6 @@ class LongTailed(Subset[Any]):
     def __init__(
         self, dataset: Dataset[Any], indices: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
     ) -> None:
-        """Take the images of ``indices``, whose data set has ``labels``."""
         super().__init__(dataset, indices.tolist())
         self.targets: list[int] = labels[indices].tolist()
         self.class_counts: list[int] = np.bincount(labels[indices]).tolist()

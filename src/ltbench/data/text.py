@@ -39,7 +39,6 @@ class TextDataModule(SemiSupervisedDataModule):
         max_length: int = LENGTH,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Find the source, and choose how its texts become token ids."""
         if max_length < 1:
             raise UserError(f"data.max_length is {max_length}; a text has at least 1 token.")
         super().__init__(
@@ -50,8 +49,8 @@ class TextDataModule(SemiSupervisedDataModule):
             self.source.encoder = pretrained_encoder(tokenizer)
         self.strong_augment.insert(0, OtherWording())
 
+    @override
     def normalise(self, images: Tensor) -> Tensor:
-        """Return the token ids (B, L) int64 of the first wording of (B, n, L)."""
         return images[:, 0].long()
 
 

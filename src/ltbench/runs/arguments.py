@@ -3,6 +3,8 @@
 import argparse
 from typing import NoReturn
 
+from typing_extensions import override
+
 from ltbench.errors import UserError
 
 
@@ -14,6 +16,7 @@ class Arguments(argparse.ArgumentParser):
     ) -> None:
         super().__init__(prog, description=description, epilog=epilog, allow_abbrev=False)
 
+    @override
     def error(self, message: str) -> NoReturn:
         """Raise the mistake, in a line.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from ltbench import records
 from ltbench.data.base import DataModule
@@ -21,8 +22,8 @@ from ltbench.runs.experiment import Experiment
 class RunCheckpoint(ModelCheckpoint):
     """A checkpoint that is still known after its run folder was moved."""
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as if the files had always been here; those of another run are none of this one."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath or "", Path(path).name)) if path else ""
@@ -47,16 +48,15 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def __init__(self, context: RunContext, data: DataModule) -> None:
-        """Take both from a run and its data."""
         self.context, self.data = context, data
 
+    @override
     def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
         path: str | Path,
-        storage_options: Any | None = None,  # noqa: ANN401 - Lightning's signature
+        storage_options: Any | None = None,
     ) -> None:
-        """Write a checkpoint as every other file of a run."""
         known = {"ltbench_model": self.context.made_from, "ltbench_data": self.data.identity()}
         checkpoint = {**checkpoint, **known}
         buffer = io.BytesIO()

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from typing_extensions import override
 
 from ltbench import records
 from ltbench.data.datasets import Batch, MemoryImages
@@ -87,8 +88,8 @@ class Meter(Callback):
         self.memory: dict[str, int] = {}
         self.open = ExitStack()
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is known without a step, which may take long, and start the clock."""
         epochs, batches = trainer.max_epochs or -1, int(trainer.num_training_batches)
         limits = [n for n in (batches * epochs, trainer.max_steps) if n > 0]
         self.steps = min(limits, default=0)
@@ -100,13 +101,14 @@ class Meter(Callback):
         self.saved = SavedTensors({p.untyped_storage().data_ptr() for p in pl_module.parameters()})
         self.began = self.since = time.perf_counter()
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Look at the memory of the first step."""
         if not self.seconds:
             self.open.enter_context(self.saved)
 
+    @override
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -133,10 +135,10 @@ class Meter(Callback):
         if late or len(self.seconds) > STEPS:
             raise EnoughSteps
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Close what an error left open."""
         self.open.close()
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol
@@ -70,6 +71,7 @@ class _Dropped(logging.Handler):
         super().__init__()
         self._told: set[str] = set()
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         found = _DROPPED.search(record.getMessage())
         if found is None or found[0] in self._told:
@@ -113,11 +115,11 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, which raises its errors as :class:`~ltbench.errors.UserError`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as jsonargparse's
-        """Listen to what jsonargparse tells nobody; the parser of a class is given a logger."""
         if "logger" not in kwargs:
             _listener.handlers = [_Dropped()]
         super().__init__(*args, **{"logger": _listener, "parser_mode": MODE, **kwargs})
 
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake in a line or two.
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.sources.decoding import Decoding, fit
 from ltbench.errors import UserError
@@ -146,12 +147,12 @@ class ArraySource(Source):
             self._loaded[split] = self._load(split)
         return self._loaded[split]
 
+    @override
     def labels(self, split: str) -> Labels:
-        """See `Source.labels`."""
         return self._arrays(split)[1]
 
+    @override
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """See `Source.images`."""
         images, indices = self._arrays(split)[0], np.asarray(indices, dtype=np.int64)
         chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
         return torch.cat([fit(torch.from_numpy(images[rows]), self.image_size) for rows in chunks])
@@ -163,8 +164,8 @@ class DownloadedSource(ArraySource):
     dataset: ClassVar[Any]  # the class in torchvision.datasets, which carries no types
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """Name of each class, in label order, as the files have them."""
         self._arrays("train")
         return self._class_names
 

@@ -50,7 +50,6 @@ class Decoding:
     reduced: bool = True
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         least, greatest = self.random_crop or (1, 1)
         if not 0 < least <= greatest <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.sources.base import Labels, OnBadImage, Source
 from ltbench.data.sources.decoding import decode, decode_crops, is_readable
@@ -63,8 +64,8 @@ class FileSource(Source):
         self.in_memory = self.channels * images * size**2 <= MEMORY_BUDGET
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """Hash of the names and labels of all images."""
         digest = hashlib.sha256()
         for split in sorted(self._files):
             names, labels = self._files[split]
@@ -77,13 +78,13 @@ class FileSource(Source):
         self._check(split)
         return [self._path(name) for name in self._files[split].names]
 
+    @override
     def labels(self, split: str) -> Labels:
-        """See `Source.labels`."""
         self._check(split)
         return self._files[split].labels
 
+    @override
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """See `Source.images`; raises a UserError that names the file which cannot be decoded."""
         self._check(split)
         names = self._files[split].names[np.asarray(indices, dtype=np.int64)]
         images = torch.empty(len(names), self.channels, self._size, self._size, dtype=torch.uint8)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from typing_extensions import override
 
 from ltbench.data.sources.base import CIFAR_MEAN, CIFAR_STD, OnBadImage
 from ltbench.data.sources.decoding import Decoding, is_readable, reading
@@ -84,13 +85,13 @@ class Folder(FileSource):
         self._take(size, files)
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """Names of the class folders, sorted."""
         return self._class_names
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """Hash of the names and sizes of all files below the root: another folder, another set."""
         names = (name for files in self._files.values() for name in files.names.tolist())
         lines = sorted(b"%s %d" % (name, self._path(name).stat().st_size) for name in names)
         return hashlib.sha256(b"\n".join(lines)).hexdigest()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from ltbench.data.sources.base import OnBadImage
 from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import Files
@@ -45,6 +47,7 @@ class INaturalist2018(Lists):
         self._categories: list[str] | None = None
         super().__init__(root, image_size, on_bad_image, decoding)
 
+    @override
     def _annotations(self) -> dict[str, Path]:
         found = {split: self.root / name for split, name in self.official.items()}
         if found["train"].is_file():
@@ -57,6 +60,7 @@ class INaturalist2018(Lists):
             )
         return super()._annotations()
 
+    @override
     def _read(self, path: Path) -> Files:
         if path.suffix != ".json":
             return read_list(path)
@@ -66,8 +70,8 @@ class INaturalist2018(Lists):
         return files
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """The names of the categories; from a list, the folder of the first image of each."""
         return distinct(self._categories) if self._categories else super().class_names
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from ltbench.data.sources.base import OnBadImage
 from ltbench.data.sources.decoding import Decoding
@@ -66,8 +67,8 @@ class Lists(FileSource):
             files[split] = usable(root, listed, on_bad_image, path)
         self._take(image_size or DEFAULT_SIZE, files)
 
+    @override
     def _annotations(self) -> dict[str, Path]:
-        """Split -> the file that names its images, the training split first."""
         found = {split: self.root / name for split, name in self.lists.items()}
         if not found["train"].is_file():
             others = ", ".join(name for split, name in self.lists.items() if split != "train")
@@ -77,12 +78,13 @@ class Lists(FileSource):
             )
         return {split: path for split, path in found.items() if path.is_file()}
 
+    @override
     def _read(self, path: Path) -> Files:
         return read_list(path)
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """Folder of the first training image of each class, with its number where shared."""
         names = [str(c) for c in range(self.num_classes)]
         train = self._files["train"]
         for c, row in zip(*np.unique(train.labels, return_index=True), strict=True):

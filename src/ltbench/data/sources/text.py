@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.sources.base import Labels, OnBadImage, Source
 from ltbench.data.sources.decoding import Decoding
@@ -71,8 +72,8 @@ class Text(Source):
         for split in self.splits:
             self.labels(split)
 
+    @override
     def _read(self) -> dict[str, pd.DataFrame]:
-        """Return a table a split; ``train`` must be among them."""
         found = {}
         for split in ("train", "val", "test", "unlabelled"):
             for ending, reader in READERS.items():
@@ -92,20 +93,20 @@ class Text(Source):
         return Vocabulary(self._tables["train"]["text"].tolist())
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """The labels, sorted."""
         return self._class_names
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """Hash of all tables."""
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             digest.update(pd.util.hash_pandas_object(self._tables[split]).to_numpy().tobytes())
         return digest.hexdigest()
 
+    @override
     def labels(self, split: str) -> Labels:
-        """See `Source.labels`."""
         self._check(split)
         table = self._tables[split]
         if split == "unlabelled":
@@ -119,8 +120,8 @@ class Text(Source):
             )
         return np.array([number[label] for label in labels])
 
+    @override
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """(len(indices), 2, L) int32 token ids, each text and its other wording."""
         self._check(split)
         rows = self._tables[split].iloc[np.asarray(indices, dtype=np.int64)]
         texts = rows["text"].tolist()
@@ -142,6 +143,7 @@ class Hub(Text):
     path: ClassVar[str]
     column: ClassVar[str] = "text"
 
+    @override
     def _read(self) -> dict[str, pd.DataFrame]:
         if any((self.root / f"train{ending}").is_file() for ending in READERS):
             return super()._read()
@@ -190,6 +192,7 @@ class Phrases(Text):
 
     name, title = "phrases", "Phrases"
 
+    @override
     def _read(self) -> dict[str, pd.DataFrame]:
         sizes = {"train": 400, "test": 60}
         return {split: _phrases(size, seed) for seed, (split, size) in enumerate(sizes.items())}
@@ -239,11 +242,9 @@ class Vocabulary:
         self.ids = {word: number for number, word in enumerate(ordered, start=3)}
 
     def __len__(self) -> int:
-        """Return the number of token ids."""
         return len(self.ids) + 3
 
     def __call__(self, texts: Sequence[str], length: int) -> Tokens:
-        """Encode texts."""
         tokens = np.zeros((len(texts), length), dtype=np.int32)
         for row, text in zip(tokens, texts, strict=True):
             found = [1, *(self.ids.get(word, 2) for word in _words(text))][:length]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.errors import UserError
@@ -43,14 +44,13 @@ class RandomCrop(BatchTransform):
     """Pad with black, then cut a window of the original size at a random place."""
 
     def __init__(self, padding: int = 4) -> None:
-        """Pad each side by ``padding`` pixels."""
         super().__init__()
         if padding < 0:
             raise UserError(f"RandomCrop: padding is {padding}; it must be at least 0 pixels.")
         self.padding = padding
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop each image at its own offset."""
         batch, channels, height, width = images.shape
         pad, device = self.padding, images.device
         places = 2 * pad + 1
@@ -69,14 +69,13 @@ class HorizontalFlip(BatchTransform):
     """Mirror each image left to right with probability ``p``."""
 
     def __init__(self, p: float = 0.5) -> None:
-        """Flip with probability ``p`` in [0, 1]."""
         super().__init__()
         if not 0 <= p <= 1:
             raise UserError(f"HorizontalFlip: p is {p}; a probability lies in [0, 1].")
         self.p = p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Flip each image or not."""
         chosen = torch.rand(len(images), generator=generator, device=images.device) < self.p
         return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
@@ -85,14 +84,13 @@ class Cutout(BatchTransform):
     """Black out one square at a random centre (arXiv 1708.04552); it may hang over the edge."""
 
     def __init__(self, size: int = 16) -> None:
-        """Cut a square of ``size`` pixels a side."""
         super().__init__()
         if size < 1:
             raise UserError(f"Cutout: size is {size}; it must be at least 1 pixel.")
         self.size = size
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Cut each image at its own place."""
         batch, _, height, width = images.shape
         device = images.device
         top = torch.randint(0, height, (batch, 1), generator=generator, device=device)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, constants
 from ltbench.errors import UserError
@@ -38,8 +39,8 @@ class ColorJitter(BatchTransform):
             raise UserError("ColorJitter: amounts are at least 0, hue at most 0.5, p in [0, 1].")
         self.amounts, self.p = (brightness, contrast, saturation, hue), p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change each of (B, C, H, W) uint8 images, C = 1 or 3."""
         size, device = (5, len(images), 1, 1, 1), images.device
         draws = torch.rand(size, generator=generator, device=device)
         brightness, contrast, saturation, hue = (
@@ -60,12 +61,11 @@ class Grayscale(BatchTransform):
     """Take the colour out of each image with probability ``p``."""
 
     def __init__(self, p: float = 0.2) -> None:
-        """Change an image with probability ``p`` in [0, 1]."""
         super().__init__()
         self.p = p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change each of (B, C, H, W) uint8 images or not, C = 1 or 3."""
         draws = torch.rand((len(images), 1, 1, 1), generator=generator, device=images.device)
         return torch.where(draws < self.p, tv.rgb_to_grayscale(images), images)
 
@@ -84,8 +84,8 @@ class GaussianBlur(BatchTransform):
             raise UserError("GaussianBlur: sigma is a rising pair above 0, p lies in [0, 1].")
         self.sigma, self.p = sigma, p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Blur each of (B, C, H, W) uint8 images or not."""
         size = (2, len(images), 1, 1)
         share, chosen = torch.rand(size, generator=generator, device=images.device)
         sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * share

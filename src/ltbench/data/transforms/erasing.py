@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, constants
 from ltbench.errors import UserError
@@ -41,8 +42,8 @@ class RandomErasing(BatchTransform):
             )
         self.p, self.area, self.ratio = p, area, ratio
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Erase a box of some of the (B, C, H, W) uint8 images, C = 1 or 3."""
         batch, channels, height, width = images.shape
         device = images.device
         size = (4, ATTEMPTS, batch)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, constants, on_host
 from ltbench.errors import UserError, unknown_name
@@ -219,8 +220,8 @@ class RandAugment(BatchTransform):
         self.p = p
         self.cutout = cutout
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
         size, device = (self.num_ops, len(images)), images.device
         host = on_host(generator)
         drawn = torch.randint(len(OPERATIONS), size, generator=host)

@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
@@ -44,8 +45,8 @@ class RandomResizedCrop(BatchTransform):
             )
         self.size, self.scale, self.ratio = size, scale, ratio
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop (B, C, H, W) uint8 images to (B, C, size, size)."""
         top, left, height, width = self._boxes(images, generator)
         rows = resampling(top, height, images.shape[2], self.size)
         columns = resampling(left, width, images.shape[3], self.size)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ltbench.methods.base import Method
 from ltbench.metrics.counts import shot_groups
@@ -26,17 +27,16 @@ class Anomalies(Callback):
     """Warn, each once, of empty groups, dead classes, exploding gradients and the like."""
 
     def __init__(self) -> None:
-        """Nothing was told yet."""
         self._told: set[str] = set()
         self._norms: list[Tensor] = []  # of this epoch, on the device
         self._usual: float | None = None
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must remember, to tell what an uninterrupted one would."""
         return {"told": sorted(self._told), "usual": self._usual}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from it."""
         self._told = set(state_dict["told"])
         self._usual = state_dict["usual"]
 
@@ -46,23 +46,23 @@ class Anomalies(Callback):
             self._told.add(kind)
             _log.warning("warning: %s", text)
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Name the groups that the training images leave empty."""
         assert isinstance(pl_module, Method)
         groups = shot_groups(pl_module.data.class_counts)
         if empty := [f"{name} ({SHOTS[name]})" for name in SHOTS if not len(groups[name])]:
             self._warn("group", f"no class is {', '.join(empty)}: that recall is not defined.")
 
+    @override
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure the gradient now and then; nothing waits for the device."""
         if trainer.global_step % EVERY == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self._norms.append(get_total_norm(gradients))
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the gradients, the pseudo-labels and the shares of the epoch."""
         epoch, logged = trainer.current_epoch, trainer.callback_metrics
         if self._norms:
             norms = torch.stack(self._norms)
@@ -90,8 +90,8 @@ class Anomalies(Callback):
                 "policy: greedy. A lower model.sharpness spreads it over more pairs.",
             )
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look for dead classes, from the middle of the training on: all are dead at its start."""
         dead = trainer.callback_metrics.get("val/dead_classes")
         late = trainer.current_epoch >= (trainer.max_epochs or 1) / 2
         if dead and late and trainer.training:

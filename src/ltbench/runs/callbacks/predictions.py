@@ -4,6 +4,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.methods.base import Method
@@ -22,10 +23,10 @@ class KeepPredictions(Callback):
     """
 
     def __init__(self, context: RunContext) -> None:
-        """Keep nothing yet."""
         self.context = context
         self._outputs: dict[str, list[dict[str, Tensor]]] = {}
 
+    @override
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
@@ -35,9 +36,9 @@ class KeepPredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what is predicted of every test image, where the method gives any."""
         self._collect(pl_module, "test", outputs, batch)
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -47,7 +48,6 @@ class KeepPredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what the chosen weights predict; that of every epoch would be too much."""
         assert isinstance(pl_module, Method)
         if pl_module.data.watched[dataloader_idx] == "val":
             self._collect(pl_module, "val", outputs, batch)
@@ -61,12 +61,12 @@ class KeepPredictions(Callback):
         images = len(pl_module.data.splits[split].labels)
         self._outputs.setdefault(split, []).append(predicted(batch, outputs, images))
 
+    @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Store the predictions of the validation set, as those of the test set."""
         self._store(trainer)
 
+    @override
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the predictions of all ranks together and store them on the first."""
         self._store(trainer)
 
     def _store(self, trainer: L.Trainer) -> None:

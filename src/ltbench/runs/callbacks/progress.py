@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import BarColumn, ProgressColumn, TimeRemainingColumn
 from rich.table import Column
+from typing_extensions import override
 
 DRAWS = 1  # of the bar in a second, and its looks at the loss
 WAKES = 10  # of Lightning's thread in a second; a bar that stops waits for the next one
@@ -32,25 +33,25 @@ class Progress(RichProgressBar):
             if isinstance(column, ProgressColumn) and not isinstance(column, BarColumn):
                 column._table_column = Column(no_wrap=True)
 
+    @override
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
-        """Show one time of an epoch or evaluation: what is left, and at its end what it took."""
         description, bar, batches, _, speed = super().configure_columns(trainer)
         return [description, bar, batches, TimeRemainingColumn(elapsed_when_finished=True), speed]
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember when and where this sitting began."""
         super().on_train_start(trainer, pl_module)
         self._began, self._from = time.monotonic(), trainer.global_step
 
+    @override
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the step, and show it with its loss where it is time."""
         self._rests = True
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._rests = False
@@ -62,17 +63,17 @@ class Progress(RichProgressBar):
         if not self._rests and not trainer.sanity_checking:  # before the training has begun
             super()._update_metrics(trainer, pl_module)
 
+    @override
     def refresh(self, hard: bool = False) -> None:
-        """Draw, unless that was done just now."""
         now = time.monotonic()
         if not self._rests and (hard or now >= self._due):
             super().refresh(hard=True)
             self._due = now + 1 / DRAWS
 
+    @override
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Show the losses of the last step, what asks for the bar, and when training will end."""
         steps = {  # short: a line has 80 letters
             name.removeprefix("train/").removesuffix("_step"): float(value)
             for name, value in trainer.callback_metrics.items()

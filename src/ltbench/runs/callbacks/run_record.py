@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from typing_extensions import override
 
 import ltbench
 from ltbench import records, seeding
@@ -43,7 +44,6 @@ class RunRecord(Callback):
     """
 
     def __init__(self, context: RunContext, monitor: str | None) -> None:
-        """Remember where to write; nothing is written before training starts."""
         self.context = context
         self.versions, self.git = records.versions(), records.git_state(Path(ltbench.__file__))
         self.loggers: list[Logger] = []
@@ -57,8 +57,8 @@ class RunRecord(Callback):
         self._validated: tuple[str, ...] = ()
         self.traces: dict[str, list[tuple[int, Tensor]]] = {}
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must remember."""
         return {
             "history": self.history,
             "images_seen": self.images_seen,
@@ -67,6 +67,7 @@ class RunRecord(Callback):
             "job_id": self.context.job_id,
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what a checkpoint remembers; not when it is loaded only to be tested.
 
@@ -88,8 +89,8 @@ class RunRecord(Callback):
     def _clock(self) -> float:
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that the run has begun: nothing can refuse it any more, so curves may be drawn."""
         trainer.loggers = self.loggers
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
@@ -97,6 +98,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             records.write_text(self.context.folder.config, config)
 
+    @override
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -105,9 +107,9 @@ class RunRecord(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Count images, over all ranks."""
         self.images_seen += count_images(batch) * trainer.world_size
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that this epoch's row has validation metrics; those of earlier epochs linger.
 
@@ -118,8 +120,8 @@ class RunRecord(Callback):
         self._keep_pictures(_method(pl_module), trainer.is_global_zero)
         self._validated = ("val", "test_watched")
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add this epoch's row to the curves."""
         fresh = ("train/", *(f"{name}/" for name in self._validated))
         row = {
             name: float(value)
@@ -153,14 +155,14 @@ class RunRecord(Callback):
             arrays[f"{name}.epoch"] = np.array([epoch for epoch, _ in kept])
         return arrays
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock."""
         self.seconds, self._since = self._clock(), 0.0
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say why the run stopped, if it had begun."""
         if not self.begun:
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
@@ -184,8 +186,8 @@ class RunRecord(Callback):
         if row:
             self.metrics[selection] = {"epoch": row["epoch"], "val": _under("val", row)}
 
+    @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the test metrics of this selection into the record."""
         test = _under("test", trainer.callback_metrics)
         method = _method(pl_module)
         self.metrics[self.context.selection or "given"]["test"] = test | method.test_details()
