@@ -44,7 +44,7 @@ class MemoryImages(Images):
         self.labels, self.indices = rest["label"], rest["index"]
 
     def to(self, device: torch.device) -> Self:
-        """Hold everything on a device from now on."""
+        """Move everything to a device."""
         self.images = self.images.to(device)
         self.labels, self.indices = self.labels.to(device), self.indices.to(device)
         return self
@@ -73,7 +73,7 @@ class DecodedImages(Images):
 
 
 class CroppedImages(Images):
-    """Training images that the loader's workers cut random boxes out of, one for each view.
+    """Training images of which workers crop random boxes, one for each view.
 
     Args:
         source: Where the images are, and how boxes are drawn.
@@ -90,6 +90,7 @@ class CroppedImages(Images):
     def __len__(self) -> int:
         return len(self.split.labels)
 
+    # Boxes are drawn from the number of a (row, number), which no other draw of a training has.
     def __getitems__(self, rows: list[tuple[int, int]]) -> Batch:  # type: ignore[override]
         chosen = [row for row, _ in rows]
         indices = self.split.indices[chosen]
@@ -99,7 +100,7 @@ class CroppedImages(Images):
 
 
 class ImagesOfFolder(Images):
-    """All images below a folder, without labels, decoded when they are asked for."""
+    """All images below a folder, in path order, without labels; decoded on demand."""
 
     def __init__(
         self,
@@ -122,5 +123,5 @@ class ImagesOfFolder(Images):
 
 
 def as_is(batch: Any) -> Any:  # noqa: ANN401 - whatever a loader yields
-    """Return ``batch``, which came whole from ``__getitems__``: nothing is left to collate."""
+    """Return ``batch`` unchanged: ``__getitems__`` has collated it."""
     return batch

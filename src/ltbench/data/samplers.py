@@ -1,7 +1,7 @@
-"""Which images a rank sees, as a function of (seed, epoch, rank): nothing else is remembered.
+"""Which images a rank sees, as a function of (seed, epoch, rank) alone.
 
-All samplers subclass torch's ``DistributedSampler`` so that Lightning leaves them alone and tells
-them the epoch. Where a batch has several streams, rows count through the images of all of them, one
+All samplers subclass torch's ``DistributedSampler``, so that Lightning does not wrap them and sets
+their epoch. If a batch has several streams, rows count through the images of all of them, one
 stream after the other.
 """
 
@@ -32,22 +32,23 @@ def _world() -> tuple[int, int]:
 class TrainingSampler(DistributedSampler[int]):
     """An order of images for each epoch, the same for any number of ranks, dealt out in turn.
 
-    When the ranks do not divide it, its start is repeated so that all ranks take the same number
-    of steps (as torch does). A subclass gives :meth:`order`; a config names it by its import path.
+    If its length is not a multiple of the number of ranks, its start is repeated, as torch does, so
+    that all ranks take the same number of steps. A subclass defines :meth:`order`; a config names
+    it by its import path.
 
     Args:
-        labels: (n,) label of each image, -1 where it is hidden.
+        labels: (n,) label of each image, -1 if it is hidden.
         seed: Seed of the run.
-        length: Draws of an epoch, all ranks together; default: as many as there are images.
+        length: Draws per epoch, all ranks together; default: one per image.
 
     Attributes:
-        numbered: Whether pairs (row, number) are yielded instead of rows, where no number comes
-            twice in a training on any rank: a key for what is drawn for an image while it is
-            decoded. The data module sets it.
+        numbered: Whether to yield pairs (row, number) instead of rows; each number is unique in a
+            training, over all ranks: the key of what is drawn while an image is decoded. The data
+            module sets it.
     """
 
     numbered = False
-    together: ClassVar[int] = 1  # rows that are drawn together and stay on one rank
+    together: ClassVar[int] = 1  # rows drawn together, which stay on one rank
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
         replicas, rank = _world()
@@ -85,10 +86,10 @@ class ShuffledSampler(TrainingSampler):
 
 
 class RepeatedSampler(ShuffledSampler):
-    """Repeated augmentation: three copies of each image in a row, for as long as an epoch is.
+    """Repeated augmentation: three copies of each image in a row, until the epoch is full.
 
-    With its images rounded down to a multiple of 256, if there are as many, an epoch visits a third
-    of them. Ranks see different copies of an image.
+    An epoch has as many draws as there are images, rounded down to a multiple of 256, so it visits
+    a third of them. Ranks see different copies of an image.
 
     Source: Hoffer et al., arXiv 1901.09335, in the form of DeiT, arXiv 2012.12877.
     """
@@ -107,7 +108,7 @@ class RepeatedSampler(ShuffledSampler):
 
 
 class UniformSampler(TrainingSampler):
-    """Images drawn uniformly, with replacement."""
+    """Images drawn uniformly and independently, with replacement."""
 
     @override
     def order(self, generator: torch.Generator) -> Tensor:
@@ -115,7 +116,7 @@ class UniformSampler(TrainingSampler):
 
 
 class ImagesByClass:
-    """The rows of some images, sorted by class, to draw from one class after another.
+    """The rows of some images by class, to draw images of given classes.
 
     Args:
         labels: (n,) int64 labels in [0, classes).
@@ -134,7 +135,7 @@ class ImagesByClass:
 
 
 class ClassBalancedSampler(TrainingSampler):
-    """Every class equally often, then one of its images, with replacement (arXiv 1910.09217).
+    """A uniformly drawn class, then one of its images, with replacement (arXiv 1910.09217).
 
     Classes without images are never drawn.
     """
@@ -152,7 +153,7 @@ class ClassBalancedSampler(TrainingSampler):
 
 
 class SideBySide(TrainingSampler):
-    """Several streams, each drawn by a sampler of its own: a step takes some rows of each.
+    """Several streams, each with a sampler of its own; a step takes some rows of each.
 
     Args:
         samplers: One for each stream; their orders are drawn one after another.
@@ -191,10 +192,10 @@ class EvaluationSampler(DistributedSampler[int]):
 
 
 class EvaluationBatches(EvaluationSampler):
-    """The same in batches, as many of them on each rank: the last may be empty on some.
+    """The same in batches, equally many on each rank: the last one may be empty on some.
 
-    A network under DDP talks to the other ranks whenever it is called, so all have to call it
-    equally often, also one that has no image at all.
+    A network under DDP communicates with the other ranks whenever it is called, so all ranks must
+    call it equally often, even one without images.
     """
 
     def __init__(self, dataset: Dataset[object], batch_size: int) -> None:
@@ -215,4 +216,4 @@ SAMPLERS: dict[str, type[TrainingSampler] | str] = {
     "repeated": RepeatedSampler,
     "uniform": UniformSampler,
 }
-"""The samplers of training images by the name that a config gives them."""
+"""Samplers of training images, by their names in a config."""

@@ -1,4 +1,4 @@
-"""Semi-supervised data: a labelled long tail beside images whose labels nobody may see."""
+"""Semi-supervised data: a labelled long tail, and images whose labels are hidden."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +26,9 @@ class SemiSupervisedDataModule(DataModule):
     A training batch is that of the labelled images, weakly augmented, with one more entry:
     ``unlabelled``, a dict of ``weak`` and ``strong`` (mu B, C, H, W), the two views of each image,
     and ``index`` (mu B,), its row in the unlabelled split. True labels are in no batch and no
-    split; :meth:`oracle_labels` opens them where the config says so.
+    split; :meth:`oracle_labels` returns them if the config allows it.
 
-    Images are drawn uniformly, with replacement, as a function of seed and epoch: a step holds the
+    Images are drawn uniformly, with replacement, as a function of seed and epoch: a step has the
     same images on any number of ranks.
 
     Args:
@@ -36,15 +36,15 @@ class SemiSupervisedDataModule(DataModule):
         root: Folder of the data; default: the environment variable ``LTBENCH_DATA``, else ``data``.
         protocol: Which images are labelled, unlabelled, validation and test; default: that of the
             released code of CSST and SelMix.
-        mu: Unlabelled images for each labelled one of a batch; 0 leaves them out.
-        steps_per_epoch: Steps that make an epoch.
+        mu: Unlabelled images per labelled one in a batch; 0 leaves them out.
+        steps_per_epoch: Steps per epoch.
         strong_augment: Transforms of the strong view, before the weak ones (``augment``).
-        oracle: Open the true labels of the unlabelled images, for ablations and statistics.
-        **kwargs: ``batch_size`` (labelled images a step, over all ranks), ``augment``, and the rest
-            of :class:`~ltbench.data.base.DataModule`.
+        oracle: Give access to the true labels of the unlabelled images, for ablations.
+        **kwargs: ``batch_size`` (labelled images per step, over all ranks), ``augment``, and
+            further arguments of :class:`~ltbench.data.base.DataModule`.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -95,10 +95,12 @@ class SemiSupervisedDataModule(DataModule):
         if not self.oracle:
             raise UserError(
                 "the labels of the unlabelled images are hidden: set data.oracle to true, which "
-                "the record will tell."
+                "the record will mention."
             )
         if self._unlabelled_counts() is None:
-            raise UserError(f"{self.source.display_name} does not know the labels that are asked.")
+            raise UserError(
+                f"{self.source.display_name} does not know the labels of its unlabelled images."
+            )
         return torch.from_numpy(self._true_labels())
 
     def _true_labels(self) -> NDArray[np.int64]:

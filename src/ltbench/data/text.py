@@ -19,11 +19,11 @@ class TextDataModule(SemiSupervisedDataModule):
     """Labelled and unlabelled texts as token ids (B, L); the strong view is another wording.
 
     Args:
-        source: ``text`` (tables of one's own), ``imdb``, ``dbpedia14``, or ``phrases``.
+        source: ``text`` (your own tables), ``imdb``, ``dbpedia14``, or ``phrases``.
         root: Folder of the tables.
         tokenizer: Name or folder of a Hugging Face tokenizer; default: the training words.
-        max_length: Tokens of a text, cut off or padded.
-        **kwargs: The rest of :class:`~ltbench.data.semi.SemiSupervisedDataModule`.
+        max_length: Tokens per text, truncated or padded.
+        **kwargs: Further arguments of :class:`~ltbench.data.semi.SemiSupervisedDataModule`.
 
     Raises:
         UserError: The source has images, or there is no such tokenizer.
@@ -40,7 +40,7 @@ class TextDataModule(SemiSupervisedDataModule):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         if max_length < 1:
-            raise UserError(f"data.max_length is {max_length}; a text has at least 1 token.")
+            raise UserError(f"data.max_length is {max_length}; it must be at least 1.")
         super().__init__(
             source, root, image_size=max_length, decoding=None, predict_folder=None, **kwargs
         )
@@ -51,7 +51,7 @@ class TextDataModule(SemiSupervisedDataModule):
 
     @override
     def normalise(self, images: Tensor) -> Tensor:
-        return images[:, 0].long()
+        return images[:, 0].long()  # (B, n, L), the first wording
 
 
 class OtherWording(BatchTransform):
@@ -63,7 +63,7 @@ class OtherWording(BatchTransform):
 
 
 def pretrained_encoder(name: str) -> Encoder:
-    """Return the encoder that a Hugging Face tokenizer is.
+    """Return an encoder that uses a Hugging Face tokenizer.
 
     Args:
         name: Name on the hub, or a folder; its padding must be token 0, as in the BERT family.
@@ -86,7 +86,7 @@ def pretrained_encoder(name: str) -> Encoder:
         )
 
     def encode(texts: Sequence[str], length: int) -> Tokens:
-        found = tokenizer(list(texts), truncation=True, padding="max_length", max_length=length)
-        return np.array(found["input_ids"], dtype=np.int32)
+        coded = tokenizer(list(texts), truncation=True, padding="max_length", max_length=length)
+        return np.array(coded["input_ids"], dtype=np.int32)
 
     return encode

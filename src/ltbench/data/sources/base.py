@@ -1,4 +1,4 @@
-"""What every source of images offers: uint8 images and integer labels, split by split."""
+"""What every source of images offers: uint8 images and integer labels, by split."""
 
 import unicodedata
 from abc import ABC, abstractmethod
@@ -77,6 +77,10 @@ class Source(ABC):
         self.image_size = image_size
         self.on_bad_image = on_bad_image
         self.decoding = decoding or Decoding()
+        self._prepare()
+
+    def _prepare(self) -> None:  # noqa: B027 - not every source has files
+        """Find the files; called once, when the arguments are attributes."""
 
     @property
     @abstractmethod
@@ -95,7 +99,7 @@ class Source(ABC):
         """Refuse a class whose name a terminal would obey instead of showing it.
 
         Raises:
-            UserError: Naming the first with a control character.
+            UserError: A class name has a control character.
         """
         for name in self.class_names:
             if any(unicodedata.category(letter) == "Cc" for letter in name):
@@ -107,9 +111,9 @@ class Source(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this set from others that the same name could mean.
+        """What tells this data from other data that the same name could mean.
 
-        Found out once: checkpoint and record, which are written every epoch, name it.
+        Computed once: the checkpoint and the record of every epoch hold it.
         """
         return self.name
 
@@ -122,15 +126,9 @@ class Source(ABC):
 class ArraySource(Source):
     """A source that reads each split whole, as one array of images and one of labels."""
 
-    def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        on_bad_image: OnBadImage = "error",
-        decoding: Decoding | None = None,
-    ) -> None:
-        super().__init__(root, image_size, on_bad_image)
-        if decoding is not None:
+    @override
+    def _prepare(self) -> None:
+        if self.decoding != Decoding():
             raise UserError(
                 f"data.decoding is for image files, and {self.display_name} has none: leave it "
                 "out, and use RandomResizedCrop in data.augment for random crops."
