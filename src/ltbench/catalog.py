@@ -20,12 +20,12 @@ KINDS = ("methods", "datasets", "configs", "suites")
 
 def methods() -> dict[str, str]:
     """Return method name -> first line of its file, for each method of ``ltbench.methods``."""
-    found = {}
+    lines = {}
     for name, path in _method_files().items():
         tree = ast.parse(path.read_text())
-        if _card(tree):  # a file without one is a base that methods share
-            found[name] = _first_line(ast.get_docstring(tree))
-    return found
+        if _card(tree):  # a file without a card is a base of methods
+            lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return lines
 
 
 def configs() -> dict[str, str]:
@@ -35,8 +35,8 @@ def configs() -> dict[str, str]:
 
 def suites() -> dict[str, str]:
     """Return suite name -> its leading comment, for the suites at hand."""
-    found = sorted(folder("benchmarks").glob("*.yaml"))
-    return {path.stem: _comment(path) for path in found if path.stem != "claims"}
+    paths = sorted(folder("benchmarks").glob("*.yaml"))
+    return {path.stem: _comment(path) for path in paths if path.stem != "claims"}
 
 
 def paper(method: str) -> dict[str, Any]:
@@ -64,12 +64,12 @@ def list_command(args: Sequence[str]) -> None:
     parser = Arguments("ltbench list")
     parser.add_argument("kind", nargs="?", help="|".join(KINDS))
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(args)
-    if given.kind and given.kind not in KINDS:
-        raise unknown_name("kind", given.kind, KINDS)
-    sections = {kind: _SECTIONS[kind]() for kind in ([given.kind] if given.kind else KINDS)}
-    if given.json:
-        print(json.dumps(sections[given.kind] if given.kind else sections, indent=1))
+    options = parser.parse_args(args)
+    if options.kind and options.kind not in KINDS:
+        raise unknown_name("kind", options.kind, KINDS)
+    sections = {kind: _SECTIONS[kind]() for kind in ([options.kind] if options.kind else KINDS)}
+    if options.json:
+        print(json.dumps(sections[options.kind] if options.kind else sections, indent=1))
         return
     for kind, rows in sections.items():
         _print_rows(kind, rows)
@@ -91,7 +91,7 @@ def show_command(args: Sequence[str]) -> None:
         try:
             print(path.read_text(), end="")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text: {error}.") from error
+            raise UserError(f"{path} is not a text file: {error}.") from error
 
 
 def _show_method(name: str) -> None:
@@ -122,7 +122,7 @@ def _print_rows(title: str, rows: dict[str, str]) -> None:
 
 
 def _method_files() -> dict[str, Path]:
-    """Return the file of each method by its name, which is that of the file or of its folder."""
+    """Return method name -> its file; the name is that of the file, or of its folder."""
     place = Path(__file__).parent / "methods"
     files = {path.stem: path for path in place.glob("*.py")}
     folders = {path.parent.name: path for path in place.glob("*/method.py")}
@@ -132,10 +132,6 @@ def _method_files() -> dict[str, Path]:
 def _comment(path: Path) -> str:
     first = path.read_text(errors="replace").splitlines()[:1]
     return first[0].removeprefix("#").strip() if first else ""
-
-
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").partition("\n")[0]
 
 
 _SECTIONS = {

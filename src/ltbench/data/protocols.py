@@ -184,7 +184,9 @@ class NaturalProtocol(Protocol):
 
     def __post_init__(self) -> None:
         if self.labelled is not None and not 0 < self.labelled < 1:
-            raise UserError(f"protocol.labelled is {self.labelled}; give a share in (0, 1) or null.")
+            raise UserError(
+                f"protocol.labelled is {self.labelled}; give a share in (0, 1) or null."
+            )
         if not 0 <= self.val < 1:
             raise UserError(f"protocol.val is {self.val}; give a share in [0, 1).")
 

@@ -21,10 +21,10 @@ def constants(values: Sequence[float] | Sequence[Sequence[float]], device: torch
 
 
 def on_host(generator: torch.Generator) -> torch.Generator:
-    """Return what draws on the host, where to read a draw is not to wait for a device.
+    """Return a generator on the host, whose draws can be read without waiting for a device.
 
-    A generator of the CPU is that itself. From one of a GPU comes a new one that is seeded by its
-    seed and place, which both lie on the host; it is another one once the GPU has drawn again.
+    A generator of the CPU is returned itself. For one of a GPU it is a new one, seeded by its seed
+    and offset, which are known on the host; so it changes whenever the GPU's has drawn.
     """
     if generator.device.type == "cpu":
         return generator
@@ -41,7 +41,7 @@ class BatchTransform(nn.Module):
 
 
 class RandomCrop(BatchTransform):
-    """Pad with black, then cut a window of the original size at a random place."""
+    """Pad each side with ``padding`` black pixels, then cut a random window of the old size."""
 
     def __init__(self, padding: int = 4) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class HorizontalFlip(BatchTransform):
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         if not 0 <= p <= 1:
-            raise UserError(f"HorizontalFlip: p is {p}; a probability lies in [0, 1].")
+            raise UserError(f"HorizontalFlip: p is {p}; it must lie in [0, 1].")
         self.p = p
 
     @override
@@ -81,7 +81,10 @@ class HorizontalFlip(BatchTransform):
 
 
 class Cutout(BatchTransform):
-    """Black out one square at a random centre (arXiv 1708.04552); it may hang over the edge."""
+    """Black out one square with a side of ``size`` pixels at a random centre (arXiv 1708.04552).
+
+    It may extend beyond the edge.
+    """
 
     def __init__(self, size: int = 16) -> None:
         super().__init__()

@@ -194,7 +194,7 @@ class RandAugment(BatchTransform):
             anywhere in the image, in the grey (125, 123, 114); 0 paints none.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -207,13 +207,13 @@ class RandAugment(BatchTransform):
     ) -> None:
         super().__init__()
         if num_ops < 0:
-            raise UserError(f"num_ops of RandAugment is {num_ops}; give 0 or more.")
+            raise UserError(f"num_ops of RandAugment is {num_ops}; it must be at least 0.")
         if space not in ("standard", "fixmatch"):
             raise unknown_name("space of RandAugment", space, ("standard", "fixmatch"))
         limits = (("magnitude", magnitude or 0, _MAX_MAGNITUDE), ("p", p, 1), ("cutout", cutout, 1))
         for name, value, most in limits:
             if not 0 <= value <= most:
-                raise UserError(f"{name} of RandAugment is {value}; give 0 to {most}.")
+                raise UserError(f"{name} of RandAugment is {value}; it must lie in [0, {most}].")
         self.num_ops = num_ops
         self.magnitude = magnitude
         self.space = space

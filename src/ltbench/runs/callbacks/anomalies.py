@@ -1,4 +1,4 @@
-"""Warnings of what a training survives, though its result may not."""
+"""Warnings of trouble that does not stop a training but may spoil its result."""
 
 import logging
 from typing import Any
@@ -18,8 +18,8 @@ from ltbench.metrics.counts import shot_groups
 _log = logging.getLogger(__name__)
 
 EXPLODED = 100.0  # times the usual norm of the gradient
-ONE_PAIR = 0.95  # share of a pair of classes above which the others hardly count
-EVERY = 10  # steps between two measurements of it
+ONE_PAIR = 0.95  # share of one pair of classes above which the others hardly count
+EVERY = 10  # steps between two measurements of the norm
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
@@ -27,23 +27,23 @@ class Anomalies(Callback):
     """Warn, each once, of empty groups, dead classes, exploding gradients and the like."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._norms: list[Tensor] = []  # of this epoch, on the device
         self._usual: float | None = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"told": sorted(self._told), "usual": self._usual}
+        return {"told": sorted(self._warned), "usual": self._usual}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._told = set(state_dict["told"])
+        self._warned = set(state_dict["told"])
         self._usual = state_dict["usual"]
 
     @rank_zero_only
     def _warn(self, kind: str, text: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             _log.warning("warning: %s", text)
 
     @override
@@ -51,7 +51,7 @@ class Anomalies(Callback):
         assert isinstance(pl_module, Method)
         groups = shot_groups(pl_module.data.class_counts)
         if empty := [f"{name} ({SHOTS[name]})" for name in SHOTS if not len(groups[name])]:
-            self._warn("group", f"no class is {', '.join(empty)}: that recall is not defined.")
+            self._warn("group", f"no classes are {', '.join(empty)} images: no such recall.")
 
     @override
     def on_before_optimizer_step(
@@ -78,16 +78,16 @@ class Anomalies(Callback):
         if "train/kept_share" in logged and not logged["train/kept_share"]:
             self._warn(
                 "pseudo-labels",
-                f"epoch {epoch}: every pseudo-label was rejected, so the unlabelled images teach "
-                "nothing. Lower the threshold, or train for longer.",
+                f"epoch {epoch}: every pseudo-label was rejected, so the unlabelled images are not "
+                "used. Lower the threshold, or train for longer.",
             )
 
         share = float(logged.get("train/largest_share", 0))
         if share > ONE_PAIR:
             self._warn(
                 "pairs",
-                f"epoch {epoch}: one pair of classes has {share:.1%} of the share, much like "
-                "policy: greedy. A lower model.sharpness spreads it over more pairs.",
+                f"epoch {epoch}: {share:.1%} of the pairs are of the same two classes, much like "
+                "policy: greedy. A lower model.sharpness spreads them over more classes.",
             )
 
     @override

@@ -10,15 +10,15 @@ from rich.progress import BarColumn, ProgressColumn, TimeRemainingColumn
 from rich.table import Column
 from typing_extensions import override
 
-DRAWS = 1  # of the bar in a second, and its looks at the loss
-WAKES = 10  # of Lightning's thread in a second; a bar that stops waits for the next one
+DRAWS = 1  # of the bar per second; only then is the loss read
+WAKES = 10  # of Lightning's thread per second; a bar that stops waits for the next one
 
 
 class Progress(RichProgressBar):
-    """Lightning's Rich bar with the time left of the whole training, not of the epoch alone.
+    """Lightning's Rich bar with the time left of the whole training, not only of the epoch.
 
-    It draws now and then, and only then looks at the loss: to read that is to wait for a GPU. It
-    draws between two steps; Lightning's thread would draw beside those that compute, in the midst.
+    It draws once per second, and only then reads the loss, which means to wait for a GPU. It draws
+    between two steps; Lightning's thread would draw during one, beside the threads that compute.
     """
 
     _rests, _due = False, 0.0
@@ -27,7 +27,7 @@ class Progress(RichProgressBar):
         super().__init__(refresh_rate=WAKES)
 
     def _init_progress(self, trainer: L.Trainer) -> None:
-        """Let the bar alone give way on a narrow terminal: broken columns cannot be read."""
+        """Let only the bar shrink on a narrow terminal: wrapped columns cannot be read."""
         super()._init_progress(trainer)
         for column in self.progress.columns if self.progress else ():
             if isinstance(column, ProgressColumn) and not isinstance(column, BarColumn):
