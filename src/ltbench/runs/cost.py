@@ -21,10 +21,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from typing_extensions import override
 
 from ltbench import records
-from ltbench.data.datasets import Batch, MemoryImages
+from ltbench.data.datasets import MemoryImages
 from ltbench.runs.callbacks.run_record import count_images, device_name
 from ltbench.runs.experiment import build
 from ltbench.runs.notices import quiet
+from ltbench.runs.training import make_trainer
 
 STEPS = 10  # timed, after a first one that is not
 SECONDS = 60.0  # after which no further step begins
@@ -103,19 +104,14 @@ class Meter(Callback):
 
     @override
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
     ) -> None:
         if not self.seconds:
             self.open.enter_context(self.saved)
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
@@ -168,13 +164,12 @@ def cost_command(words: Sequence[str]) -> None:
     """Run ``ltbench fit --dry-run`` with further arguments of ``fit``."""
     with quiet():
         experiment = build(None, words, "fit --dry-run")
-        model, data, meter = experiment.model, experiment.data, Meter()
-        data.setup()
+        meter = Meter()
         off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        trainer = experiment.make_trainer([meter], limit_val_batches=0, **off)
+        trainer = make_trainer(experiment, experiment.training, [meter], limit_val_batches=0, **off)
         with suppress(EnoughSteps):
-            trainer.fit(model, datamodule=data)
-    cost = estimate(trainer, model, meter)
+            trainer.fit(experiment.model, datamodule=experiment.data)
+    cost = estimate(trainer, experiment.model, meter)
     if not trainer.is_global_zero:
         return
     Console().print(cost_table(experiment.config["name"], cost))

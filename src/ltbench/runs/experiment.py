@@ -13,8 +13,6 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 
 import ltbench.data.datamodule
 import ltbench.data.text
@@ -110,24 +108,6 @@ class Experiment:
         root = Path(self.config["trainer"]["default_root_dir"])
         folder = records.RunFolder(root / f"{name}-{job_id[:8]}")
         return RunContext(name, job_id, folder, self.config, starts, made_from | starts)
-
-    def make_trainer(self, callbacks: Sequence[Callback], **settings: Any) -> L.Trainer:  # noqa: ANN401
-        """Make the trainer of the config.
-
-        Args:
-            callbacks: Added to those of the config.
-            **settings: Replace those of the config.
-
-        Raises:
-            UserError: Lightning refuses an argument.
-        """
-        settings = self.trainer | settings
-        own = settings["callbacks"] or []
-        settings["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
-        try:
-            return L.Trainer(**settings)
-        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as e:
-            raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
 
 
 def build(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
@@ -54,10 +55,19 @@ def make_trainer(
         context: The run.
         callbacks: Added to those of the config and to the progress bar.
         **settings: Replace those of the config.
+
+    Raises:
+        UserError: Lightning refuses an argument.
     """
     experiment.data.setup()
-    shown = experiment.trainer["enable_progress_bar"] is not False
-    trainer = experiment.make_trainer([*([Progress()] if shown else []), *callbacks], **settings)
+    settings = experiment.trainer | settings
+    own = settings["callbacks"] or []
+    own = own if isinstance(own, list) else [own]
+    bar = [Progress()] if settings["enable_progress_bar"] is not False else []
+    try:
+        trainer = L.Trainer(**{**settings, "callbacks": [*own, *bar, *callbacks]})
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # the user's own
             callback.dirpath = str(context.folder.path / "extra_checkpoints")

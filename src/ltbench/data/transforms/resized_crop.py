@@ -64,18 +64,16 @@ class RandomResizedCrop(BatchTransform):
         height, width = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
         fits = (height >= 1) & (height <= full_height) & (width >= 1) & (width <= full_width)
         first = fits.int().argmax(0, keepdim=True)
-        any_fits = fits.any(0)
+        fitting = fits.any(0)
 
         def chosen(drawn: Tensor, otherwise: int) -> Tensor:
-            return torch.where(any_fits, drawn.gather(0, first)[0], otherwise)
+            return torch.where(fitting, drawn.gather(0, first)[0], otherwise)
 
         height = chosen(height, min(full_height, round(full_width / self.ratio[0])))
         width = chosen(width, min(full_width, round(full_height * self.ratio[1])))
         free_down, free_right = full_height - height, full_width - width
-        top = torch.where(any_fits, (down[0] * (free_down + 1)).floor(), (free_down / 2).round())
-        left = torch.where(
-            any_fits, (right[0] * (free_right + 1)).floor(), (free_right / 2).round()
-        )
+        top = torch.where(fitting, (down[0] * (free_down + 1)).floor(), (free_down / 2).round())
+        left = torch.where(fitting, (right[0] * (free_right + 1)).floor(), (free_right / 2).round())
         return top, left, height, width
 
 

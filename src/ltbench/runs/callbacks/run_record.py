@@ -95,12 +95,7 @@ class RunRecord(Callback):
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         self.images_seen += count_images(batch) * trainer.world_size
 
