@@ -114,5 +114,5 @@ def test_erasing_with_p_0_and_of_grey_images() -> None:
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: object) -> None:
-    with pytest.raises(UserError, match="give"):
+    with pytest.raises(UserError, match="RandomResizedCrop"):
         wrong()  # type: ignore[operator]

@@ -126,12 +126,12 @@ class Training:
         # All ranks decide alike, even one that looks before the first has cleared the folder.
         exists = not options.fresh and folder.record.exists()
         if exists and folder.read()["status"] == "done":
-            console.print(f"{folder.path} is already done; --fresh true starts over.")
+            console.print(f"{folder.path} is done already; --fresh true starts over.")
         else:
             last = folder.checkpoint("last")
             start = Path(options.ckpt_path) if options.ckpt_path is not None else None
             if start is None and last.exists() and not options.fresh:
-                console.print(f"Resuming from {last}.")
+                console.print(f"Going on from {last}.")
                 start = last
             if start is not None:
                 self.data.first_epoch = require_resumable(start, self.experiment)
