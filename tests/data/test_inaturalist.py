@@ -232,7 +232,7 @@ def test_an_annotation_of_no_image(tree):
 
 def test_labels_and_categories_out_of_range(tree):
     rewrite(tree / "val2018.json", lambda c: c["annotations"][0].update(category_id=12))
-    with pytest.raises(UserError, match="1 of 36 .* 0 to 11"):
+    with pytest.raises(UserError, match=r"1 of 36 .* 0 to 11"):
         build_source("inaturalist2018", tree)
     rewrite(tree / "train2018.json", lambda c: c["categories"].pop(0))
     with pytest.raises(UserError, match=r"train2018\.json.* 0 to 10"):

@@ -188,7 +188,7 @@ def test_evaluation_resizes_the_shorter_side_and_cuts_the_centre(interpolation, 
 
 
 def test_a_centre_larger_than_the_image_is_refused(root):
-    with pytest.raises(UserError, match="resize 200 .* 224"):
+    with pytest.raises(UserError, match=r"resize 200 .* 224"):
         build_source("lists", root, decoding=Decoding(resize=200))
 
 

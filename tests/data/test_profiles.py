@@ -196,7 +196,7 @@ def test_unlabelled_images_are_never_picked():
 
 
 def test_a_class_with_too_few_images_is_named():
-    with pytest.raises(UserError, match="class 1 has 2 .* 3"):
+    with pytest.raises(UserError, match=r"class 1 has 2 .* 3"):
         select([0, 1, 1, 0, 0], [3, 3])
 
 

@@ -100,7 +100,7 @@ def test_what_a_table_lacks_is_named(tmp_path):
     with pytest.raises(UserError, match="'sideways'"):
         Text(folder)
     test.drop(columns="label").to_csv(folder / "test.csv", index=False)
-    with pytest.raises(UserError, match="'label'.* text, augmented"):
+    with pytest.raises(UserError, match=r"'label'.* text, augmented"):
         Text(folder)
     rows = pd.DataFrame({"text": ["a", "b"], "label": ["x", None], "augmented": ["a", None]})
     (folder / "test.csv").unlink()
