@@ -31,7 +31,7 @@ def follow(average, at, model):
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_it_is_torchs_average_after_each_step(use_buffers):
     model, at, average = module(), trainer(), WeightAverage(0.9, use_buffers)
-    average.setup(at, model, "fit")
+    average.begin(at, model)
     theirs = AveragedModel(model, avg_fn=get_ema_avg_fn(0.9), use_buffers=use_buffers)
     for at.global_step in (1, 2, 3):
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_it_is_torchs_average_after_each_step(use_buffers):
 
 def test_a_step_that_was_left_out_changes_nothing():
     model, at, average = module(), trainer(), WeightAverage(0.9, False)
-    average.setup(at, model, "fit")
+    average.begin(at, model)
     at.global_step = 1
     follow(average, at, model)
     before = average._average_model.module.net[0].weight.clone()
@@ -61,5 +61,5 @@ def test_a_step_that_was_left_out_changes_nothing():
 
 def test_it_lies_on_the_device_of_training():
     average = WeightAverage(0.9, True)
-    average.setup(trainer("meta"), module(), "fit")
+    average.begin(trainer("meta"), module())
     assert all(value.is_meta for value in average._average_model.state_dict().values())

@@ -12,7 +12,7 @@ import yaml
 from sklearn.metrics import accuracy_score, recall_score
 
 from ltbench.data.sources.cifar import Cifar10
-from ltbench.metrics.collector import metrics_from_counts
+from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.optim.schedules import MultiStep, epoch_of
 from ltbench.records import read_record
 
@@ -111,7 +111,8 @@ def check_predictions(path, metrics, data):
         np.bincount(values, minlength=classes)
         for values in (label[label == prediction], label, prediction)
     )
-    for name, value in metrics_from_counts(*counts, data["class_counts"]).items():
+    sizes = data["class_counts"], data["head_mid_tail"]
+    for name, value in metrics_from_counts(*counts, *sizes).items():
         assert metrics[name] == (None if np.isnan(value) else value), name
     recalls = recall_score(label, prediction, labels=range(classes), average=None, zero_division=0)
     assert metrics["per_class_recall"] == pytest.approx(recalls)

@@ -12,7 +12,6 @@ from torch import nn
 from ltbench.data.profiles import class_counts
 from ltbench.data.sources.base import CIFAR_MEAN, CIFAR_STD
 from ltbench.methods.deit_lt.distillation import (
-    Normalisation,
     Teacher,
     drw_weights,
     hard_distillation_loss,
@@ -20,9 +19,10 @@ from ltbench.methods.deit_lt.distillation import (
     soft_distillation_loss,
     weighted_mean,
 )
+from ltbench.models import InputStatistics
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CIFAR = Normalisation(CIFAR_MEAN, CIFAR_STD)
+IMAGENET = InputStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = InputStatistics(CIFAR_MEAN, CIFAR_STD)
 
 # Rangwani et al., arXiv 2404.02900: logits of three samples and the teacher's labels.
 LOGITS = torch.tensor([[2.0, 1, 0], [0, 1, 2], [1, 0, 3]], dtype=torch.float64)
@@ -157,7 +157,7 @@ def test_nothing_is_resampled_at_the_same_size():
 @pytest.mark.paper
 def test_a_cifar_teacher_sees_imagenet_statistics_as_scale_and_shift():
     """What the published code feeds unchanged is scale z + shift of what the teacher knows."""
-    teacher = Teacher(nn.Identity(), 4, ours=CIFAR, theirs=IMAGENET)
+    teacher = Teacher(nn.Identity(), 4, seen=CIFAR, known=IMAGENET)
     assert teacher.scale.flatten().tolist() == pytest.approx([0.883, 0.890, 0.893], abs=5e-4)
     assert teacher.shift.flatten().tolist() == pytest.approx([0.028, 0.117, 0.180], abs=5e-4)
     pixels = torch.rand(2, 3, 4, 4)
@@ -166,9 +166,9 @@ def test_a_cifar_teacher_sees_imagenet_statistics_as_scale_and_shift():
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (by.mean, by.std))
         return (pixels - mean) / std
 
-    back = Teacher(nn.Identity(), 4, ours=IMAGENET, theirs=CIFAR)
+    back = Teacher(nn.Identity(), 4, seen=IMAGENET, known=CIFAR)
     torch.testing.assert_close(back.view(normalised(IMAGENET)), normalised(CIFAR))
-    same = Teacher(nn.Identity(), 4, ours=IMAGENET)
+    same = Teacher(nn.Identity(), 4, seen=IMAGENET)
     assert torch.equal(same.view(pixels), pixels)
 
 

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from ltbench.models import build_backbone
-from ltbench.models.distilled_vit import attention_maps, block_tokens, head_logits
+from ltbench.models import build_backbone, penultimate
+from ltbench.models.distilled_vit import attention_maps, block_tokens
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 3, "num_heads": 4}
 
@@ -81,7 +81,9 @@ def test_the_small_student_is_deit_tiny_on_8_x_8_patches():
 def test_heads_read_their_own_tokens(small):
     net, images = small
     tokens = net.forward_features(images)
-    cls, dist = head_logits(net, tokens)
+    heads = penultimate.outputs(net, images)
+    assert list(heads) == ["", "cls", "dist"] == list(penultimate.head_names(net))
+    _, cls, dist = heads.values()
     assert torch.equal(cls, tokens[:, 0] @ net.head.weight.T + net.head.bias)
     assert torch.equal(dist, tokens[:, 1] @ net.head_dist.weight.T + net.head_dist.bias)
     torch.testing.assert_close(net(images), (cls + dist) / 2)

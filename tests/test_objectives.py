@@ -7,7 +7,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from ltbench.errors import UserError
-from ltbench.metrics.collector import metrics_from_counts
+from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.objectives import (
     FLOOR,
     OBJECTIVES,

@@ -4,6 +4,8 @@ import pytest
 from jsonargparse import lazy_instance
 
 from ltbench.data import LongTailDataModule
+from ltbench.data.base import DataModule
+from ltbench.data.semi import SemiSupervisedDataModule  # noqa: F401  (named below)
 from ltbench.errors import UserError
 from ltbench.optim.sam import GradientRule
 from ltbench.runs.parsing import Parser, cause, explain
@@ -92,9 +94,7 @@ def test_arguments_that_another_class_does_not_take_are_told(caplog):
 
 def test_defaults_that_another_class_does_not_take_are_not_told(caplog):
     parser = Parser()
-    parser.add_argument(
-        "--data", type=LongTailDataModule, default=lazy_instance(LongTailDataModule)
-    )
+    parser.add_argument("--data", type=DataModule, default=lazy_instance(LongTailDataModule))
     parser.parse_args(["--data", "SemiSupervisedDataModule"])
     assert caplog.messages == []
     parser.parse_args(["--data.val_fraction", "0.2", "--data", "SemiSupervisedDataModule"])

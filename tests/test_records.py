@@ -9,7 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import record_of
 
@@ -164,6 +164,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # a disk may be busy
 @given(content=VALUES)
 def test_a_record_is_read_back_as_it_was_written(content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "round_trip.json"

@@ -20,6 +20,7 @@ from ltbench.optim.sam import (
     batch_norm_frozen,
     weights_restored,
 )
+from ltbench.optim.step import Step
 
 
 def generator(seed=0):
@@ -30,9 +31,14 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed))
 
 
-def run(rule, module, loss_of, batch_size=1, epoch=0, epochs=100, **options):
+def step_of(module, loss_of, batch_size=8, epoch=0, epochs=100, **options):
     options.setdefault("generator", generator())
-    return rule.backward(module, loss_of, batch_size, epoch=epoch, epochs=epochs, **options)
+    batch = torch.arange(batch_size)
+    return Step(module, loss_of, batch, batch_size, epoch, epochs, **options)
+
+
+def run(rule, *args, **options):
+    return rule.backward(step_of(*args, **options))
 
 
 class Net(nn.Module):
@@ -339,7 +345,7 @@ def test_parts_see_every_sample_once_and_their_own_noise():
     seen, weights = [], []
 
     def loss_of(part):
-        seen.extend(range(8)[part])
+        seen.extend(part.tolist())
         weights.append(flat(net.parameters()))
         return net.loss_of(part)
 

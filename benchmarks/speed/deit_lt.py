@@ -35,13 +35,13 @@ def parts(trainer: L.Trainer, method: DeiTLT, batch: Batch) -> dict[str, Candida
     def step() -> None:
         optimizer.zero_grad()
         with autocast():
-            loss = student.loss_of(prepared, slice(None))
+            loss = student.loss_of(prepared)[0]
         loss.backward()
         optimizer.step()
 
     def teach() -> None:
         with autocast(), torch.no_grad():
-            teacher(prepared.images)
+            teacher(prepared["image"])
 
     return {"student": step, "teacher": teach}
 

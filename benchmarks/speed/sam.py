@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ltbench.models import build_backbone
 from ltbench.optim.sam import SAM, GradientRule, Plain
+from ltbench.optim.step import Step
 
 
 def step_of(
@@ -31,15 +32,15 @@ def step_of(
     labels = torch.randint(10, (batch,), device=device)
     noise = torch.Generator(device)
 
-    def loss_of(part: slice) -> torch.Tensor:
+    def loss_of(part: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            return F.cross_entropy(net(images[part]), labels[part])
+            return F.cross_entropy(net(part["image"]), part["label"])
 
-    def step() -> None:
-        rule.backward(net, loss_of, batch, epoch=0, epochs=1, generator=noise)
+    def take_step() -> None:
+        rule.backward(Step(net, loss_of, {"image": images, "label": labels}, batch, 0, 1, noise))
         optimizer.step()
 
-    return step
+    return take_step
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -46,7 +46,6 @@ def looks(trainer: L.Trainer, method: SelMix) -> Mapping[str, Callable[[], int]]
 
     def look() -> int:
         method._look()
-        method.net.train(method.official_compat)
         return 1
 
     @torch.no_grad()
@@ -55,7 +54,6 @@ def looks(trainer: L.Trainer, method: SelMix) -> Mapping[str, Callable[[], int]]
         with trainer.precision_plugin.forward_context():
             for batch in method.data.evaluation_batches("val", method.device):
                 method.net(batch["image"])
-        method.net.train(method.official_compat)
         return 1
 
     return {"look": look, "forward": forward}

@@ -25,6 +25,7 @@ from ltbench.data.sources.base import Images, Labels
 from ltbench.data.sources.cifar import Cifar10
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.models import build_backbone
+from ltbench.optim.step import Loss, Step
 from ltbench.runs.callbacks.run_record import count_images
 from ltbench.runs.experiment import build
 from ltbench.runs.notices import quiet
@@ -233,19 +234,18 @@ def bare_step(trainer: L.Trainer, method: OptimisedModule, batch: Batch) -> Cand
     noise = torch.Generator(method.device)
     autocast = trainer.precision_plugin.forward_context
 
-    def step() -> None:
+    def take_step() -> None:
         with autocast():
             prepared = twin.prepare_step(batch)
 
-        def loss_of(part: slice) -> torch.Tensor:
+        def loss_of(part: Any) -> Loss:  # noqa: ANN401 - the method's own
             with autocast():
-                return twin.loss_of(prepared, part)
+                return twin.loss_of(part)
 
-        twin.gradient_rule.backward(
-            twin, loss_of, len(batch["label"]), epoch=0, epochs=1, generator=noise
-        )
+        step = Step(twin, loss_of, prepared, len(batch["label"]), 0, 1, noise)
+        twin.gradient_rule.backward(step)
         twin.on_before_optimizer_step(optimizer)
         optimizer.step()
-        twin.after_step()
+        twin.after_step(step)
 
-    return step
+    return take_step

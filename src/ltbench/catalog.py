@@ -51,7 +51,11 @@ def paper(method: str) -> dict[str, Any]:
     card = _card(tree)
     if card is None:
         raise UserError(f"method '{method}' declares no Paper card.")
-    return {k.arg: ast.literal_eval(k.value) for k in card.keywords if k.arg}
+    values = {k.arg: k.value for k in card.keywords if k.arg}
+    texts = values.pop("deviations", None)  # their conditions are functions, and stay unread
+    found = {name: ast.literal_eval(value) for name, value in values.items()}
+    keys = texts.keys if isinstance(texts, ast.Dict) else []
+    return {**found, "deviations": [ast.literal_eval(key) for key in keys if key]}
 
 
 def _card(tree: ast.AST) -> ast.Call | None:

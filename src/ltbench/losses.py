@@ -29,6 +29,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from ltbench.errors import UserError, unknown_name
+from ltbench.naming import resolve
 
 
 class BoundLoss(Protocol):
@@ -318,7 +319,8 @@ def bind_loss(name: str, args: Mapping[str, float] | None = None) -> BoundLoss:
     """Set a loss's constants once, so that a method calls it with the batch alone.
 
     Args:
-        name: A key of :data:`LOSSES`.
+        name: A key of :data:`LOSSES`, or the import path of the user's own function of the same
+            form: constants are keyword-only, and ``weight`` is among them.
         args: Constants by name, such as ``{"gamma": 0.15, "tau": 1.25}``; defaults for the rest.
 
     Returns:
@@ -327,16 +329,21 @@ def bind_loss(name: str, args: Mapping[str, float] | None = None) -> BoundLoss:
     Raises:
         UserError: If there is no such loss, or it has no such constant.
     """
-    if name not in LOSSES:
-        raise unknown_name("loss", name, LOSSES)
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
-    constants = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"weight"}
+    loss = resolve("loss", name, LOSSES)
+    parameters = [] if isinstance(loss, type) else inspect.signature(loss).parameters.values()
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if "weight" not in keywords:
+        raise UserError(
+            f"loss '{name}' must be a function of (logits, targets, class_counts, *, weight=None) "
+            "and, between the star and weight, its constants."
+        )
+    constants = keywords - {"weight"}
     for key in args or {}:
         if not constants:
             raise UserError(f"loss '{name}' has no constants, but loss_args gives '{key}'.")
         if key not in constants:
             raise unknown_name(f"constant of loss '{name}'", key, constants)
-    return functools.partial(LOSSES[name], **(args or {}))
+    return functools.partial(loss, **(args or {}))
 
 
 def _as_float(class_counts: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltbench.errors import UserError, unknown_name
+from ltbench.errors import UserError
+from ltbench.naming import resolve
 
 FLOOR = 1e-12
 """Least multiplier on the simplex, so that its logarithm stays finite."""
@@ -157,14 +158,24 @@ class Objective:
 
     Args:
         utility: Maps recalls (K,) to a scalar, differentiable.
+        metric: Name of the metric that it is about, by which the best epoch is chosen.
 
     Attributes:
         initial: (n,) float64 multipliers to start from; n = 0 here.
+        grouped: Whether it is about groups of classes, such as head and tail.
     """
 
-    def __init__(self, utility: Callable[[Tensor], Tensor]) -> None:
+    grouped = False
+
+    def __init__(self, utility: Callable[[Tensor], Tensor], metric: str = "mean_recall") -> None:
         self.utility = utility
+        self.metric = metric
         self.initial = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def linear(self) -> bool:
+        """Whether fixed multipliers make it linear in the recalls, so that gains are exact."""
+        return self.utility is mean
 
     def value(self, joint: Tensor) -> Tensor:
         """Return what is to be maximised, a scalar in [0, 1], without the constraints."""
@@ -257,11 +268,15 @@ class LeastRecall(Objective):
 
     Args:
         groups: (n, K) float64; row g averages over the classes of group g.
+        metric: See :class:`Objective`.
     """
 
-    def __init__(self, groups: Tensor) -> None:
-        super().__init__(lambda recall: (groups.to(recall.device) @ recall).min())
+    linear = True
+
+    def __init__(self, groups: Tensor, metric: str = "min_recall") -> None:
+        super().__init__(lambda recall: (groups.to(recall.device) @ recall).min(), metric)
         self.groups = groups
+        self.grouped = len(groups) < groups.shape[1]
         self.initial = torch.full((len(groups),), 1 / len(groups), dtype=torch.float64)
 
     def surrogate(self, recall: Tensor, coverage: Tensor, multipliers: Tensor) -> Tensor:
@@ -279,21 +294,27 @@ class Covered(Objective):
         utility: Maps recalls (K,) to a scalar, differentiable.
         groups: (n, K) float64; row g averages over the classes of group g.
         target: Least mean coverage of a group, as a share of 1/K, in [0, 1].
+        metric: See :class:`Objective`.
 
     Raises:
         UserError: The target cannot be met.
     """
 
     def __init__(
-        self, utility: Callable[[Tensor], Tensor], groups: Tensor, target: float = 0.95
+        self,
+        utility: Callable[[Tensor], Tensor],
+        groups: Tensor,
+        target: float = 0.95,
+        metric: str = "mean_recall",
     ) -> None:
-        super().__init__(utility)
+        super().__init__(utility, metric)
         if not 0 <= target <= 1:
             raise UserError(
                 f"coverage target {target}: no prediction gives each class that many times 1/K; "
                 "choose it in [0, 1]."
             )
         self.groups = groups
+        self.grouped = len(groups) < groups.shape[1]
         self.target = target / groups.shape[1]
         self.initial = torch.full((len(groups),), 1 / groups.shape[1], dtype=torch.float64)
 
@@ -344,14 +365,16 @@ def head_and_tail(class_counts: Tensor) -> Tensor:
 
 OBJECTIVES: dict[str, Callable[[Tensor, float], Objective]] = {
     "mean_recall": lambda n, t: Objective(mean),
-    "hmean_recall": lambda n, t: Objective(harmonic_mean),
-    "gmean_recall": lambda n, t: Objective(geometric_mean),
+    "hmean_recall": lambda n, t: Objective(harmonic_mean, "hmean_recall"),
+    "gmean_recall": lambda n, t: Objective(geometric_mean, "gmean_recall"),
     "min_recall": lambda n, t: LeastRecall(each_class(n)),
-    "min_ht_recall": lambda n, t: LeastRecall(head_and_tail(n)),
+    "min_ht_recall": lambda n, t: LeastRecall(head_and_tail(n), "min_ht_recall"),
     "mean_recall_coverage": lambda n, t: Covered(mean, each_class(n), t),
-    "hmean_recall_coverage": lambda n, t: Covered(harmonic_mean, each_class(n), t),
+    "hmean_recall_coverage": lambda n, t: Covered(harmonic_mean, each_class(n), t, "hmean_recall"),
     "mean_recall_ht_coverage": lambda n, t: Covered(mean, head_and_tail(n), t),
-    "hmean_recall_ht_coverage": lambda n, t: Covered(harmonic_mean, head_and_tail(n), t),
+    "hmean_recall_ht_coverage": lambda n, t: Covered(
+        harmonic_mean, head_and_tail(n), t, "hmean_recall"
+    ),
 }
 """Every objective by the name that a config gives it: (class counts, coverage target) -> it."""
 
@@ -360,7 +383,7 @@ def build_objective(name: str, class_counts: Tensor, coverage_target: float = 0.
     """Build an objective for the classes of a training set.
 
     Args:
-        name: A key of :data:`OBJECTIVES`.
+        name: A key of :data:`OBJECTIVES`, or the import path of the user's own such function.
         class_counts: (K,) training images of each class, which say what is head and tail.
         coverage_target: Least coverage as a share of 1/K, in [0, 1], for objectives with one.
 
@@ -368,9 +391,13 @@ def build_objective(name: str, class_counts: Tensor, coverage_target: float = 0.
         UserError: No such objective, fewer than 10 classes for head and tail, or a target that
             cannot be met.
     """
-    if name not in OBJECTIVES:
-        raise unknown_name("objective", name, OBJECTIVES)
-    return OBJECTIVES[name](class_counts, coverage_target)
+    objective = resolve("objective", name, OBJECTIVES)(class_counts, coverage_target)
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"objective '{name}' must be a function of class counts and a coverage target that "
+            "returns an ltbench.objectives.Objective."
+        )
+    return objective
 
 
 def decompose(gain: Tensor) -> tuple[Tensor, Tensor]:

@@ -409,7 +409,7 @@ def test_the_data_must_be_ours_and_of_the_same_classes():
 
 def test_ldam_needs_cosines():
     with pytest.raises(UserError, match="head: cosine"):
-        ERM(10, 1, backbone="tiny_net", loss="ldam_loss")
+        train(loss="ldam_loss")
 
 
 # --- runs that stop ---

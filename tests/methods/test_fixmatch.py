@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from scipy.special import log_softmax, softmax
 from semi_digits import Traces, as_batch, build, fit, of_logits, train, weights
+from torch.testing import assert_close
 
 from ltbench.data import LongTailDataModule
 from ltbench.data.protocols import ReleasedProtocol
@@ -17,6 +18,7 @@ from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.errors import UserError
 from ltbench.methods.fixmatch import confident, pseudo_labels
 from ltbench.optim.sam import LPFSGD, SAM
+from ltbench.optim.step import Step
 
 # --- the loss ---
 
@@ -29,7 +31,7 @@ def test_the_loss_is_that_of_the_paper():
     )
     labels = torch.tensor([0, 2, 1, 0])
     model = of_logits(lambda_u=0.7, p_cutoff=0.8)
-    loss = model.loss_of(as_batch(labelled, labels, weak, strong), slice(None))
+    loss, statistics = model.loss_of(as_batch(labelled, labels, weak, strong))
 
     expected = -log_softmax(labelled.numpy(), 1)[range(4), labels].mean()
     kept = 0
@@ -39,18 +41,17 @@ def test_the_loss_is_that_of_the_paper():
             expected += 0.7 / 12 * -log_softmax(other)[one.argmax()]
     assert 0 < kept < 12
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    assert model.statistics["kept_share"] == pytest.approx(kept / 12)
+    assert statistics["kept_share"] == pytest.approx(kept / 12)
 
 
 def test_logit_adjustment_is_for_labelled_images_alone():
     weak = torch.tensor([[9.0, 0, 0], [0, 9, 0]])
     strong = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
     batch = as_batch(torch.tensor([[1.0, 0, 0]]), torch.tensor([0]), weak, strong)
-    plain, adjusted = of_logits(), of_logits(loss="logit_adjusted_loss")
-    for model in (plain, adjusted):
+    models = of_logits(), of_logits(loss="logit_adjusted_loss")
+    for model in models:
         model.class_counts.copy_(torch.tensor([70.0, 20, 10]))
-        model.loss_of(batch, slice(None))
-    one, other = plain.statistics, adjusted.statistics
+    one, other = (model.loss_of(batch)[1] for model in models)
     assert torch.equal(one["unlabelled_loss"], other["unlabelled_loss"])
     logits = torch.tensor([[1.0, 0, 0]]) + torch.tensor([0.7, 0.2, 0.1]).log()
     expected = F.cross_entropy(logits, torch.tensor([0]))
@@ -72,9 +73,9 @@ def test_soft_pseudo_labels_are_sharpened():
     soft = pseudo_labels(logits, 0.4)
     assert soft.numpy() == pytest.approx(softmax(logits.numpy() / 0.4, 1))
     model = of_logits(temperature=0.4, p_cutoff=0.0)
-    model.loss_of(as_batch(logits, torch.tensor([0]), logits, 2 * logits), slice(None))
+    _, statistics = model.loss_of(as_batch(logits, torch.tensor([0]), logits, 2 * logits))
     expected = -(soft.numpy() * log_softmax(2 * logits.numpy(), 1)).sum()
-    assert model.statistics["unlabelled_loss"] == pytest.approx(expected)
+    assert statistics["unlabelled_loss"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [None, 0.5])
@@ -82,7 +83,7 @@ def test_no_gradient_flows_into_the_weak_view(temperature):
     model = of_logits(temperature=temperature, p_cutoff=0.0)
     weak, strong = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
     batch = as_batch(torch.randn(2, 3), torch.tensor([0, 1]), weak, strong)
-    model.loss_of(batch, slice(None)).backward()
+    model.loss_of(batch)[0].backward()
     assert weak.grad.abs().sum() == 0
     assert strong.grad.abs().sum() > 0
 
@@ -92,9 +93,12 @@ def test_parts_of_a_batch_take_the_unlabelled_images_that_go_with_them():
     batch = as_batch(
         torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(12, 3), torch.randn(12, 3)
     )
-    whole = model.loss_of(batch, slice(None))
-    parts = [model.loss_of(batch, slice(start, start + 2)) for start in (0, 2)]
-    assert torch.stack(parts).mean() == pytest.approx(whole.item(), rel=1e-5)
+    whole, statistics = model.loss_of(batch)
+    step = Step(model, model.loss_of, batch, 4, 0, 1, None, backward=lambda loss: None)
+    parts = [step.run(slice(start, start + 2)) for start in (0, 2)]
+    assert torch.stack(parts).sum() == pytest.approx(whole.item(), rel=1e-5)
+    for name, value in statistics.items():  # means of means, and a row per sample
+        assert_close(step.statistics[name], value.detach())
 
 
 def test_all_images_go_through_the_network_at_once():

@@ -71,7 +71,7 @@ ANALYSES = {
         RUN, ("run/record.json", "list indices must be integers or"), {"run/record.json": "[]"}
     ),
     "record without data": Case(
-        RUN, ("run/record.json", "npz is damaged"), {"run/record.json": changed(data=None)}
+        RUN, ("run/record.json", "no usable 'data'"), {"run/record.json": changed(data=None)}
     ),
     "predictions cut off": Case(
         RUN, ("run/predictions_last.npz", "File is not a zip file"), {STORED: cut}
@@ -81,7 +81,7 @@ ANALYSES = {
     ),
     "predictions without confidence": Case(
         "analyze calibration --run run",
-        ("run/predictions_last.npz", "confidence is not a file in"),
+        ("run/predictions_last.npz", "it has no column 'confidence'"),
         {STORED: arrays(confidence=None)},
     ),
     "predictions that run": Case(
@@ -102,12 +102,12 @@ ANALYSES = {
     ),
     "predictions of other lengths": Case(
         RUN,
-        ("run/predictions_last.npz", "does not fit the"),
+        ("run/predictions_last.npz", "does not fit its record"),
         {STORED: arrays(prediction=np.zeros(3, int))},
     ),
     "labels beyond the classes": Case(
         RUN,
-        ("run/predictions_last.npz", "does not fit the"),
+        ("run/predictions_last.npz", "does not fit its record"),
         {
             STORED: arrays(
                 label=np.full(360, 77), prediction=np.full(360, 77), confidence=np.ones(360)

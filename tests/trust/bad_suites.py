@@ -259,17 +259,17 @@ SUITES = {
     ),
     "reproduce a record without a config": Case(
         "bench reproduce run",
-        ("run/record.json", "is no record of a run"),
+        ("run/record.json", "no usable 'config'"),
         {"run/record.json": changed(config=None)},
     ),
     "reproduce a record without an id": Case(
         "bench reproduce run",
-        ("run/record.json", "is no record of a run"),
+        ("run/record.json", "has no job id"),
         {"run/record.json": changed(job_id=None)},
     ),
     "reproduce a record without metrics": Case(
         "bench reproduce run",
-        ("run/record.json", "is no record of a run"),
+        ("run/record.json", "no usable 'metrics'"),
         {"run/record.json": changed(metrics=None)},
     ),
     "reproduce what starts from nothing": Case(

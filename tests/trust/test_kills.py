@@ -9,7 +9,7 @@ import processes
 import pytest
 from compared import assert_same_run, only_run
 
-from ltbench.metrics.counts import metrics_from_counts
+from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.records import read_record
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""A training that goes wrong says where, goes on only where asked to, and warns once."""
+"""A training that goes wrong says where, and warns once."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,6 @@ import torch
 from every_method import METHODS
 
 from ltbench import methods as ltbench_methods
-from ltbench import records
 from ltbench.methods.cbgan.balance import ClassBalance
 from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.erm import ERM
@@ -21,9 +20,12 @@ def break_steps(class_, monkeypatch):
     """Make the loss of some steps of a method NaN."""
     whole, begin = class_.loss_of, class_.on_train_batch_start
 
-    def loss_of(self, prepared, part):
-        loss = whole(self, prepared, part)
-        return loss * float("nan") if (self.current_epoch, self.batch) in BAD else loss
+    def loss_of(self, batch):
+        found = whole(self, batch)
+        if (self.current_epoch, self.batch) not in BAD:
+            return found
+        loss, *statistics = found if isinstance(found, tuple) else (found,)
+        return (loss * float("nan"), *statistics) if statistics else loss * float("nan")
 
     def on_train_batch_start(self, batch, batch_idx):
         self.batch = batch_idx
@@ -61,42 +63,17 @@ def test_a_bad_loss_names_epoch_step_images_and_the_last_good_checkpoint(
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
 
 
-@pytest.mark.parametrize("rule", ["Plain", "SAM"])
-def test_bad_steps_are_skipped_and_counted_where_asked_for(
-    broken_steps, ltbench, tiny, tmp_path, rule
-):
-    words = ["--model.on_bad_loss", "skip", "--model.gradient_rule", rule]
-    done = ltbench("fit", "--config", tiny, *words)
-    assert done.code == 0, done.err
-    (folder,) = (tmp_path / "runs").iterdir()
-    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert saved["skipped_steps"] == len(BAD)
-    assert all(value.isfinite().all() for value in saved["state_dict"].values())
-    assert records.read_record(folder / "record.json")["status"] == "done"
-    header, *_, last = (folder / "metrics.csv").read_text().splitlines()
-    assert last.split(",")[header.split(",").index("train/skipped_steps")] == "2.0"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "cbgan"])
-def test_every_method_names_its_bad_steps_or_skips_them(
-    method, of_method, ltbench, tmp_path, monkeypatch
-):
+def test_every_method_names_its_first_bad_step(method, of_method, ltbench, tmp_path, monkeypatch):
     break_steps(getattr(ltbench_methods, METHODS[method][0]), monkeypatch)
-    words = ["fit", "--config", of_method(method, epochs=3), "--name"]
-    done = ltbench(*words, "stopped")
+    done = ltbench("fit", "--config", of_method(method, epochs=3), "--name", "stopped")
     assert done.code == 2
     assert "loss of epoch 1 is not finite (nan), first in step " in done.err
     assert "training images " in done.err
     (checkpoint,) = tmp_path.glob("runs/stopped-*/checkpoints/last.ckpt")
     assert str(checkpoint.relative_to(tmp_path)) in done.err
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
-    done = ltbench(*words, "skipping", "--model.on_bad_loss", "skip")
-    assert done.code == 0, done.err
-    (checkpoint,) = tmp_path.glob("runs/skipping-*/checkpoints/last.ckpt")
-    saved = torch.load(checkpoint, weights_only=True)
-    assert saved["skipped_steps"] == len(BAD)
-    assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
 # --- a GAN: the loss of one player or of the other ---
@@ -130,27 +107,6 @@ def test_a_gan_names_its_first_bad_step(broken_player, refused, of_method, tmp_p
     (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
     assert str(checkpoint.relative_to(tmp_path)) in told
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
-
-
-def test_a_gan_skips_bad_steps_where_asked_for(broken_player, ltbench, of_method, tmp_path):
-    config = of_method("cbgan", epochs=3)
-    done = ltbench("fit", "--config", config, "--model.on_bad_loss", "skip")
-    assert done.code == 0, done.err
-    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
-    saved = torch.load(checkpoint, weights_only=True)
-    assert saved["skipped_steps"] == 2
-    assert all(value.isfinite().all() for value in saved["state_dict"].values())
-
-
-def test_without_a_bad_step_skipping_changes_nothing(ltbench, tiny, tmp_path):
-    for mode in ("skip", "error"):
-        done = ltbench("fit", "--config", tiny, "--name", mode, "--model.on_bad_loss", mode)
-        assert done.code == 0, done.err
-    first, second = (
-        torch.load(path, weights_only=True)["state_dict"]
-        for path in sorted(tmp_path.glob("runs/*/checkpoints/last.ckpt"))
-    )
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def trainer_of(epoch, **logged):

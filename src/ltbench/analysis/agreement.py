@@ -21,7 +21,7 @@ from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 from ltbench.methods.deit_lt.distillation import resize
 from ltbench.methods.deit_lt.method import DeiTLT
-from ltbench.models.distilled_vit import head_logits
+from ltbench.models import penultimate
 from ltbench.records import RunFolder
 
 HEADS = ("cls", "dist", "average")
@@ -116,8 +116,8 @@ class _Tally:
             partners: Of the images that they were mixed with, (B,).
         """
         assert model.teacher is not None
-        tokens = model.student.forward_features(images)
-        cls, dist = head_logits(model.student, tokens)
+        tokens = penultimate.head_features(model.net, images)
+        cls, dist = penultimate.head_logits(model.net, tokens).values()
         answers = model.teacher(images) * model.teacher_scale
         teacher = answers.argmax(1)
         group = self.group_of[targets.argmax(1).cpu()]
@@ -129,7 +129,7 @@ class _Tally:
         self.true += torch.bincount(labels.cpu(), minlength=len(self.true))
         for i, scores in enumerate((answers, cls, dist)):
             self.entropies[i] += float(entropy(scores).double().sum())
-        self.cosines += float(F.cosine_similarity(tokens[:, 0], tokens[:, 1], eps=1e-6).sum())
+        self.cosines += float(F.cosine_similarity(tokens["cls"], tokens["dist"], eps=1e-6).sum())
 
     def result(self) -> dict[str, Any]:
         """Turn the sums into means."""

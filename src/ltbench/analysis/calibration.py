@@ -32,8 +32,7 @@ def analyse(
     """
     if bins < 1:
         raise UserError(f"bins {bins}: give at least 1.")
-    if predictions.confidence is None:
-        raise UserError("the stored predictions have no confidences: `ltbench fit` stores them.")
+    assert predictions.confidence is not None
     group_of, hits = classes.rank_of, predictions.correct
     confidences = predictions.confidence.astype(np.float64)
     found: dict[str, dict[str, Any]] = {}

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltbench.errors import unknown_name
+from ltbench.errors import UserError, unknown_name
 from ltbench.runs.arguments import Arguments, whole_number
 
 if TYPE_CHECKING:
@@ -190,6 +190,9 @@ def _of_predictions(
     if not overrides and run.predictions(weights, split).is_file() and run.record.is_file():
         record = run.read()
         predictions = run.read_predictions(record, weights, split, logits=False)
+        if predictions and predictions.confidence is None:
+            path = run.predictions(weights, split)
+            raise UserError(f"{path} is damaged: it has no column 'confidence'.")
         classes = Classes.of(record["data"])
     if predictions is None:
         from ltbench.analysis.subject import load, predict

@@ -5,7 +5,6 @@ features shrink to their class means, and means and classifier to one simplex; a
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltbench.analysis.result import BLUE, COLOURS, Result, figure
 from ltbench.analysis.subject import Subject
-from ltbench.errors import UserError
+from ltbench.models import penultimate
 
 Values = NDArray[np.float64]
 PICTURED = 10  # classes in the picture, at most
@@ -34,7 +33,7 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
         split: Whose images.
         batch_size: Images at a time.
     """
-    heads = classifiers(subject.net)
+    heads = [*penultimate.classifiers(subject.net).values()]
     weight = torch.cat([head.weight for head in heads], 1).detach().double().cpu().numpy()
     weight /= len(heads)
     order = subject.by_frequency(split)
@@ -43,7 +42,8 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
     kept: dict[int, list[Tensor]] = {c: [] for c in shown}
     rows = subject.rows(split)
     for batch in subject.batches(split, rows, batch_size):
-        features = classified(subject, heads, batch["image"]).double().cpu()
+        with torch.no_grad():
+            features = penultimate.features(subject.net, batch["image"]).double().cpu()
         moments.add(features, batch["label"].cpu())
         for c in shown:
             kept[c].extend(features[batch["label"].cpu() == c][: POINTS - len(kept[c])])
@@ -81,36 +81,6 @@ MEASURES = {
     "cosine_gap": "NC2: mean distance of their cosines from -1 / (C - 1)",
     "weight_gap": "NC3: distance of classifier and class means, each of norm 1",
 }
-
-
-def classifiers(net: nn.Module) -> list[nn.Linear]:
-    """Return the linear or cosine classifiers of a timm network, one for each of its heads.
-
-    Raises:
-        UserError: It has another kind of classifier.
-    """
-    found = net.get_classifier()  # type: ignore[operator]
-    heads = list(found) if isinstance(found, tuple) else [found]
-    if not all(isinstance(head, nn.Linear) for head in heads):
-        raise UserError(f"the classifier {type(heads[0]).__name__} is not linear in its features.")
-    return heads
-
-
-@torch.no_grad()
-def classified(subject: Subject, heads: list[nn.Linear], images: Tensor) -> Tensor:
-    """Return what the classifiers see of images, (B, d): of several, side by side."""
-    seen: dict[nn.Module, Tensor] = {}
-
-    def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen[module] = inputs[0]
-
-    with ExitStack() as stack:
-        for head in heads:
-            stack.callback(head.register_forward_pre_hook(keep).remove)
-        subject.model.outputs(images)
-        if not seen:  # the method applies the classifier's weight itself
-            subject.net(images)
-    return torch.cat([seen[head] for head in heads], 1)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
-from ltbench.data.base import DataModule
+from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.protocols import Protocol, ReleasedProtocol
 from ltbench.data.samplers import SideBySide, UniformSampler
 from ltbench.data.streams import MAIN, Stream, Streams
@@ -20,7 +20,7 @@ from ltbench.errors import UserError
 from ltbench.naming import Name
 
 
-class SemiSupervisedDataModule(DataModule):
+class SemiSupervisedDataModule(LongTailDataModule):
     """Labelled images (``train``), unlabelled ones in two views, validation and test.
 
     A training batch is that of the labelled images, weakly augmented, with one more entry:
@@ -58,7 +58,10 @@ class SemiSupervisedDataModule(DataModule):
         oracle: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(source, root, protocol or ReleasedProtocol(), **kwargs)
+        # Not its constructor: here a protocol says what a profile says there.
+        super(LongTailDataModule, self).__init__(
+            source, root, protocol or ReleasedProtocol(), **kwargs
+        )
         if mu < 0 or steps_per_epoch < 1:
             raise UserError("data.mu must be at least 0 and data.steps_per_epoch at least 1.")
         self.mu = mu

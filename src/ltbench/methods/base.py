@@ -1,12 +1,11 @@
 """What every method shares: its paper's card, seeded steps, and what its checkpoints hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning as L
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -17,9 +16,15 @@ from ltbench.data.datasets import Batch
 from ltbench.data.streams import Streams
 from ltbench.errors import UserError
 from ltbench.methods.stages import Trained
+from ltbench.models import InputStatistics
 from ltbench.optim.guard import FirstBadStep
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def always(run: Any) -> bool:  # noqa: ANN401 - any method
+    """Say that every run of a method has a deviation."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,16 @@ class Paper:
         venue: Where and when it appeared.
         arxiv: Its arXiv number.
         equations: Equation or section -> the function here that computes it.
-        deviations: Where this implementation differs from the paper or its code, and why.
+        deviations: Where this implementation differs from the paper or its code, and why -> whether
+            a run, given as its method after ``setup``, has that deviation: :func:`always`, or a
+            condition. ``ltbench show`` reads the texts from the source, so they are literals.
     """
 
     title: str
     venue: str
     arxiv: str
     equations: Mapping[str, str] = field(default_factory=dict)
-    deviations: tuple[str, ...] = ()
+    deviations: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
 
 
 def method_name(method: type) -> str:
@@ -58,9 +65,9 @@ class Method(L.LightningModule):
             a later stage needs no more. Empty where there is no such network.
         starts: The trained networks that a run begins with, by the name of their argument.
         lineage: Where those came from, for the record.
-        on_bad_loss: ``error`` stops a run whose loss is not finite, ``skip`` leaves such steps out.
+        input_statistics: How images are brought to the weights that a run starts from; None where
+            it starts from scratch, or they do not say: by the data's own.
         bad_step: The first step whose loss was not finite.
-        skipped_steps: How many steps were left out so far.
         traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
             epoch ends, before the method's own ``on_train_epoch_end``.
         pictures: PNG files of what was evaluated last, by their path in a run folder: the record
@@ -81,16 +88,16 @@ class Method(L.LightningModule):
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
         self.lineage: list[dict[str, Any]] = []
+        self.input_statistics: InputStatistics | None = None
         self.traces: dict[str, Tensor] = {}
         self.pictures: dict[str, bytes] = {}
-        self.on_bad_loss: Literal["error", "skip"] = "error"
         self.bad_step = FirstBadStep()
-        self.skipped_steps = 0
 
     @property
     def deviations(self) -> Sequence[str]:
         """Where this run differs from its paper, for the record."""
-        return self.paper.deviations if self.paper else ()
+        card = self.paper.deviations if self.paper else {}
+        return [text for text, applies in card.items() if applies(self)]
 
     @property
     def data(self) -> DataModule:
@@ -128,47 +135,15 @@ class Method(L.LightningModule):
         key = ("step", self.global_rank, self.trainer.global_step)
         seeding.seed_device(self.device, seeding.derive(seeding.run_seed(), *key))
 
-    def on_train_epoch_start(self) -> None:
-        """Log how many steps were left out before, where they may be."""
-        if self.on_bad_loss == "skip":
-            self.log("train/skipped_steps", float(self.skipped_steps))
-
-    def buffers_before(self) -> list[Tensor]:
-        """Return what :meth:`skips` puts back: copies of all buffers, where it may have to."""
-        return [b.clone() for b in self.buffers()] if self.on_bad_loss == "skip" else []
-
-    @torch.no_grad()
-    def skips(self, loss: Tensor, before: list[Tensor]) -> bool:
-        """Leave out a step if any rank has a loss or a gradient that is not finite.
-
-        Statistics are then as they were before, there are no gradients, and the step is counted.
-
-        Args:
-            loss: The loss of the step, a scalar, after its backward pass.
-            before: What :meth:`buffers_before` returned before the step.
-
-        Returns:
-            Whether it was left out.
-        """
-        if self.on_bad_loss != "skip":
-            return False
-        found = [loss.detach()]
-        if self.trainer.precision != "16-mixed":  # whose loss scale lets gradients overflow
-            found += [p.grad for p in self.parameters() if p.grad is not None]
-        bad = ~torch.stack([value.isfinite().all() for value in found]).all()
-        if not bool(self.trainer.strategy.reduce(bad.float(), reduce_op="sum")):
-            return False
-        for buffer, value in zip(self.buffers(), before, strict=True):
-            buffer.copy_(value)
-        for parameter in self.parameters():
-            parameter.grad = None
-        self.skipped_steps += 1
-        return True
-
     def no_sync(self) -> AbstractContextManager[object]:
         """Open a context in which backward passes do not average gradients over ranks."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Add up a tensor over ranks."""
+        total: Tensor = self.trainer.strategy.reduce(values, reduce_op="sum")
+        return total
 
     def agree_on(self, network: nn.Module) -> None:
         """Give a network the first rank's buffers: batch norm has seen other images on each."""
@@ -202,7 +177,6 @@ class Method(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what rebuilds the network beside its weights."""
         checkpoint["ltbench_network"] = self.network
-        checkpoint["skipped_steps"] = self.skipped_steps
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -219,7 +193,3 @@ class Method(L.LightningModule):
             raise UserError(
                 f"the checkpoint does not fit the model of the config: {reason:.300}"
             ) from error
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,6 +12,7 @@ from ltbench import records
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
+from ltbench.methods.parts.trainable import evaluation_mode
 from ltbench.metrics.collector import LongTailMetrics
 
 
@@ -19,17 +20,14 @@ class ClassificationModule(Method):
     """Base of the classification methods.
 
     A method builds its networks in ``__init__`` and gives :meth:`forward` and
-    :meth:`training_step`. Evaluation counts are summed over ranks once; nothing is averaged.
+    :meth:`training_step`; one with another rule at test time overrides :meth:`outputs`. Evaluation
+    counts are summed over ranks once; nothing is averaged.
 
     Attributes:
-        heads: Names of the outputs that are evaluated. The first predicts, and its metrics carry
-            no name of a head; a method with several, or another rule at test time, overrides
-            :meth:`outputs`.
         class_counts: (C,) float buffer, training images of each class; known after ``setup``.
     """
 
     monitor = "val/mean_recall"
-    heads: ClassVar[tuple[str, ...]] = ("",)
     class_counts: Tensor
 
     def __init__(self, num_classes: int) -> None:
@@ -39,8 +37,13 @@ class ClassificationModule(Method):
         self.register_buffer("class_counts", torch.ones(num_classes))
         self.collectors = nn.ModuleDict()
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the outputs that are evaluated, first the one that predicts, without a name."""
+        return ("",)
+
     def setup(self, stage: str) -> None:
-        """Take the class counts from the data and make a metric collector a split and head."""
+        """Take the class counts from the data and make the metric collectors."""
         super().setup(stage)
         if self.data.num_classes != self.num_classes:
             raise UserError(
@@ -49,8 +52,12 @@ class ClassificationModule(Method):
             )
         if stage == "predict":
             return
+        self.class_counts.copy_(torch.from_numpy(self.data.class_counts))
+        self.collect()
+
+    def collect(self) -> None:
+        """Make a metric collector for each split and head."""
         counts = torch.from_numpy(self.data.class_counts)
-        self.class_counts.copy_(counts)
         # On every rank, also on one that gets no image: the sums are collective.
         self.collectors = nn.ModuleDict(
             {
@@ -135,15 +142,12 @@ class ClassificationModule(Method):
         """
         self.agree_on(network)
         counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
-        training = network.training
-        network.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        forward = self.trainer.precision_plugin.forward_context()
+        with evaluation_mode(network), torch.no_grad(), forward:
             for batch in self.data.evaluation_batches(split, self.device):
                 cells = batch["label"] * self.num_classes + network(batch["image"]).argmax(1)
                 counts = counts.index_add(0, cells, torch.ones_like(cells))
-        network.train(training)
-        summed: Tensor = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        return summed.view(self.num_classes, self.num_classes)
+        return self.summed(counts).view(self.num_classes, self.num_classes)
 
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
         if len(batch["label"]):

@@ -1,7 +1,6 @@
 """CSST: self-training for a metric of the confusion matrix, such as min recall, not accuracy."""
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -10,18 +9,10 @@ from torch import Tensor
 
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
-from ltbench.methods.base import Paper
+from ltbench.methods.base import Paper, always
 from ltbench.methods.fixmatch import FixMatch
-from ltbench.objectives import (
-    Ascent,
-    Covered,
-    LeastRecall,
-    build_objective,
-    decompose,
-    joint_confusion,
-    rates,
-    zero_recall_classes,
-)
+from ltbench.methods.parts.held_out import HeldOut
+from ltbench.objectives import Ascent, Covered, LeastRecall, decompose, rates
 
 PUBLISHED_BUDGET = 57.6
 """Step size 0.1 times the 576 updates of the released code's 2^20 steps."""
@@ -104,8 +95,9 @@ class CSST(FixMatch):
     ``held_out_coverage`` of the last update of an epoch, and FixMatch's.
 
     Args:
-        objective: A key of :data:`ltbench.objectives.OBJECTIVES`; the harmonic and the geometric
-            mean are this project's, linearised at the current recalls.
+        objective: A key of :data:`ltbench.objectives.OBJECTIVES`, or the import path of the user's
+            own; the harmonic and the geometric mean are this project's, linearised at the current
+            recalls.
         coverage_target: Least coverage as a share of 1 / C, for objectives with one.
         update_interval: Steps between updates of the multipliers; or pairs (fraction of training,
             steps) in order, from 0 on: ``[[0, 10000], [0.5, 1000]]``.
@@ -132,18 +124,28 @@ class CSST(FixMatch):
             "multipliers (section 4)": "ltbench.objectives.Ascent",
             "gain matrices (section 4)": "ltbench.objectives.Objective.gain",
         },
-        deviations=(
-            "The held-out set is evaluated without augmentation; the released code augments it.",
-            "No multiplier is updated before the first step.",
-            "Biases, not only batch norm, are free of weight decay.",
-            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.",
+        deviations={
+            "The held-out set is evaluated without augmentation; the released code augments it.": (
+                always
+            ),
+            "No multiplier is updated before the first step.": always,
+            "Biases, not only batch norm, are free of weight decay.": always,
+            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.": (
+                always
+            ),
             "Multipliers of coverage constraints are kept between updates; the last released code "
-            "starts each update from 1/C, which leaves the constraints without effect.",
+            "starts each update from 1/C, which leaves the constraints without effect.": (
+                lambda run: isinstance(run.held_out.objective, Covered)
+            ),
             "Gains of head and tail are divided by the size of the group, as in the paper; the "
-            "released code leaves that out.",
-            "The objective is not one of the paper's, but linearised as the paper's are.",
-            "The run is shorter than update_interval: no multiplier was updated.",
-        ),
+            "released code leaves that out.": lambda run: run.held_out.objective.grouped,
+            "The objective is not one of the paper's, but linearised as the paper's are.": (
+                lambda run: not run.held_out.objective.linear
+            ),
+            "The run is shorter than update_interval: no multiplier was updated.": (
+                lambda run: not run.due
+            ),
+        },
     )
 
     multipliers: Tensor
@@ -171,21 +173,18 @@ class CSST(FixMatch):
             raise UserError(
                 "omega and budget must be numbers above 0, and kl_tau one of at least 0."
             )
-        self.monitor = f"val/{objective.removesuffix('_coverage').removesuffix('_ht')}"
-        self.objective_name = objective
-        self.coverage_target = coverage_target
+        self.held_out = HeldOut(objective, num_classes, coverage_target)
+        self.monitor = self.held_out.monitor
         self.update_interval = update_interval
         self.due: frozenset[int] = frozenset()
-        self.updated_at = -1
         self.omega = omega
         self.budget = budget
         self.threshold = threshold
         self.kl_tau = kl_tau
-        # Which classes are head and tail the data will tell; the number of multipliers is known.
-        self.objective = build_objective(objective, torch.ones(num_classes), coverage_target)
-        first = self.objective.initial.clone()
+        first = self.held_out.objective.initial.clone()
         if lambda_init is not None:
-            if isinstance(self.objective, LeastRecall) or not 0 <= lambda_init < math.inf:
+            least = isinstance(self.held_out.objective, LeastRecall)
+            if least or not 0 <= lambda_init < math.inf:
                 raise UserError(
                     "lambda_init is a number of at least 0, for coverage constraints only: the "
                     f"multipliers of {objective} sum to 1."
@@ -198,35 +197,9 @@ class CSST(FixMatch):
     def setup(self, stage: str) -> None:
         """Check the held-out set, and make the gains of the first multipliers."""
         super().setup(stage)
-        if stage != "fit":
-            return
-        if "val" not in self.data.splits:
-            raise UserError(
-                "CSST needs a held-out set: choose a protocol with validation images, or put some "
-                "into the folder val of the data."
-            )
-        images = torch.from_numpy(self.data.splits["val"].labels).bincount(
-            minlength=self.num_classes
-        )
-        # It refuses a set in which a class is missing.
-        joint_confusion(images.diag(), class_names=self.data.source.class_names)
-        self.objective = build_objective(
-            self.objective_name, self.class_counts, self.coverage_target
-        )
-        self.gain.copy_(self.objective.gain(self.prior, self.prior.diag(), self.multipliers.cpu()))
-
-    @property
-    def deviations(self) -> Sequence[str]:
-        """Those of the paper's card that the objective and the length of the run bring about."""
-        *always, coverage, groups, means, short = self.paper.deviations
-        name = self.objective_name
-        found = {
-            coverage: isinstance(self.objective, Covered),
-            groups: "_ht_" in name,
-            means: name.startswith(("hmean", "gmean")),
-            short: not self.due,
-        }
-        return [*always, *(deviation for deviation, applies in found.items() if applies)]
+        if stage == "fit":
+            self.held_out.setup(self.data, self.class_counts)
+            self._set_gain(self.prior.diag(), self.multipliers.cpu())
 
     @property
     def prior(self) -> Tensor:
@@ -243,33 +216,27 @@ class CSST(FixMatch):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Update the multipliers where it is time."""
         super().on_train_batch_start(batch, batch_idx)
-        step = self.trainer.global_step
-        if step in self.due and step != self.updated_at:  # one that was left out is tried again
-            self.updated_at = step
+        if self.trainer.global_step in self.due:
             self.update_multipliers()
 
     def update_multipliers(self) -> None:
         """Evaluate the averaged network on the held-out set; move multipliers and gains."""
         counts = self.confusion(self.evaluated).cpu()
-        joint = joint_confusion(counts)
-        multipliers = self.objective.update(self.multipliers.cpu(), joint, self.rule)
-        smooth = joint_confusion(counts, smoothing=0.5)
-        self.multipliers.copy_(multipliers)
-        self.gain.copy_(self.objective.gain(self.prior, smooth, multipliers))
-        recall, coverage = rates(joint)
+        look = self.held_out.look(counts, self.multipliers.cpu(), self.rule)
+        self.multipliers.copy_(look.multipliers)
+        self._set_gain(look.smoothed, look.multipliers)
+        recall, coverage = rates(look.joint)
         self.traces |= {
-            "lambda": multipliers,
+            "lambda": look.multipliers,
             "gain_diagonal": self.gain.diagonal(),
             "held_out_recall": recall,
             "held_out_coverage": coverage,
         }
-        held_out: dict[str, Tensor | int] = {
-            "objective": self.objective.value(joint),
-            "violation": self.objective.violation(joint),
-            "zero_recall_classes": zero_recall_classes(counts),
-        }
-        for name, value in held_out.items():
+        for name, value in look.report.items():
             self.log(f"train/held_out_{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+    def _set_gain(self, joint: Tensor, multipliers: Tensor) -> None:
+        self.gain.copy_(self.held_out.objective.gain(self.prior, joint, multipliers))
 
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean hybrid loss of labelled images."""

@@ -12,9 +12,8 @@ from torchvision.transforms import v2
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import bind_loss, class_balanced_weights
-from ltbench.methods.base import Paper
+from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
-from ltbench.optim.sam import SAM
 from ltbench.optim.schedules import epoch_of
 
 
@@ -41,7 +40,7 @@ class ERM(OptimisedModule):
     """Train one classifier by minimising one loss on the long-tailed training set.
 
     Args:
-        loss: A function of :mod:`ltbench.losses`.
+        loss: A function of :mod:`ltbench.losses`, or the import path of the user's own.
         loss_args: Its constants, for example ``{gamma: 0.15, tau: 1.25}`` for ``vs_loss``.
         reweighting: Class weights and when they start; none by default.
         mixup: Alpha of mixup's Beta distribution (arXiv 1710.09412); 0 is off.
@@ -66,11 +65,15 @@ class ERM(OptimisedModule):
             "LPF-SGD (2201.08025)": "ltbench.optim.sam.LPFSGD",
             "PGD (1703.00887)": "ltbench.optim.sam.PGD",
         },
-        deviations=(
-            "The last epoch is reported; the published code reports the best epoch on test.",
-            "Batch norm statistics move in SAM's first pass only; bn_update: both is theirs.",
-            "Focal loss takes p from the unweighted cross-entropy; focal_official_loss is theirs.",
-        ),
+        deviations={
+            "The last epoch is reported; the published code reports the best epoch on "
+            "test.": always,
+            "Batch norm statistics move in SAM's first pass only; bn_update: both is theirs.": (
+                lambda run: getattr(run.gradient_rule, "bn_update", None) == "first"
+            ),
+            "Focal loss takes p from the unweighted cross-entropy; focal_official_loss is "
+            "theirs.": lambda run: run.loss_name == "focal_loss",
+        },
     )
 
     def __init__(
@@ -86,10 +89,6 @@ class ERM(OptimisedModule):
     ) -> None:
         """Build the network and name the loss."""
         super().__init__(num_classes, in_chans, **kwargs)
-        if loss == "ldam_loss" and self.network["head"] != "cosine":
-            raise UserError(
-                "ldam_loss takes margins off cosines: set model.init_args.head: cosine."
-            )
         if mixup < 0 or cutmix < 0:
             raise UserError(f"mixup {mixup} and cutmix {cutmix} must be at least 0.")
         self.loss_name = loss
@@ -102,15 +101,17 @@ class ERM(OptimisedModule):
         ]
         self.mix = v2.RandomChoice(mixers) if mixers else None
 
-    @property
-    def deviations(self) -> list[str]:
-        """Those of the paper's card that this run's loss and gradient rule bring about."""
-        epoch, batch_norm, focal = self.paper.deviations
-        rule = self.gradient_rule
-        found = [epoch]
-        found += [batch_norm] if isinstance(rule, SAM) and rule.bn_update == "first" else []
-        found += [focal] if self.loss_name == "focal_loss" else []
-        return found
+    def setup(self, stage: str) -> None:
+        """Check that the loss fits the head.
+
+        Raises:
+            UserError: It does not.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.loss_name == "ldam_loss" and self.network["head"] != "cosine":
+            raise UserError(
+                "ldam_loss takes margins off cosines: set model.init_args.head: cosine."
+            )
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -125,13 +126,14 @@ class ERM(OptimisedModule):
         super().on_train_epoch_start()
         self.weight = self.class_weights
 
-    def prepare_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def prepare_step(self, batch: Batch) -> Batch:
         """Mix the images and their labels, where that is asked for."""
-        images, targets = batch["image"], batch["label"]
-        return self.mix(images, targets) if self.mix else (images, targets)
+        if self.mix is None:
+            return batch
+        images, labels = self.mix(batch["image"], batch["label"])
+        return {"image": images, "label": labels}
 
-    def loss_of(self, prepared: tuple[Tensor, Tensor], part: slice) -> Tensor:
+    def loss_of(self, batch: Batch) -> Tensor:
         """Return the loss of the logits of these images."""
-        images, targets = prepared
-        logits = self(images[part])
-        return self.loss(logits, targets[part], self.class_counts, weight=self.weight)
+        logits = self(batch["image"])
+        return self.loss(logits, batch["label"], self.class_counts, weight=self.weight)

@@ -1,7 +1,6 @@
 """FixMatch: confident predictions on a weak view are the labels of a strong view."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch.nn import functional as F
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.errors import UserError
 from ltbench.losses import bind_loss
-from ltbench.methods.base import Paper
+from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.optim.schedules import LRSchedule, SlowCosine
+from ltbench.optim.step import Loss, Step
 
 
 def confident(logits: Tensor, cutoff: float) -> Tensor:
@@ -76,13 +76,19 @@ class FixMatch(OptimisedModule):
             "labelled loss with logit adjustment": "ltbench.losses.logit_adjusted_loss",
             "learning rate (section 2.4)": "ltbench.optim.schedules.SlowCosine",
         },
-        deviations=(
+        deviations={
             "Strong views are those of the long-tail code bases (2304.14738, 2403.18301): three "
-            "operations, always applied, then cutout; labelled images are no unlabelled ones.",
-            "Biases, not only batch norm, are free of weight decay.",
-            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.",
-            "UDA's annealing of the training signal is left out.",
-        ),
+            "operations, always applied, then cutout; labelled images are no unlabelled ones.": (
+                lambda run: not run.data.texts
+            ),
+            "Biases, not only batch norm, are free of weight decay.": always,
+            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.": (
+                lambda run: not run.data.texts
+            ),
+            "UDA's annealing of the training signal is left out.": (
+                lambda run: run.temperature is not None
+            ),
+        },
     )
     average_buffers = False
 
@@ -124,7 +130,6 @@ class FixMatch(OptimisedModule):
         self.p_cutoff = p_cutoff
         self.temperature = temperature
         self.truth: Tensor | None = None
-        self.statistics: dict[str, Tensor] = {}
         # Rows: pseudo-labels of each class in this epoch, those kept, those kept and right.
         # No buffer: DDP would give every rank those of the first.
         self.pseudo_counts = torch.zeros(3, num_classes, dtype=torch.long)
@@ -143,13 +148,6 @@ class FixMatch(OptimisedModule):
                 "SemiSupervisedDataModule."
             )
         return data
-
-    @property
-    def deviations(self) -> Sequence[str]:
-        """Those of the paper's card that hold for this data and these pseudo-labels."""
-        views, biases, constants, annealing = self.paper.deviations
-        ours = [biases] if self.data.texts else [views, biases, constants]
-        return ours if self.temperature is None else [*ours, annealing]
 
     def on_train_start(self) -> None:
         """Take the true labels for the statistics, where the data opens them."""
@@ -173,42 +171,39 @@ class FixMatch(OptimisedModule):
         """Return which pseudo-labels (n,) are kept, from the logits of the weak views."""
         return confident(logits, self.p_cutoff)
 
-    def loss_of(self, prepared: dict[str, Any], part: slice) -> Tensor:
+    def loss_of(self, batch: dict[str, Any]) -> Loss:
         """Return the loss of some labelled images and of the unlabelled ones that go with them."""
-        images, labels = prepared["image"][part], prepared["label"][part]
-        if "unlabelled" not in prepared:
+        images, labels = batch["image"], batch["label"]
+        if "unlabelled" not in batch:
             return self.labelled_loss(self(images), labels)
-        mu = len(prepared["unlabelled"]["index"]) // len(prepared["label"])
-        start, stop, _ = part.indices(len(prepared["label"]))
-        hidden = {k: v[mu * start : mu * stop] for k, v in prepared["unlabelled"].items()}
+        hidden: dict[str, Tensor] = batch["unlabelled"]
         logits = self(torch.cat([images, hidden["weak"], hidden["strong"]]))
-        labelled, weak, strong = logits.tensor_split([len(images), (1 + mu) * len(images)])
+        labelled, weak, strong = logits.split([len(images), *2 * [len(hidden["weak"])]])
         with torch.no_grad():
             targets = pseudo_labels(weak, self.temperature)
             keep = self.keep(weak, targets)
-            self._tally(weak.argmax(1), keep, hidden["index"])
         of_labelled = self.labelled_loss(labelled, labels)
         of_unlabelled = (self.consistency_losses(strong, targets) * keep).mean()
-        self.statistics = {
-            "labelled_loss": of_labelled.detach(),
-            "unlabelled_loss": of_unlabelled.detach(),
+        return of_labelled + self.lambda_u * of_unlabelled, {
+            "labelled_loss": of_labelled,
+            "unlabelled_loss": of_unlabelled,
             "kept_share": keep.float().mean(),
+            "pseudo_label": weak.argmax(1),
+            "kept": keep,
         }
-        return of_labelled + self.lambda_u * of_unlabelled
 
-    def _tally(self, labels: Tensor, keep: Tensor, index: Tensor) -> None:
+    def after_step(self, step: Step) -> None:
+        """Count the pseudo-labels, and say at the end of an epoch what became of them."""
+        if "kept" not in step.statistics:
+            return
+        labels, keep = step.statistics["pseudo_label"], step.statistics["kept"]
         rows = [torch.ones_like(labels), keep.long()]
         if self.truth is not None:
-            rows.append((keep & (labels == self.truth[index])).long())
+            right = labels == self.truth[step.batch["unlabelled"]["index"]]
+            rows.append((keep & right).long())
         self.pseudo_counts[: len(rows)].index_add_(1, labels, torch.stack(rows))
-
-    def after_step(self) -> None:
-        """Log the step, and at the end of an epoch what became of its pseudo-labels."""
-        for name, value in self.statistics.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
-        if self.statistics and self.trainer.is_last_batch:
-            counts: Tensor = self.trainer.strategy.reduce(self.pseudo_counts, reduce_op="sum")
-            drawn, kept, right = counts.double()
+        if self.trainer.is_last_batch:
+            drawn, kept, right = self.summed(self.pseudo_counts).double()
             self.traces["kept_share"] = kept / drawn
             if self.truth is not None:
                 self.traces["kept_accuracy"] = right / kept

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,25 +19,44 @@ from ltbench import seeding
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
+from ltbench.methods import stages
 from ltbench.methods.classification import ClassificationModule
-from ltbench.models import build_backbone
+from ltbench.methods.parts.start import (
+    HeadInit,
+    require_same_network,
+    set_class_means,
+    take_over,
+)
+from ltbench.methods.parts.trainable import check_selections, evaluation_mode, let_learn, rest
+from ltbench.methods.stages import Trained
+from ltbench.models import InputStatistics, build_backbone, penultimate
 from ltbench.optim.averaging import WeightAverage
 from ltbench.optim.sam import PGD, GradientRule, Plain
 from ltbench.optim.schedules import LRSchedule, MultiStep
+from ltbench.optim.step import Loss, Step
 
 
 class OptimisedModule(ClassificationModule):
     """A classifier trained by one optimizer along the gradient that a rule finds.
 
     A method draws the random inputs of a step in :meth:`prepare_step` and says what the loss of a
-    part of the batch is in :meth:`loss_of`; the gradient rule calls the latter once a pass.
+    batch is in :meth:`loss_of`; the gradient rule calls the latter once per pass.
 
     Args:
         num_classes: Number of classes; the command line takes it from the data.
         in_chans: Number of image channels; the command line takes it from the data.
         backbone: Any timm name; ``resnet32_cifar``, ``wrn_28_2`` and ``wrn_28_10`` are added here.
+            Null takes the network of ``init_from``.
         backbone_args: Further arguments of ``timm.create_model``.
         head: ``linear``, or the ``cosine`` classifier that LDAM needs.
+        init_from: The trained network to start from: a run, a checkpoint, a plain state dict, or
+            timm's weights; default: random weights. Evaluating a checkpoint does not need it.
+        head_init: With ``init_from``, what the classifier starts from: the ``own`` one of that
+            network, a ``random`` one, or the ``class_means`` of its features on the training
+            images. The last two are for data with other classes, too.
+        trainable: Which parameters of the network learn: one or several of ``all``, ``head``,
+            ``norms`` (scale and shift of normalisation layers) and ``biases``. Layers with nothing
+            to learn are in evaluation mode throughout, with the statistics that they came with.
         optimizer: Any torch or timm optimizer.
         decay_norms: Whether weight decay acts on biases and normalisation layers too, as in the
             CIFAR recipes; if not, only on weights of two dimensions and more.
@@ -45,9 +65,10 @@ class OptimisedModule(ClassificationModule):
             (:mod:`ltbench.optim.sam`), or at the weights themselves by default.
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
         ema_decay: Decay per step of an average of the weights, which is then what is evaluated.
-        compile: Compile the network with ``torch.compile``.
-        on_bad_loss: Whether a loss that is not finite stops the run, or its step is skipped and
-            counted (``train/skipped_steps``); ``skip`` waits for the device in every step.
+        compile: Compile the network with ``torch.compile``, part by part.
+
+    Raises:
+        UserError: An argument is out of its range.
     """
 
     average_buffers: ClassVar[bool] = True  # whether the average takes in batch norm's statistics
@@ -56,9 +77,12 @@ class OptimisedModule(ClassificationModule):
         self,
         num_classes: int = 10,
         in_chans: int = 3,
-        backbone: str = "resnet32_cifar",
+        backbone: str | None = "resnet32_cifar",
         backbone_args: dict[str, Any] | None = None,
         head: Literal["linear", "cosine"] = "linear",
+        init_from: Trained | None = None,
+        head_init: HeadInit = "own",
+        trainable: str | list[str] = "all",
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(
             p, lr=0.1, momentum=0.9, weight_decay=2e-4
         ),
@@ -68,7 +92,6 @@ class OptimisedModule(ClassificationModule):
         clip_norm: float | None = None,
         ema_decay: float | None = None,
         compile: bool = False,
-        on_bad_loss: Literal["error", "skip"] = "error",
     ) -> None:
         """Build the network; what depends on the data waits for ``setup``."""
         super().__init__(num_classes)
@@ -78,18 +101,27 @@ class OptimisedModule(ClassificationModule):
             raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
         if taken := {"name", "num_classes", "in_chans", "head"} & set(backbone_args or ()):
             raise UserError(f"backbone_args: '{min(taken)}' is no option of a backbone here.")
+        if init_from is None and (backbone is None or head_init != "own"):
+            raise UserError(
+                f"backbone: {backbone or 'null'} with head_init: {head_init} needs a trained "
+                "network: name its run with model.init_from.path."
+            )
         self.automatic_optimization = False
-        self.build(
-            {
-                "name": backbone,
-                "num_classes": num_classes,
-                "in_chans": in_chans,
-                "head": head,
-                **(backbone_args or {}),
-            }
-        )
-        if compile:
-            self.net.compile()
+        self.in_chans = in_chans
+        self.head: Literal["linear", "cosine"] = head
+        self.head_init = head_init
+        self.trainable = [trainable] if isinstance(trainable, str) else trainable
+        check_selections(self.trainable)
+        self.compiled = compile
+        if backbone is not None:
+            options = {"num_classes": num_classes, "in_chans": in_chans, "head": head}
+            self.build({"name": backbone, **options, **(backbone_args or {})})
+            if init_from and init_from.backbone is None:
+                init_from = replace(
+                    init_from, backbone=backbone, backbone_args=backbone_args, head=head
+                )
+        if init_from:
+            self.starts["init_from"] = init_from
 
         # A function is copied by reference. jsonargparse's own object holds the whole parser, which
         # an average of this module would copy, and under DDP cannot.
@@ -102,36 +134,67 @@ class OptimisedModule(ClassificationModule):
         self.gradient_rule = gradient_rule or Plain()
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
-        self.on_bad_loss = on_bad_loss
+        self.average: WeightAverage | None = None
 
     def build(self, network: dict[str, Any]) -> None:
         """Build ``self.net`` with these arguments of :func:`~ltbench.models.build_backbone`."""
         self.network = network
         self.net = build_backbone(**network)
         self.net.to(memory_format=torch.channels_last)
+        if self.compiled:  # the parts: a method may call the network's features and head apart
+            for part in self.net.children():
+                part.compile()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Those that the network declares."""
+        return penultimate.head_names(self.net) if self.network else ("",)
 
     @abstractmethod
-    def loss_of(self, prepared: Any, part: slice) -> Tensor:  # noqa: ANN401 - the method's own
-        """Return the mean loss of a part of the batch, a scalar.
+    def loss_of(self, batch: Any) -> Loss:  # noqa: ANN401 - the method's own
+        """Return the mean loss of a batch, a scalar; or that and statistics of it, to be logged.
+
+        It changes nothing: a gradient rule may call it several times per step. What it returns is
+        logged once, from the first pass: scalars by name, as means over the epoch. Tensors with a
+        row per sample are left to :meth:`after_step`.
 
         Args:
-            prepared: What :meth:`prepare_step` returned for this batch.
-            part: Which samples; the whole batch but for rules that cut it up.
+            batch: What :meth:`prepare_step` returned, or some samples of it.
         """
 
     def prepare_step(self, batch: Batch) -> Any:  # noqa: ANN401 - the method's own
-        """Draw what is random in the inputs of a step, once for all passes over them."""
+        """Draw what is random in the inputs of a step, once for all passes over them.
+
+        Returns:
+            A mapping of tensors, each with the same number of rows for every sample.
+        """
         return batch
 
-    def after_step(self) -> None:
+    def after_step(self, step: Step) -> None:
         """Do what a method does after each step of the optimizer."""
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
+        return penultimate.outputs(self.net, images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) of normalised images (B, in_chans, H, W)."""
-        return self.net(images)  # type: ignore[no-any-return]
+        return self.outputs(images)[""]
 
     def setup(self, stage: str) -> None:
-        """Check what would otherwise be found out in the middle of the training."""
+        """Load what the run starts from, and check what would otherwise be found out hours later.
+
+        Raises:
+            UserError: The start is missing or does not fit, or something else of the config or
+                the data does not.
+        """
+        if stage == "fit":
+            if "init_from" in self.starts:
+                self.load_start()
+            if self.trainable != ["all"]:
+                let_learn(self.net, self.trainable)
+            if self.average:
+                self.average.begin(self.trainer, self)
         super().setup(stage)
         if stage != "fit":
             return
@@ -143,16 +206,40 @@ class OptimisedModule(ClassificationModule):
                 "use --trainer.precision bf16-mixed or 32-true."
             )
 
+    def load_start(self) -> None:
+        """Give the network the weights of ``init_from``.
+
+        Raises:
+            UserError: It is missing, or does not fit the config or the data.
+        """
+        new_head = self.head_init != "own"
+        start = stages.load(
+            self.starts["init_from"],
+            self.num_classes,
+            self.in_chans,
+            role="init_from",
+            any_classes=new_head,
+        )
+        start.require_same_data(self.data.identity(), other=new_head)
+        if not self.network:
+            head = {"num_classes": self.num_classes, "head": self.head} if new_head else {}
+            self.build({**start.spec, **head, "pretrained": False})
+        require_same_network(start, self.network, new_head)
+        take_over(self.net, start, head=not new_head)
+        self.lineage = [start.lineage]
+        self.input_statistics = InputStatistics.of(start.data)
+        if self.head_init == "class_means":
+            device = self.data.device
+            batches = self.data.evaluation_batches("train", device)
+            set_class_means(self.net.to(device), batches, device, self.summed)
+
     @torch.no_grad()
     def _check_images(self) -> None:
         """Show the network one image: it may have been built for another size."""
-        if not self.network:  # a start, which brings its own, is loaded later
-            return
         image = self.data.normalise(self.data.source.images("train", [0]))
-        training = self.net.training
+        image = image.to(next(self.net.parameters()).device)
         try:
-            with torch.compiler.set_stance("force_eager"):
-                self.net.eval()
+            with torch.compiler.set_stance("force_eager"), evaluation_mode(self.net):
                 self.outputs(image)
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
             size = "x".join(map(str, image.shape[2:] or image.shape[1:]))
@@ -160,8 +247,6 @@ class OptimisedModule(ClassificationModule):
                 f"backbone '{self.network['name']}' cannot take images of {size} ({error}): set "
                 "data.image_size, or img_size in model.backbone_args."
             ) from error
-        finally:
-            self.net.train(training)
 
     @property
     def epochs(self) -> int:
@@ -187,6 +272,20 @@ class OptimisedModule(ClassificationModule):
             {"params": [p for n, p in trained if n in small], "weight_decay": 0.0},
         ]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from it; a run that is evaluated takes its network from it where it must.
+
+        Raises:
+            UserError: See the parent.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if not self.network:
+            self.build(checkpoint["ltbench_network"])
+            if self.collectors:  # made before the heads were known
+                self.collect()
+        if self.starts:
+            self.input_statistics = InputStatistics.of(checkpoint.get("ltbench_data", {}))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, whose learning rate follows ``lr_schedule``."""
         by_step = self.lr_schedule.by == "step"
@@ -207,21 +306,19 @@ class OptimisedModule(ClassificationModule):
         """Average the weights where ``ema_decay`` asks for it."""
         if self.ema_decay is None:
             return []
-        return [WeightAverage(self.ema_decay, self.average_buffers)]
+        self.average = WeightAverage(self.ema_decay, self.average_buffers)
+        return [self.average]
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated during training: the averaged one, if there is one."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAverage) and callback._average_model is not None:
-                network = callback._average_model.module.net
-                assert isinstance(network, nn.Module)
-                return network
-        return self.net
+        averaged = self.average and self.average.network
+        return averaged.net if isinstance(averaged, OptimisedModule) else self.net
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate too."""
-        super().on_train_epoch_start()
+        """Let frozen layers rest, and log the learning rate."""
+        if self.trainable != ["all"]:
+            rest(self.net)
         self.log("train/lr", self._optimizer.param_groups[0]["lr"])
 
     @property
@@ -238,34 +335,32 @@ class OptimisedModule(ClassificationModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step along the gradient that the rule finds."""
-        prepared, size = self.prepare_step(batch), len(batch["label"])
-        before = self.buffers_before()
-        loss = self.gradient_rule.backward(
+        size, now = len(batch["label"]), self.trainer.global_step
+        step = Step(
             self,
-            lambda part: self.loss_of(prepared, part),
+            self.loss_of,
+            self.prepare_step(batch),
             size,
-            epoch=self.current_epoch,
-            epochs=self.trainer.max_epochs or 1,
-            generator=seeding.generator(
-                self.device, seeding.run_seed(), "noise", self.trainer.global_step
-            ),
-            backward=self.manual_backward,
-            no_sync=self.no_sync,
+            self.current_epoch,
+            self.trainer.max_epochs or 1,
+            seeding.generator(self.device, seeding.run_seed(), "noise", now),
+            self.manual_backward,
+            self.no_sync,
         )
-        if self.skips(loss, before):
-            if self.lr_schedule.by == "step":
-                self._schedule.step()
-            return
-        self.bad_step.watch(loss, self.trainer.global_step, batch["index"])
+        loss = self.gradient_rule.backward(step)
+        self.bad_step.watch(loss, now, batch["index"])
         self._optimizer.step()
-        self.after_step()
+        self.after_step(step)
         if self.lr_schedule.by == "step":
             self._schedule.step()
         # Not with prog_bar, for which Lightning reads the value in every step; the bar finds it.
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
-        for name, value in self.gradient_rule.diagnostics.items():
+        for name, value in step.statistics.items():
+            if not value.ndim:
+                self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
+        for name, measured in self.gradient_rule.diagnostics.items():
             # Lightning would make a tensor of a number by a copy that the device has to wait for.
-            self.log(f"train/{name}", torch.as_tensor(value))
+            self.log(f"train/{name}", torch.as_tensor(measured))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
@@ -284,9 +379,7 @@ class OptimisedModule(ClassificationModule):
             self._schedule.step()
 
     def _require_finite_loss(self) -> None:
-        loss = self.trainer.callback_metrics.get("train/loss")
-        if loss is None:
-            raise UserError(f"epoch {self.current_epoch}: every step was skipped, with a bad loss.")
+        loss = self.trainer.callback_metrics["train/loss"]
         if not loss.isfinite():
             raise UserError(
                 f"the training loss of epoch {self.current_epoch} is not finite ({loss}), first in "

@@ -12,10 +12,11 @@ from ltbench.data.datasets import Batch
 from ltbench.data.streams import MAIN
 from ltbench.errors import UserError
 from ltbench.losses import vs_offsets
-from ltbench.methods.base import Paper
+from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.models.penultimate import classify, features, linear_heads
 from ltbench.optim.schedules import LRSchedule, MultiStep
+from ltbench.optim.step import Step
 
 
 def paco_loss(
@@ -115,10 +116,10 @@ class PaCo(OptimisedModule):
             "queue and momentum encoder (1911.05722)": "ltbench.methods.paco.KeyQueue",
             "log prior on the centres' logits (2007.10740)": "ltbench.losses.vs_offsets",
         },
-        deviations=(
-            "The queue starts empty, and places never filled are left out of the softmax.",
-            "Queries and keys of all ranks are contrasted, so that ranks share one batch.",
-        ),
+        deviations={
+            "The queue starts empty, and places never filled are left out of the softmax.": always,
+            "Queries and keys of all ranks are contrasted, so that ranks share one batch.": always,
+        },
     )
     view: ClassVar[str] = "key"
 
@@ -152,6 +153,8 @@ class PaCo(OptimisedModule):
             raise UserError("PaCo: queue and dim are at least 1, momentum lies in [0, 1).")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.momentum = momentum
+        if not self.network:
+            raise UserError("PaCo builds copies of its network: name model.backbone.")
         width = sum(head.in_features for head in linear_heads(self.net))
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
         self.key_net = copy.deepcopy(self.net).requires_grad_(False)
@@ -159,8 +162,9 @@ class PaCo(OptimisedModule):
         self.queue = KeyQueue(queue, dim)
 
     def setup(self, stage: str) -> None:
-        """Check that there is a second view."""
+        """Check that there is a second view, and let the keys' encoder begin as the queries'."""
         super().setup(stage)
+        self.key_net.load_state_dict(self.net.state_dict())
         if stage == "fit" and self.view not in self.data.streams().views_of(MAIN):
             raise UserError(
                 f"PaCo needs a second view of each training image: data.views: {{{self.view}: "
@@ -174,10 +178,10 @@ class PaCo(OptimisedModule):
             self.fresh = (self._gathered(F.normalize(keys.float())), self._gathered(batch["label"]))
         return batch
 
-    def loss_of(self, prepared: Batch, part: slice) -> Tensor:
+    def loss_of(self, batch: Batch) -> Tensor:
         """Return the loss of some anchors of this rank."""
-        labels = prepared["label"][part]
-        found = features(self.net, prepared["image"][part])
+        labels = batch["label"]
+        found = features(self.net, batch["image"])
         logits = classify(self.net, found).float() + vs_offsets(self.class_counts, 1)
         queries = F.normalize(self.projection(found).float())
         sources = (self._gathered(queries), self._gathered(labels)), self.fresh, self._queued()
@@ -197,7 +201,7 @@ class PaCo(OptimisedModule):
             self.beta,
         )
 
-    def after_step(self) -> None:
+    def after_step(self, step: Step) -> None:
         """Let the moving average follow, and the keys of this step join the queue."""
         with torch.no_grad():
             averages: list[Tensor] = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.models import NormedLinear, build_backbone, trained_on
+from ltbench.models import NormedLinear, build_backbone, penultimate, trained_on
 
 
 @dataclass
@@ -62,17 +62,23 @@ class Start:
     data: dict[str, Any]
     lineage: dict[str, Any]
 
-    def require_same_data(self, data: dict[str, Any]) -> None:
+    def require_same_data(self, data: dict[str, Any], other: bool = False) -> None:
         """Refuse to go on with other data, as far as the checkpoint knows its own.
 
         Args:
             data: The :meth:`~ltbench.data.base.DataModule.identity` of this run's.
+            other: Whether classes and images may be others, as for a new head; then those of one
+                data set still have to be the same ones.
 
         Raises:
             UserError: Classes, normalisation or size of the images, or training images differ.
         """
         role = self.lineage["role"]
         wrong = [key for key, value in self.data.items() if data.get(key, value) != value]
+        if other:
+            sources = [str(d.get("training_set")).partition(":")[0] for d in (self.data, data)]
+            free = {"class_names", "image_size", "" if len({*sources}) == 1 else "training_set"}
+            wrong = [key for key in wrong if key not in free]
         if wrong == ["training_set"]:
             raise UserError(
                 f"{role} was trained on other images, which may be in this validation set: use the "
@@ -144,8 +150,7 @@ def load(
         num_classes: Classes that it must have.
         in_chans: Image channels that it must take.
         role: What it is for: ``teacher``, ``init_from``, ...; for messages and the lineage.
-        any_classes: Whether timm's own weights may know other classes, since their features alone
-            are asked for.
+        any_classes: Whether it may know other classes, since its features alone are asked for.
 
     Raises:
         UserError: The file is missing, unsafe or no network, or has other classes or channels.
@@ -158,7 +163,7 @@ def load(
         data = trained_on(spec["name"])
         theirs = data.pop("num_classes", num_classes)
         if any_classes:
-            spec["num_classes"] = num_classes = theirs
+            spec["num_classes"] = theirs
         elif theirs != num_classes:
             raise UserError(
                 f"{role}: timm's weights of '{spec['name']}' are for {theirs} classes, this data "
@@ -179,8 +184,10 @@ def load(
         else:
             spec = _named(trained, num_classes, in_chans)
             weights = _below("module.", state)
+            if any_classes:
+                spec["num_classes"] = _classes(weights, spec)
     classes, channels = spec["num_classes"], spec["in_chans"]
-    if (classes, channels) != (num_classes, in_chans):
+    if (num_classes if any_classes else classes, channels) != (num_classes, in_chans):
         raise UserError(
             f"{role} {file} has {classes} classes and {channels} image channels; "
             f"this data has {num_classes} and {in_chans}."
@@ -276,6 +283,15 @@ def _renamed(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
         columns = found[name].shape != ours.shape == found[name].T.shape
         found[name] = found[name].T if columns else found[name]
     return found
+
+
+def _classes(weights: dict[str, Tensor], spec: dict[str, Any]) -> int:
+    """Return the classes that the weights of a plain state dict know."""
+    network = build_backbone(**spec)
+    head = next(iter(penultimate.classifiers(network).values()))
+    place = next(name for name, module in network.named_modules() if module is head)
+    found = _renamed(weights, network).get(f"{place}.weight")
+    return spec["num_classes"] if found is None else len(found)
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:

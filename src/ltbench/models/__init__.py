@@ -1,6 +1,8 @@
 """Backbones: every one is a timm name; importing this package registers those timm lacks."""
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm
@@ -15,7 +17,7 @@ from ltbench.models import (  # noqa: F401  (importing registers them)
 )
 from ltbench.models.heads import NormedLinear
 
-__all__ = ["NormedLinear", "build_backbone", "trained_on"]
+__all__ = ["InputStatistics", "NormedLinear", "build_backbone", "trained_on"]
 
 
 _OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
@@ -79,7 +81,8 @@ def trained_on(name: str) -> dict[str, Any]:
     """Return what timm says of the images its weights of a name were trained on.
 
     Returns:
-        ``num_classes``, ``mean``, ``std`` and ``image_size``; nothing for an unknown name.
+        ``num_classes``, ``mean``, ``std``, ``image_size`` and ``interpolation``; nothing for an
+        unknown name.
     """
     found = timm.get_pretrained_cfg(name)
     if found is None:
@@ -89,7 +92,33 @@ def trained_on(name: str) -> dict[str, Any]:
         "mean": list(found.mean),
         "std": list(found.std),
         "image_size": found.input_size[-1],
+        "interpolation": found.interpolation,
     }
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """How images are brought to a network, as its weights were trained.
+
+    Attributes:
+        mean: Mean per channel of values in [0, 1].
+        std: Their standard deviation.
+        image_size: Side in pixels.
+        interpolation: How images are resized, where that is known.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int | None = None
+    interpolation: str | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "InputStatistics | None":
+        """Take them from :func:`trained_on`, or from what a checkpoint says of its data."""
+        if not {"mean", "std"} <= data.keys():
+            return None
+        size, interpolation = data.get("image_size"), data.get("interpolation")
+        return cls(tuple(data["mean"]), tuple(data["std"]), size, interpolation)
 
 
 def _make_cosine(model: nn.Module, name: str) -> None:

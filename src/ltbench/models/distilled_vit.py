@@ -51,17 +51,6 @@ def deit_tiny_distilled_patch4_32(
     return model
 
 
-def head_logits(net: VisionTransformerDistilled, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of the CLS and of the DIST head, (B, C) each.
-
-    Args:
-        net: A distilled ViT.
-        tokens: What its ``forward_features`` gives for a batch, (B, N, D).
-    """
-    cls, dist = net.head_drop(tokens[:, 0]), net.head_drop(tokens[:, 1])
-    return net.head(cls), net.head_dist(dist)
-
-
 @torch.no_grad()
 def block_tokens(net: VisionTransformerDistilled, images: Tensor, norm: bool = False) -> Tensor:
     """Return what each block makes of the CLS and DIST tokens, (blocks, B, 2, D).

@@ -1,59 +1,122 @@
-"""A classifier seen as features and a linear map, for methods that work between the two.
+"""Two questions to any network: the features of a batch, and its logits by head.
 
-Any timm network whose classifier is linear will do. A distilled ViT (arXiv 2012.12877), which
-averages the logits of two heads, is one as well: its features are both tokens side by side.
+A plain timm network has one head, and answers by timm's own ``forward_head`` and
+``get_classifier``. A network with several heads, such as experts on a shared stem, declares them on
+its own class (:class:`SeveralHeads`); timm's distilled ViT (arXiv 2012.12877) is one as well. Its
+prediction is the mean of their logits, so that it too is features, all heads' side by side, and a
+linear map where the heads are linear.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from ltbench.errors import UserError
 from ltbench.models.heads import NormedLinear
 
 
-def linear_heads(net: nn.Module) -> list[nn.Linear]:
-    """Return the linear classifiers of a timm network whose logits are averaged: mostly one.
+@runtime_checkable
+class SeveralHeads(Protocol):
+    """What a network with several heads declares: names -> classifiers, and what each sees."""
+
+    def head_classifiers(self) -> Mapping[str, nn.Linear]:
+        """Return the classifier of each head: linear, or cosine."""
+        ...
+
+    def head_features(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the features (B, d) that the classifier of each head sees of images."""
+        ...
+
+
+def head_names(net: nn.Module) -> tuple[str, ...]:
+    """Return the names of a network's outputs: the prediction, without one, then several heads."""
+    several = isinstance(net, SeveralHeads | VisionTransformerDistilled)
+    return ("", *classifiers(net)) if several else ("",)
+
+
+def outputs(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the logits (B, C) by head, first the prediction, as :func:`head_names` names them."""
+    if len(head_names(net)) == 1:
+        return {"": net(images)}
+    logits = head_logits(net, head_features(net, images))
+    return {"": torch.stack([*logits.values()]).mean(0), **logits}
+
+
+def classifiers(net: nn.Module) -> dict[str, nn.Linear]:
+    """Return the classifier of each head; that of a plain network has no name.
 
     Raises:
-        UserError: It has another kind of classifier.
+        UserError: One is neither linear nor cosine.
     """
-    classifier = net.get_classifier()  # type: ignore[operator]
-    heads = list(classifier) if isinstance(classifier, tuple) else [classifier]
-    if not all(
-        isinstance(head, nn.Linear) and not isinstance(head, NormedLinear) for head in heads
-    ):
+    heads: Mapping[str, nn.Module]
+    if isinstance(net, SeveralHeads):
+        heads = net.head_classifiers()
+    elif isinstance(net, VisionTransformerDistilled):
+        heads = {"cls": net.head, "dist": net.head_dist}
+    else:
+        heads = {"": net.get_classifier()}  # type: ignore[operator]
+    linear = {name: head for name, head in heads.items() if isinstance(head, nn.Linear)}
+    if len(linear) < len(heads):
+        other = next(head for head in heads.values() if not isinstance(head, nn.Linear))
         raise UserError(
-            f"the classifier of the network is {type(heads[0]).__name__}, not linear in the "
-            "features: take a network with head: linear."
+            f"the classifier of the network is {type(other).__name__}, not linear in the features."
         )
-    return heads
+    return linear
 
 
-def features(net: nn.Module, images: Tensor) -> Tensor:
-    """Map images (B, in_chans, H, W) to the features (B, d) that the classifier sees.
+def head_features(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Map images (B, in_chans, H, W) to the features (B, d) that the classifier of each head sees.
 
     Images are brought to the size that a network asks for, where it asks for one.
     """
     size = getattr(getattr(net, "patch_embed", None), "img_size", None)
     if size and images.shape[-2:] != tuple(size):
         images = F.interpolate(images, tuple(size), mode="bicubic", antialias=True)
+    if isinstance(net, SeveralHeads):
+        return dict(net.head_features(images))
     maps: Tensor = net.forward_features(images)  # type: ignore[operator]
-    heads = len(linear_heads(net))
-    if heads > 1:
-        return maps[:, :heads].flatten(1)  # the tokens of the heads come first
-    found: Tensor = net.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-    return found
+    if isinstance(net, VisionTransformerDistilled):
+        return {"cls": net.head_drop(maps[:, 0]), "dist": net.head_drop(maps[:, 1])}
+    return {"": net.forward_head(maps, pre_logits=True)}  # type: ignore[operator]
+
+
+def head_logits(net: nn.Module, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Map the features of each head to its logits (B, C)."""
+    return {name: head(features[name]) for name, head in classifiers(net).items()}
+
+
+def linear_heads(net: nn.Module) -> list[nn.Linear]:
+    """Return the classifiers whose logits are averaged, mostly one.
+
+    Raises:
+        UserError: One is not linear.
+    """
+    heads = [*classifiers(net).values()]
+    if any(isinstance(head, NormedLinear) for head in heads):
+        raise UserError(
+            "the classifier of the network is cosine, not linear in the features: take a network "
+            "with head: linear."
+        )
+    return heads
+
+
+def features(net: nn.Module, images: Tensor) -> Tensor:
+    """Map images (B, in_chans, H, W) to all features (B, d), of several heads side by side."""
+    found = [*head_features(net, images).values()]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def classify(net: nn.Module, features: Tensor) -> Tensor:
-    """Map features (B, d) to logits (B, C)."""
-    heads = linear_heads(net)
-    parts = features.chunk(len(heads), 1)
-    logits = [head(part) for head, part in zip(heads, parts, strict=True)]
-    return torch.stack(logits).mean(0)
+    """Map all features (B, d) to the prediction's logits (B, C)."""
+    heads = classifiers(net)
+    widths = [head.in_features for head in heads.values()]
+    parts = dict(zip(heads, torch.split(features, widths, 1), strict=True))
+    logits = [*head_logits(net, parts).values()]
+    return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
 
 
 def linear_map(net: nn.Module) -> tuple[Tensor, Tensor]:
@@ -82,7 +145,8 @@ def class_statistics(
         Confusion counts (C, C) int64, rows the truth, and sums of features (C, d) float64.
     """
     counts = torch.zeros(classes**2, dtype=torch.long, device=device)
-    sums = torch.zeros(linear_map(net)[0].shape, dtype=torch.double, device=device)
+    width = sum(head.in_features for head in classifiers(net).values())
+    sums = torch.zeros(classes, width, dtype=torch.double, device=device)
     for batch in batches:
         found = features(net, batch["image"])
         cells = batch["label"] * classes + classify(net, found).argmax(1)

@@ -23,6 +23,17 @@ class TextClassifier(nn.Module):
         """Return the last linear layer."""
         return self.model.get_submodule("classifier")
 
+    def forward_features(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) int64, 0 being padding, to the state (B, d) of the first token."""
+        states: Tensor = self.model.get_submodule("distilbert")(tokens, tokens != 0)[0]
+        return states[:, 0]
+
+    def forward_head(self, states: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map states (B, d) to what the classifier sees, (B, d), or to logits (B, C)."""
+        seen = self.model.get_submodule("pre_classifier")(states).relu()
+        seen = self.model.get_submodule("dropout")(seen)
+        return seen if pre_logits else self.get_classifier()(seen)  # type: ignore[no-any-return]
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) int64, 0 being padding, to logits (B, C)."""
         logits: Tensor = self.model(input_ids=tokens, attention_mask=tokens != 0).logits

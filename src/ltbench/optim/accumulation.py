@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltbench.optim.sam import GradientRule, _Step
+from ltbench.optim.sam import GradientRule
+from ltbench.optim.step import Step
 
 
 @dataclass
@@ -19,12 +20,12 @@ class MicroBatches(GradientRule):
 
     size: int = 128
 
-    def _backward(self, step: _Step) -> Tensor:
+    def _backward(self, step: Step) -> Tensor:
         losses = []
-        for part in parts(step.batch_size, self.size):
+        for part in parts(step.size, self.size):
             # Each rank adds up its gradients, so that only the last pass has to average them.
-            with nullcontext() if part.stop == step.batch_size else step.no_sync():
-                losses.append(step.run(part, (part.stop - part.start) / step.batch_size))
+            with nullcontext() if part.stop == step.size else step.no_sync():
+                losses.append(step.run(part))
         return torch.stack(losses).sum()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class WeightAverage(WeightAveraging):
@@ -23,10 +23,18 @@ class WeightAverage(WeightAveraging):
         super().__init__(use_buffers=use_buffers)
         self.decay = decay
 
+    @property
+    def network(self) -> nn.Module | None:
+        """The averaged module; None before :meth:`begin`."""
+        return self._average_model and self._average_model.module
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Copy the module to the device that it will be trained on."""
+        """Wait for :meth:`begin`: a module may build its network in a setup of its own."""
+
+    def begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Copy the module, as it is before training, to the device that it will be trained on."""
         self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        super().setup(trainer, module, "fit")
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -37,7 +45,7 @@ class WeightAverage(WeightAveraging):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Follow a step, unless it was left out."""
+        """Follow a step."""
         if trainer.global_step <= self._latest_update_step:
             return
         assert self._average_model is not None

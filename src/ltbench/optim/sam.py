@@ -4,13 +4,12 @@ A rule runs the forward and backward passes of one step and leaves the descent g
 ``p.grad`` with the weights as they were, so the optimizer stays plain: its momentum is saved, its
 schedule is obeyed and ``global_step`` counts. The caller then clips that gradient and steps::
 
-    loss = rule.backward(self, loss_of, len(images), epoch=..., epochs=..., generator=...,
-                         backward=self.manual_backward)
+    loss = rule.backward(Step(self, loss_of, batch, size, ...))
     optimizer.step()
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from math import cos, inf, pi
@@ -23,31 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench.errors import UserError
 from ltbench.optim.schedules import epoch_of, require_rising
-
-
-@dataclass
-class _Step:
-    """What a rule has at hand in one step; the arguments of :meth:`GradientRule.backward`."""
-
-    module: nn.Module
-    loss_of: Callable[[slice], Tensor]
-    batch_size: int
-    epoch: int
-    epochs: int
-    generator: torch.Generator
-    backward: Callable[[Tensor], object]
-    no_sync: Callable[[], AbstractContextManager[object]]
-
-    def run(self, part: slice = slice(None), share: float = 1.0) -> Tensor:
-        """Add the gradient of ``share`` times the loss of a part, at the weights as they are."""
-        # Within one autocast context the low-precision copy of a weight is cached by identity, so a
-        # weight that was moved in place would still be seen where it was before.
-        torch.clear_autocast_cache()
-        loss = self.loss_of(part)
-        if share != 1:
-            loss = share * loss
-        self.backward(loss)
-        return loss.detach()
+from ltbench.optim.step import Step
 
 
 class GradientRule:
@@ -59,41 +34,16 @@ class GradientRule:
 
     diagnostics: Mapping[str, Tensor | float] = {}
 
-    def backward(
-        self,
-        module: nn.Module,
-        loss_of: Callable[[slice], Tensor],
-        batch_size: int,
-        *,
-        epoch: int,
-        epochs: int,
-        generator: torch.Generator,
-        backward: Callable[[Tensor], object] = Tensor.backward,
-        no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> Tensor:
+    def backward(self, step: Step) -> Tensor:
         """Leave the descent gradient in ``p.grad``; weights are unchanged, old gradients dropped.
-
-        Args:
-            module: Holds every parameter that is trained.
-            loss_of: Maps a slice of the batch to its mean loss, a scalar. It is called once a
-                pass: random inputs (crops, mixing) must be drawn before, for the same in each.
-            batch_size: Number of samples in the batch.
-            epoch: The current epoch, from 0, for schedules.
-            epochs: Length of the whole training.
-            generator: Source of noise, on the device of ``module``. Every rank must pass one in
-                the same state: the noise is part of the gradient that they share.
-            backward: Runs one backward pass; Lightning's ``manual_backward`` scales and syncs.
-            no_sync: Opens a context in which backward passes do not average over ranks.
 
         Returns:
             The loss of the batch, a detached scalar, as the rule's first pass saw it.
         """
-        module.zero_grad()
-        return self._backward(
-            _Step(module, loss_of, batch_size, epoch, epochs, generator, backward, no_sync)
-        )
+        step.module.zero_grad()
+        return self._backward(step)
 
-    def _backward(self, step: _Step) -> Tensor:
+    def _backward(self, step: Step) -> Tensor:
         return step.run()
 
 
@@ -158,7 +108,7 @@ class SAM(GradientRule):
     def _pairs(self) -> list[tuple[int | float, float]]:
         return self.rho if isinstance(self.rho, list) else [(0, self.rho)]
 
-    def _backward(self, step: _Step) -> Tensor:
+    def _backward(self, step: Step) -> Tensor:
         cuda = {p.device for p in step.module.parameters() if p.is_cuda}
         # The forked random state makes the second pass start where the first one did.
         with nullcontext() if self.sync_ascent else step.no_sync(), torch.random.fork_rng(cuda):
@@ -169,7 +119,7 @@ class SAM(GradientRule):
             norm = ascend(params, rho, self.adaptive)
             step.module.zero_grad()
             with batch_norm_frozen(step.module) if self.bn_update == "first" else nullcontext():
-                perturbed_loss = step.run()
+                perturbed_loss = step.run(again=True)
         self.diagnostics = {"rho": rho, "gradient_norm": norm, "perturbed_loss": perturbed_loss}
         return loss
 
@@ -202,17 +152,17 @@ class LPFSGD(GradientRule):
         if self.sigma < 0 or self.parts < 1 or self.growth < 0:
             raise UserError(f"{self}: sigma and growth are at least 0, parts at least 1.")
 
-    def _backward(self, step: _Step) -> Tensor:
+    def _backward(self, step: Step) -> Tensor:
         params: list[Tensor] = [p for p in step.module.parameters() if p.requires_grad]
         sigma = self.sigma * (1 + (self.growth - 1) * (1 - cos(pi * step.epoch / step.epochs)) / 2)
-        parts = min(self.parts, step.batch_size)
+        parts = min(self.parts, step.size)
         losses = []
-        for start, stop in pairwise(step.batch_size * i // parts for i in range(parts + 1)):
-            last = stop == step.batch_size
+        for start, stop in pairwise(step.size * i // parts for i in range(parts + 1)):
+            last = stop == step.size
             # Each rank adds up its gradients, so that only the last pass has to average them.
             with nullcontext() if last else step.no_sync(), weights_restored(params):
                 add_filter_noise(params, sigma, step.generator)
-                losses.append(step.run(slice(start, stop), share=(stop - start) / step.batch_size))
+                losses.append(step.run(slice(start, stop)))
         self.diagnostics = {"sigma": sigma}
         return torch.stack(losses).sum()
 
@@ -239,7 +189,7 @@ class PGD(GradientRule):
         if self.sigma < 0:
             raise UserError(f"{self}: sigma is at least 0.")
 
-    def _backward(self, step: _Step) -> Tensor:
+    def _backward(self, step: Step) -> Tensor:
         loss = step.run()
         grads = [p.grad for p in step.module.parameters() if p.grad is not None]
         torch._foreach_add_(grads, _noise_like(grads, step.generator), alpha=self.sigma)

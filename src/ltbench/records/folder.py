@@ -156,11 +156,11 @@ class Predictions:
         if self.logits is not None and self.logits.shape != (images, classes):
             return f"is damaged: its logits are not {images} times {classes}."
         if any(len(column) != images for column in columns):
-            return f"has {len(self.label)} predictions; its record counts {images} images."
+            return f"does not fit its record, which counts {images} images."
         if images and not all(
             column.min() >= 0 and column.max() < classes for column in columns[1:]
         ):
-            return f"has labels beyond the {classes} classes of its record."
+            return f"does not fit its record: it has labels beyond the {classes} classes."
         if self.confidence is not None and not _are_shares(self.confidence, images):
             return "is damaged: a confidence is not in [0, 1]."
         accuracy = (record["metrics"].get(selection, {}).get(split) or {}).get("accuracy")

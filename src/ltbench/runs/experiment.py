@@ -14,12 +14,12 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-import ltbench.data.datamodule
 import ltbench.data.text
 import ltbench.data.transforms
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
 from ltbench import records
 from ltbench.data.base import DataModule
+from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.base import Method
@@ -215,8 +215,7 @@ def _parser(command: str) -> Parser:
     parser.add_lightning_class_args(L.Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
     parser.add_lightning_class_args(Method, "model", subclass_mode=True)
-    parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
-    parser.set_defaults({"data": {"class_path": "LongTailDataModule"}})
+    parser.add_lightning_class_args(LongTailDataModule, "data", subclass_mode=True)
     parser.add_argument("--name", type=str | None, help="Name of the run; default: the config's.")
     parser.add_argument("--fresh", type=bool, default=False, help="Start over, even if done.")
     parser.add_argument("--output", type=str | None, help="File that predict or data writes.")

@@ -23,7 +23,6 @@ from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
-from ltbench.objectives import MultiplierRule
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
 from ltbench.records import canonical, parse_yaml
@@ -35,7 +34,7 @@ _listener.setLevel(logging.DEBUG)
 _listener.propagate = False
 
 # Bases of the classes that a config may name.
-BASES = (Method, DataModule, Protocol, BatchTransform, GradientRule, LRSchedule, MultiplierRule)
+BASES = (Method, DataModule, Protocol, BatchTransform, GradientRule, LRSchedule)
 
 _UNKNOWN = re.compile(
     r"(?:[Oo]ption '(?P<option>[^']+)' is not accepted"
@@ -70,8 +69,11 @@ class _Dropped(logging.Handler):
             return
         self._seen.add(match[0])
         replaced = pkgutil.resolve_name(match["old"])
-        parameters = inspect.signature(replaced).parameters
-        settings = [(name, parameter.default) for name, parameter in parameters.items()]
+        settings = [
+            (name, parameter.default)
+            for base in replaced.__mro__
+            for name, parameter in inspect.signature(base).parameters.items()
+        ]
         for optimizer in _default_optimizers():
             settings += optimizer.defaults.items() if type(optimizer) is replaced else []
         defaults = {

@@ -159,10 +159,8 @@ class Training:
             if not self.record.begun:
                 raise
             last = self.context.folder.checkpoint("last")
-            saved = (
-                f"The last good checkpoint is {last}." if last.exists() else "None is saved yet."
-            )
-            raise UserError(f"{error} {saved}") from error
+            saved = last if last.exists() else "none yet"
+            raise UserError(f"{error} Last good checkpoint: {saved}.") from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if start is None or self.record.begun:
                 raise

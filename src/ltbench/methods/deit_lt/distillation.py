@@ -5,7 +5,6 @@ DeiT-LT (Rangwani et al., arXiv 2404.02900). Each gives one value a sample, (B,)
 :func:`weighted_mean` brings them together.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltbench.losses import check_counts, class_balanced_weights
+from ltbench.models import InputStatistics
 
 Form = Literal["normalised", "paper"]
 
@@ -86,19 +86,6 @@ def weighted_mean(
     return total / (weights.sum() if form == "normalised" else len(losses))
 
 
-@dataclass
-class Normalisation:
-    """What an image was normalised with: (x - mean) / std of values in [0, 1], channel by channel.
-
-    Args:
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 def resize(images: Tensor, size: int, antialias: bool) -> Tensor:
     """Bring normalised images (B, C, H, W) to ``size`` pixels a side, bicubic."""
     if images.shape[-2:] == (size, size):
@@ -117,8 +104,8 @@ class Teacher:
         size: Side in pixels that images are brought to for it.
         antialias: Whether that takes means over pixels. Without, an image that was enlarged by an
             odd factor comes back as it was.
-        ours: What the student's images are normalised with.
-        theirs: What the teacher's were in its training; None feeds it the student's unchanged.
+        seen: What the student's images are normalised with.
+        known: What the teacher's were in its training; None feeds it the student's unchanged.
     """
 
     def __init__(
@@ -126,16 +113,15 @@ class Teacher:
         network: nn.Module,
         size: int,
         antialias: bool = False,
-        ours: Normalisation | None = None,
-        theirs: Normalisation | None = None,
+        seen: InputStatistics | None = None,
+        known: InputStatistics | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.size, self.antialias = size, antialias
         self.scale, self.shift = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
-        if ours and theirs:
+        if seen and known:
             mean, std, target, unit = (
-                torch.tensor(v).view(-1, 1, 1)
-                for v in (ours.mean, ours.std, theirs.mean, theirs.std)
+                torch.tensor(v).view(-1, 1, 1) for v in (seen.mean, seen.std, known.mean, known.std)
             )
             self.scale, self.shift = std / unit, (mean - target) / unit
 

@@ -5,12 +5,10 @@ student's own augmented and mixed images, which are unlike those that the teache
 Late in training the teacher's rare answers weigh more. Predictions average both heads' logits.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
@@ -22,10 +20,9 @@ from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.errors import UserError
 from ltbench.losses import bind_loss
 from ltbench.methods import stages
-from ltbench.methods.base import Paper
+from ltbench.methods.base import Paper, always
 from ltbench.methods.deit_lt.distillation import (
     Form,
-    Normalisation,
     Teacher,
     drw_weights,
     hard_distillation_loss,
@@ -38,20 +35,14 @@ from ltbench.methods.erm import Reweighting
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.methods.stages import Trained
 from ltbench.metrics.collector import LongTailMetrics
-from ltbench.models.distilled_vit import head_logits
+from ltbench.models import InputStatistics
+from ltbench.models.penultimate import head_features, head_logits
 from ltbench.optim.accumulation import MicroBatches, parts
 from ltbench.optim.sam import Plain
 from ltbench.optim.schedules import epoch_of
+from ltbench.optim.step import Loss
 
 SHOWN = {"accuracy": "accuracy", "head": "head_recall", "mid": "mid_recall", "tail": "tail_recall"}
-
-
-class Prepared(NamedTuple):
-    """A batch as student and teacher see it."""
-
-    images: Tensor
-    targets: Tensor  # of CLS: labels (B,), or shares of the classes (B, C)
-    taught: Tensor  # of DIST: the teacher's labels (B,) or logits (B, C); without one, the targets
 
 
 class DeiTLT(OptimisedModule):
@@ -63,8 +54,6 @@ class DeiTLT(OptimisedModule):
         teacher: The run, checkpoint or timm network to learn from; null trains on labels alone.
         teacher_size: Side in pixels of the images that the teacher sees; default: the student's.
         teacher_antialias: Whether images are averaged on the way to that size.
-        teacher_normalisation: Mean and standard deviation of the teacher's own training images;
-            default: it sees the student's as they are.
         teacher_scale: Factor on the teacher's logits in soft distillation; 30 for a cosine head.
         distillation: ``hard``: the teacher's label; ``soft``: its probabilities.
         temperature: Of soft distillation.
@@ -98,15 +87,22 @@ class DeiTLT(OptimisedModule):
             "teacher's view (section 3)": "ltbench.methods.deit_lt.Teacher.view",
             "schedule (2012.12877, table 9)": "ltbench.optim.schedules.DeiTCosine",
         },
-        deviations=(
-            "The last epoch is reported; the published code reports the best epoch on test.",
-            "DRW weights have mean 1, as in the code; drw_form: paper is the equation's.",
-            "RandAugment: torchvision's 14 operations, of one strength; the code's are timm's 15.",
-            "Test images are enlarged whole; the code cuts an eighth of each side off.",
-            "Images are normalised by their own set's statistics; the code takes ImageNet's.",
-        ),
+        deviations={
+            "The last epoch is reported; the published code reports the best epoch on "
+            "test.": always,
+            "DRW weights have mean 1, as in the code; drw_form: paper is the equation's.": (
+                lambda run: bool(run.reweighting) and run.drw_form == "normalised"
+            ),
+            "RandAugment: torchvision's 14 operations, of one strength; the code's are timm's "
+            "15.": lambda run: any(isinstance(t, RandAugment) for t in run.data.augment),
+            "Test images are enlarged whole; the code cuts an eighth of each side off.": (
+                lambda run: run.size != run.data.image_size
+            ),
+            "Images are normalised by their own set's statistics; the code takes ImageNet's.": (
+                lambda run: run.data.source.mean != IMAGENET_MEAN
+            ),
+        },
     )
-    heads: ClassVar[tuple[str, ...]] = ("", "cls", "dist")
     weight: Tensor | None = None
     mixed: bool = True
 
@@ -117,7 +113,6 @@ class DeiTLT(OptimisedModule):
         teacher: Trained | None = None,
         teacher_size: int | None = None,
         teacher_antialias: bool = False,
-        teacher_normalisation: Normalisation | None = None,
         teacher_scale: float = 1.0,
         distillation: Literal["hard", "soft"] = "hard",
         temperature: float = 1.0,
@@ -134,12 +129,11 @@ class DeiTLT(OptimisedModule):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Build the student; the teacher is loaded when training needs it."""
-        compile = kwargs.pop("compile", False)
         super().__init__(num_classes, in_chans, **kwargs)
-        if not isinstance(self.net, VisionTransformerDistilled):
+        if not (self.network and isinstance(self.net, VisionTransformerDistilled)):
             raise UserError(
-                f"backbone '{self.network['name']}' has no DIST token: take a distilled ViT, such "
-                "as deit_base_distilled_patch16_224 or deit_tiny_distilled_patch4_32."
+                f"backbone '{self.network.get('name')}' has no DIST token: take a distilled ViT, "
+                "such as deit_base_distilled_patch16_224 or deit_tiny_distilled_patch4_32."
             )
         if not 0 <= alpha <= 1 or temperature <= 0 or (micro_batch is not None and micro_batch < 1):
             raise UserError(
@@ -150,15 +144,11 @@ class DeiTLT(OptimisedModule):
             if not isinstance(self.gradient_rule, Plain):
                 raise UserError("micro_batch cuts up the batch itself: leave gradient_rule out.")
             self.gradient_rule = MicroBatches(micro_batch)
-        if compile:  # by block: the heads are read behind the network's own forward
-            for block in self.student.blocks:
-                block.compile()
         if teacher:
-            self.starts = {"teacher": teacher}
+            self.starts["teacher"] = teacher
         self.teacher: Teacher | None = None
         self.teacher_size = teacher_size
         self.teacher_antialias = teacher_antialias
-        self.teacher_normalisation = teacher_normalisation
         self.teacher_scale = teacher_scale
         self.distillation = distillation
         self.temperature = temperature
@@ -181,26 +171,6 @@ class DeiTLT(OptimisedModule):
         """Side in pixels of the images that the student sees."""
         side: int = self.student.patch_embed.img_size[0]
         return side
-
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits (B, C) of both heads, first their average, which predicts."""
-        tokens = self.student.forward_features(resize(images, self.size, antialias=True))
-        cls, dist = head_logits(self.student, tokens)
-        return {"": (cls + dist) / 2, "cls": cls, "dist": dist}
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the average of both heads' logits, (B, C)."""
-        return self.outputs(images)[""]
-
-    @property
-    def deviations(self) -> Sequence[str]:
-        """Those of the paper's card that this run's options and images bring about."""
-        epoch, weights, augment, whole, own = self.paper.deviations
-        found = [epoch]
-        found += [weights] if self.reweighting and self.drw_form == "normalised" else []
-        found += [augment] if any(isinstance(t, RandAugment) for t in self.data.augment) else []
-        found += [whole] if self.size != self.data.image_size else []
-        return [*found, own] if self.data.source.mean != IMAGENET_MEAN else found
 
     def setup(self, stage: str) -> None:
         """Check the batch and load the teacher."""
@@ -239,15 +209,8 @@ class DeiTLT(OptimisedModule):
                 f"the teacher was trained on images of {trained_at} pixels a side and would see "
                 f"{size}: set model.init_args.teacher_size: {trained_at}."
             )
-        ours = Normalisation(tuple(self.data.source.mean), tuple(self.data.source.std))
-        theirs = self.teacher_normalisation
-        known = [start.data.get(key) for key in ("mean", "std")]
-        if theirs is None and known not in ([None] * 2, [list(ours.mean), list(ours.std)]):
-            rank_zero_warn(
-                f"the teacher was trained on images of mean and std {known}, the student's have "
-                "others: model.init_args.teacher_normalisation gives it what it knows."
-            )
-        self.teacher = Teacher(start.network, size, self.teacher_antialias, ours, theirs)
+        own, known = (InputStatistics.of(data) for data in (self.data.identity(), start.data))
+        self.teacher = Teacher(start.network, size, self.teacher_antialias, own, known)
         try:
             self.teacher(torch.zeros(1, channels, self.size, self.size))
         except (RuntimeError, AssertionError) as error:
@@ -255,7 +218,8 @@ class DeiTLT(OptimisedModule):
                 f"the teacher cannot take images of {size} pixels a side ({error}): set "
                 "model.init_args.teacher_size."
             ) from error
-        self.lineage = [start.lineage]
+        self.lineage = [entry for entry in self.lineage if entry["role"] != "teacher"]
+        self.lineage.append(start.lineage)
 
     def on_fit_start(self) -> None:
         """Measure the teacher before the student starts: a weak one explains a weak student."""
@@ -267,7 +231,7 @@ class DeiTLT(OptimisedModule):
             for split in ("test", "val")
             if split in self.data.splits
         }
-        self.lineage[0]["metrics"] = measured
+        self.lineage[-1]["metrics"] = measured
         console = Console(quiet=not self.trainer.is_global_zero)
         for split, metrics in measured.items():
             for logger in self.trainer.loggers:
@@ -287,7 +251,7 @@ class DeiTLT(OptimisedModule):
         return {name: float(value) for name, value in collector.compute().items()}
 
     def on_train_epoch_start(self) -> None:
-        """Fix the weights of DIST and whether images are mixed in this epoch."""
+        """Fix the weights of DIST, and whether images are mixed in this epoch."""
         super().on_train_epoch_start()
         rule = self.reweighting
         self.weight = None
@@ -295,8 +259,12 @@ class DeiTLT(OptimisedModule):
             self.weight = drw_weights(self.class_counts, rule.beta, self.drw_form)
         self.mixed = self.weight is None or self.mix_in_drw
 
-    def prepare_step(self, batch: Batch) -> Prepared:
-        """Mix the images, and ask the teacher about what came of it."""
+    def prepare_step(self, batch: Batch) -> Batch:
+        """Mix the images, and ask the teacher about what came of it.
+
+        ``target`` is for CLS: labels (B,), or shares of the classes (B, C); ``taught`` for DIST:
+        the teacher's labels (B,) or logits (B, C), or without one the targets.
+        """
         images = resize(batch["image"], self.size, antialias=True)
         labels, targets, taught = batch["label"], [], []
         key = ("mix", self.global_rank, self.trainer.global_step)
@@ -307,7 +275,7 @@ class DeiTLT(OptimisedModule):
                 target = self.mixing(images[part], target, seed)
             targets.append(target)
             taught.append(self._teach(images[part], target))
-        return Prepared(images, torch.cat(targets), torch.cat(taught))
+        return {"image": images, "target": torch.cat(targets), "taught": torch.cat(taught)}
 
     def _teach(self, images: Tensor, targets: Tensor) -> Tensor:
         if self.teacher is None:
@@ -315,18 +283,16 @@ class DeiTLT(OptimisedModule):
         logits = self.teacher(images)
         return logits.argmax(1) if self.distillation == "hard" else self.teacher_scale * logits
 
-    def loss_of(self, prepared: Prepared, part: slice) -> Tensor:
+    def loss_of(self, batch: Batch) -> Loss:
         """Return (1 - alpha) L_cls + alpha L_dist of these images."""
-        tokens = self.student.forward_features(prepared.images[part])
-        cls, dist = head_logits(self.student, tokens)
-        cls_loss = self.loss(cls, prepared.targets[part], self.class_counts)
-        dist_loss = self._dist_loss(dist, prepared.taught[part])
+        tokens = head_features(self.net, batch["image"])
+        cls, dist = head_logits(self.net, tokens).values()
+        cls_loss = self.loss(cls, batch["target"], self.class_counts)
+        dist_loss = self._dist_loss(dist, batch["taught"])
         with torch.no_grad():
-            cosine = F.cosine_similarity(tokens[:, 0], tokens[:, 1], eps=1e-6).mean()
-        found = {"cls_loss": cls_loss.detach(), "dist_loss": dist_loss.detach(), "cosine": cosine}
-        shown = {f"train/{name}": value for name, value in found.items()}
-        self.log_dict(shown, on_step=False, on_epoch=True, batch_size=len(tokens))
-        return (1 - self.alpha) * cls_loss + self.alpha * dist_loss
+            cosine = F.cosine_similarity(tokens["cls"], tokens["dist"], eps=1e-6).mean()
+        statistics = {"cls_loss": cls_loss, "dist_loss": dist_loss, "cosine": cosine}
+        return (1 - self.alpha) * cls_loss + self.alpha * dist_loss, statistics
 
     def _dist_loss(self, logits: Tensor, taught: Tensor) -> Tensor:
         if self.teacher and self.distillation == "soft":

@@ -18,6 +18,7 @@ from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.generative.samples import to_uint8
 from ltbench.methods.stages import Trained
+from ltbench.models import penultimate
 
 # The weights that every published FID is measured with, as torch.hub names and hashes them.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -137,9 +138,7 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the pooled features (B, d) that its last layer classifies."""
-        network: Any = self.network
-        maps = network.forward_features(self.normalise(images))
-        return network.forward_head(maps, pre_logits=True)  # type: ignore[no-any-return]
+        return penultimate.features(self.network, self.normalise(images))
 
 
 class Inception(nn.Module):

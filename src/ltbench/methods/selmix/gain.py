@@ -24,7 +24,6 @@ def pair_gains(
     slopes: Tensor,
     share: float = 0.8,
     *,
-    published_code: bool = False,
     block: int = 1024,
 ) -> Tensor:
     """Return the gain of mixing each pair of classes.
@@ -42,7 +41,6 @@ def pair_gains(
         slopes: D (K, K), derivative of the objective by the logits of the rows of the confusion
             matrix (:meth:`ltbench.objectives.Objective.logit_gradient`).
         share: Mean weight s of the first element of a pair, in (0, 1].
-        published_code: Take <z_i, z_k> for <z_ij, z_k> in the term of the label, as the code does.
         block: Rows that are computed at a time.
 
     Returns:
@@ -70,10 +68,7 @@ def pair_gains(
         own = _exp_of_rows(first[rows])
         expected = share * (pull[rows] * own) @ partner.T + (1 - share) * own @ pulled_partner.T
         expected /= own @ partner.T
-        if published_code:
-            gains[rows] = label[rows, None] - expected
-        else:
-            gains[rows] = share * label[rows, None] + (1 - share) * pull.T[rows] - expected
+        gains[rows] = share * label[rows, None] + (1 - share) * pull.T[rows] - expected
     if not gains.isfinite().all():
         raise UserError(
             "the logits of the network are thousands apart, so no gain can be computed: start from "
@@ -162,13 +157,11 @@ class GainHistory:
         predicted: Change of the objective that the gains of a cycle add up to, to first order and
             by the classifier alone, so that its order counts and not its size.
         actual: Change that the next look at the validation images found; at most one cycle behind.
-        largest: Largest gain of each look.
         rates: Learning rate of the classifier in each cycle.
     """
 
     predicted: list[float] = field(default_factory=list)
     actual: list[float] = field(default_factory=list)
-    largest: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
     def begin(self, gain: float, rate: float, steps: int) -> None:
@@ -199,12 +192,3 @@ class GainHistory:
             if values and all(len(set(column)) > 1 for column in zip(*values, strict=True)):
                 found[name] = float(stats.spearmanr(values).statistic)
         return found
-
-    def settled(self) -> bool:
-        """Whether the last of ten largest gains is within 5 % of their mean, as SelMix's code.
-
-        It looks twice before the first step, so the first counts twice.
-        """
-        last = [*self.largest[:1], *self.largest][-10:]
-        mean = sum(last) / 10
-        return len(last) == 10 and abs(mean - last[-1]) < 0.05 * abs(mean)

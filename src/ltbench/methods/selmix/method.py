@@ -5,7 +5,7 @@ each class, these the gain of every pair of classes, and these the pairs that th
 """
 
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -14,13 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltbench import seeding
 from ltbench.data.base import DataModule
+from ltbench.data.datasets import Batch
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.data.streams import MAIN, Stream, Streams
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_loss
-from ltbench.methods import stages
-from ltbench.methods.base import Paper
+from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
+from ltbench.methods.parts.held_out import HeldOut
+from ltbench.methods.parts.trainable import evaluation_mode
 from ltbench.methods.selmix.gain import (
     CONTROLS,
     GainHistory,
@@ -32,41 +34,25 @@ from ltbench.methods.selmix.gain import (
 from ltbench.methods.selmix.pairs import PairSampler
 from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
-from ltbench.objectives import (
-    BestResponse,
-    MultiplierRule,
-    build_objective,
-    joint_confusion,
-    rates,
-    zero_recall_classes,
-)
-from ltbench.optim.sam import batch_norm_frozen
+from ltbench.objectives import BestResponse, rates
 from ltbench.optim.schedules import Cosine, LRSchedule
 
 TRACED = ("objective", "positive_gains", "pseudo_label_accuracy")
 MOST_TRACED = 100  # classes up to which the record keeps the share of every pair
 
 
-class Prepared(NamedTuple):
-    """The pairs of a step: first and second images; labels and weights of the first."""
-
-    first: Tensor
-    second: Tensor
-    labels: Tensor
-    share: Tensor
-
-
 class SelMix(OptimisedModule):
     """Fine-tune a trained network on mixtures of the class pairs that raise an objective.
+
+    The scale and shift of batch norm are not trained, and its statistics stay those of the start.
 
     Args:
         num_classes: Number of classes; the command line takes it from the data.
         in_chans: Number of image channels; the command line takes it from the data.
         init_from: The run, checkpoint or timm network to start from.
-        objective: A name in :data:`ltbench.objectives.OBJECTIVES`.
+        objective: A name in :data:`ltbench.objectives.OBJECTIVES`, or the import path of the
+            user's own.
         coverage_target: Least coverage as a share of 1/K, for objectives that constrain it.
-        multiplier_rule: How the objective's multipliers follow the validation images; default:
-            ``BestResponse``.
         policy: ``selmix``, or a control: ``uniform`` pairs, ``class_balanced`` pairs of a class
             with itself, or the pair with the largest gain alone (``greedy``).
         sharpness: s in softmax(s G); its effect depends on the scale of the features.
@@ -77,14 +63,11 @@ class SelMix(OptimisedModule):
             pseudo-labels, which every cycle renews.
         cycle: Steps between two looks at the validation images: the length of an epoch.
         min_share: Least weight of the first image; weights are uniform between it and 1.
+        backbone: Default: the network of ``init_from``.
         optimizer: Any torch or timm optimizer; its learning rate is that of the classifier.
         lr_schedule: Factor on the learning rate; default: ``Cosine``.
-        backbone_lr: Learning rate of the backbone over that of the classifier. The scale and shift
-            of batch norm are not trained.
-        clip_norm: Largest global norm of the descent gradient; default: no clipping.
-        on_bad_loss: What a loss that is not finite does: see ``OptimisedModule``.
-        early_stop: Stop when the largest gain has settled.
-        official_compat: Follow the published code where it differs from the paper.
+        backbone_lr: Learning rate of the backbone over that of the classifier.
+        **kwargs: The rest of :class:`~ltbench.methods.optimised.OptimisedModule`.
 
     Raises:
         UserError: There is nothing to start from, or an argument is out of its range.
@@ -101,15 +84,21 @@ class SelMix(OptimisedModule):
             "policy softmax(s G) (section 4)": "ltbench.methods.selmix.selective",
             "smoothing of the sampler (code)": "ltbench.methods.selmix.smooth",
         },
-        deviations=(
-            "The learning rate falls cycle by cycle, not step by step.",
-            "Validation images are seen once; the code adds their mirror images.",
-            "Derivatives are exact for every class prior; the code assumes a uniform one.",
-            "The gain is exact; the code takes <z_i, z_k> for <z_ij, z_k> in the label's term.",
-            "Batch norm keeps its statistics; the code normalises by those of the batch.",
-            "Partners come from pseudo-labels, as in the paper; the code uses the true labels.",
-            "The number of steps is fixed; the code stops when the largest gain has settled.",
-        ),
+        deviations={
+            "The learning rate falls cycle by cycle, not step by step.": always,
+            "Validation images are seen once; the code adds their mirror images.": always,
+            "Derivatives are exact for every class prior; the code assumes a uniform one.": always,
+            "The gain is exact; the code takes <z_i, z_k> for <z_ij, z_k> in the label's term.": (
+                always
+            ),
+            "Batch norm keeps its statistics; the code normalises by those of the batch.": always,
+            "Partners come from pseudo-labels, as in the paper; the code uses the true labels.": (
+                lambda run: run.partners == "unlabelled"
+            ),
+            "The number of steps is fixed; the code stops when the largest gain has settled.": (
+                always
+            ),
+        },
     )
     stage = "fine-tune"
 
@@ -122,7 +111,6 @@ class SelMix(OptimisedModule):
         init_from: Trained | None = None,
         objective: str = "min_recall",
         coverage_target: float = 0.95,
-        multiplier_rule: MultiplierRule | None = None,
         policy: Literal["selmix", "uniform", "class_balanced", "greedy"] = "selmix",
         sharpness: float = 10.0,
         positive_only: bool = True,
@@ -131,42 +119,36 @@ class SelMix(OptimisedModule):
         partners: Literal["labelled", "unlabelled"] = "labelled",
         cycle: int = 50,
         min_share: float = 0.6,
+        backbone: str | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=3e-4, weight_decay=5e-4),
         lr_schedule: LRSchedule | None = None,
         backbone_lr: float = 0.1,
-        clip_norm: float | None = None,
-        on_bad_loss: Literal["error", "skip"] = "error",
-        early_stop: bool = False,
-        official_compat: bool = False,
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Check the arguments; the network is loaded when training needs it."""
-        super().__init__(
-            num_classes,
-            in_chans,
-            optimizer=optimizer,
-            lr_schedule=lr_schedule or Cosine(),
-            clip_norm=clip_norm,
-            on_bad_loss=on_bad_loss,
-        )
         if init_from is None:
             raise UserError(
                 "SelMix fine-tunes a trained network: name its run with "
                 "--model.init_from.path runs/...."
             )
+        super().__init__(
+            num_classes,
+            in_chans,
+            backbone=backbone,
+            init_from=init_from,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule or Cosine(),
+            **kwargs,
+        )
         if sharpness <= 0 or cycle < 1 or not 0 <= min_share <= 1 or count_smoothing < 0:
             raise UserError(
                 f"sharpness {sharpness} must be above 0, cycle {cycle} at least 1, min_share "
                 f"{min_share} in [0, 1] and count_smoothing {count_smoothing} at least 0."
             )
-        self.in_chans = in_chans
-        self.starts = {"init_from": init_from}
-        self.objective_name = objective
-        self.coverage_target = coverage_target
-        # Built again in setup, where the training images say what head and tail are.
-        self.objective = build_objective(objective, torch.ones(num_classes), coverage_target)
-        self.monitor = f"val/{objective.removesuffix('_coverage').removesuffix('_ht')}"
-        self.register_buffer("multipliers", self.objective.initial.clone())
-        self.rule = multiplier_rule or BestResponse()
+        self.held_out = HeldOut(objective, num_classes, coverage_target)
+        self.monitor = self.held_out.monitor
+        self.register_buffer("multipliers", self.held_out.objective.initial.clone())
+        self.rule = BestResponse()
         self.policy = policy
         self.sharpness = sharpness
         self.positive_only = positive_only
@@ -176,50 +158,21 @@ class SelMix(OptimisedModule):
         self.cycle = cycle
         self.min_share = min_share
         self.backbone_lr = backbone_lr
-        self.early_stop = early_stop or official_compat
-        self.official_compat = official_compat
         self.history = GainHistory()
         self.level: float | None = None  # of the surrogate, with the multipliers of the last look
         self.looked = False
         self.found: dict[str, float] = {}  # by the last look, for the log
 
-    @property
-    def deviations(self) -> list[str]:
-        """Those of the paper's card that this run has."""
-        rate, mirrored, prior, gain, batch_norm, partners, steps = self.paper.deviations
-        found = [rate, mirrored]
-        # On the balanced validation set that the code needs, its derivatives are the exact ones.
-        found += [] if self.official_compat else [prior, gain, batch_norm]
-        if self.partners == "unlabelled" and not self.official_compat:
-            found.append(partners)
-        return found if self.early_stop else [*found, steps]
-
-    def build(self, network: dict[str, Any]) -> None:
-        """Wait: the network is that of the start, or of a checkpoint."""
-
     def setup(self, stage: str) -> None:
-        """Load the start, and let the data draw pairs."""
+        """Check the data, and make the sampler of the pairs.
+
+        Raises:
+            UserError: The start or the data does not fit.
+        """
         super().setup(stage)
         if stage != "fit":
             return
-        if "val" not in self.data.splits:
-            raise UserError(
-                "SelMix looks at validation images, and this data has none: hold some out "
-                "(data.val_fraction, or a val folder), as the run that it starts from did."
-            )
-        labels = torch.from_numpy(self.data.splits["val"].labels)
-        held_out = torch.bincount(labels, minlength=self.num_classes)
-        # It refuses a set in which a class is missing.
-        joint_confusion(held_out.diag(), class_names=self.data.source.class_names)
-        if self.official_compat and held_out.min() < held_out.max():
-            raise UserError(
-                "official_compat: the published code takes as many validation images of each class "
-                f"for granted; this data has {held_out.min()} to {held_out.max()}."
-            )
-        self.objective = build_objective(
-            self.objective_name, self.class_counts, self.coverage_target
-        )
-        self._load_start()
+        self.held_out.setup(self.data, self.class_counts)
         if self.partners == "unlabelled" and "unlabelled" not in self.data.splits:
             raise UserError(
                 "partners: unlabelled needs unlabelled images: use SemiSupervisedDataModule, or "
@@ -232,19 +185,17 @@ class SelMix(OptimisedModule):
             seeding.run_seed(),
         )
 
-    def _load_start(self) -> None:
-        start = stages.load(
-            self.starts["init_from"], self.num_classes, self.in_chans, role="init_from"
-        )
-        start.require_same_data(self.data.identity())
-        penultimate.linear_heads(start.network)
-        self.network = {**start.spec, "pretrained": False}
-        self.net = start.network.train().requires_grad_()
-        self.net.to(memory_format=torch.channels_last)
+    def load_start(self) -> None:
+        """Load the network, whose batch norm stays as it is.
+
+        Raises:
+            UserError: It does not fit, or its classifier is not linear.
+        """
+        super().load_start()
+        penultimate.linear_heads(self.net)
         for module in self.net.modules():
             if isinstance(module, _BatchNorm):
                 module.requires_grad_(False)
-        self.lineage = [start.lineage]
 
     def streams(self, data: DataModule) -> Streams:
         """Return the training images, each with a partner, which the sampler pairs by class."""
@@ -252,16 +203,12 @@ class SelMix(OptimisedModule):
         images = Stream("train", {"image": data.augment})
         return Streams(self.sampler, {MAIN: images, "partner": partners})
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C) of normalised images (B, in_chans, H, W)."""
-        return penultimate.classify(self.net, penultimate.features(self.net, images))
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return classifier, its bias without weight decay, and backbone at its own rate."""
         rate = self.optimizer(self.net.parameters()).defaults["lr"]
         heads = [dict(head.named_parameters()) for head in penultimate.linear_heads(self.net)]
-        ours = {id(p) for head in heads for p in head.values()}
-        others = [p for p in self.net.parameters() if p.requires_grad and id(p) not in ours]
+        classifier = {id(p) for head in heads for p in head.values()}
+        others = [p for p in self.net.parameters() if p.requires_grad and id(p) not in classifier]
         biases = [head["bias"] for head in heads if "bias" in head]
         return [
             {"params": [head["weight"] for head in heads]},
@@ -286,38 +233,34 @@ class SelMix(OptimisedModule):
         self.traces |= {name: torch.tensor(found[name]) for name in TRACED if name in found}
         if change := self.history.last_change():
             self.traces["actual_vs_predicted_change"] = torch.tensor(change)
-        if self.early_stop and self.history.settled():
-            self.trainer.should_stop = True
-        self.net.train(self.official_compat)
+        self.net.eval()
 
     @torch.no_grad()
     def _look(self) -> None:
         """Find the shares of the pairs from the validation images."""
         self.agree_on(self.net)
-        self.net.eval()
-        counts, centroids = self._survey()
-        joint, smoothed = joint_confusion(counts), joint_confusion(counts, self.count_smoothing)
+        with evaluation_mode(self.net):
+            counts, centroids = self._survey()
+            labels = self._partner_labels()
+        objective = self.held_out.objective
+        look = self.held_out.look(counts, self.multipliers, self.rule, self.count_smoothing)
         if self.level is not None:
-            self.history.actual.append(self._level(joint) - self.level)
-        self.multipliers.copy_(self.objective.update(self.multipliers, joint, self.rule))
-        self.level = self._level(joint)
-        slopes = self.objective.logit_gradient(smoothed, self.multipliers)
+            self.history.actual.append(self._level(look.joint) - self.level)
+        self.multipliers.copy_(look.multipliers)
+        self.level = self._level(look.joint)
+        slopes = objective.logit_gradient(look.smoothed, self.multipliers)
         gains = pair_gains(
             centroids,
             *penultimate.linear_map(self.net),
-            slopes / self.objective.scale(self.multipliers),
+            slopes / objective.scale(self.multipliers),
             (1 + self.min_share) / 2,
-            published_code=self.official_compat,
         )
-        self.history.largest.append(float(gains.max()))
-        shares, labels = self._shares(gains), self._partner_labels()
+        shares = self._shares(gains)
         available = torch.bincount(labels, minlength=self.num_classes) > 0
         shares = without_empty(shares, available)
         self.sampler.draw_from(shares, labels)
+        self.found |= {name: float(value) for name, value in look.report.items()}
         self.found |= {
-            "objective": float(self.objective.value(joint)),
-            "violation": float(self.objective.violation(joint)),
-            "zero_recall_classes": float(zero_recall_classes(counts)),
             "positive_gains": float((gains > 0).double().mean()),
             "largest_gain": float(gains.max()),
             "mean_gain": float(gains.mean()),
@@ -330,7 +273,6 @@ class SelMix(OptimisedModule):
         self.traces["first_shares"], self.traces["second_shares"] = shares.sum(1), shares.sum(0)
         if self.num_classes <= MOST_TRACED:
             self.traces["pair_shares"] = shares.float()
-        self.net.train()
         self.looked = True
 
     def _survey(self) -> tuple[Tensor, Tensor]:
@@ -338,20 +280,21 @@ class SelMix(OptimisedModule):
         batches = self.data.evaluation_batches("val", self.device)
         with self.trainer.precision_plugin.forward_context():
             found = penultimate.class_statistics(self.net, batches, self.num_classes, self.device)
-        counts, sums = (self.trainer.strategy.reduce(part, reduce_op="sum") for part in found)
+        counts, sums = map(self.summed, found)
         return counts, sums / counts.sum(1, keepdim=True)
 
     def _level(self, joint: Tensor) -> float:
         """Return the surrogate as gains see it, with the multipliers as they are."""
-        surrogate = self.objective.surrogate(*rates(joint), self.multipliers)
-        return float(surrogate / self.objective.scale(self.multipliers))
+        objective = self.held_out.objective
+        surrogate = objective.surrogate(*rates(joint), self.multipliers)
+        return float(surrogate / objective.scale(self.multipliers))
 
     def _shares(self, gains: Tensor) -> Tensor:
         if self.policy != "selmix":
             return CONTROLS[self.policy](gains)
         if not self.history.predicted and not (gains > 0).any():
             raise UserError(
-                f"no pair of classes can raise {self.objective_name}: on the validation images the "
+                f"no pair of classes can raise {self.held_out.name}: on the validation images the "
                 "start is at its optimum already. Choose another objective, or validate on more."
             )
         shares = selective(gains, self.sharpness, self.positive_only)
@@ -363,37 +306,31 @@ class SelMix(OptimisedModule):
         data = self.data
         if not isinstance(data, SemiSupervisedDataModule) or self.partners == "labelled":
             return torch.from_numpy(data.splits["train"].labels).to(self.device)
-        if self.official_compat:
-            return data.oracle_labels().to(self.device)
         size = len(data.splits["unlabelled"].indices)
         labels = torch.zeros(size, dtype=torch.long, device=self.device)
         with self.trainer.precision_plugin.forward_context():
             for batch in data.evaluation_batches("unlabelled", self.device):
                 labels[batch["index"]] = self(batch["image"]).argmax(1)
-        labels = self.trainer.strategy.reduce(labels, reduce_op="sum")
+        labels = self.summed(labels)
         if data.oracle:
             right = labels == data.oracle_labels().to(self.device)
             self.found["pseudo_label_accuracy"] = float(right.double().mean())
         return labels
 
-    def prepare_step(self, batch: dict[str, Any]) -> Prepared:
+    def prepare_step(self, batch: dict[str, Any]) -> Batch:
         """Draw the weight of each first image."""
         labels = batch["label"]
         draws = torch.rand(len(labels), 1, device=labels.device)
-        images = batch["image"], batch["partner"]["image"]
-        return Prepared(*images, labels, self.min_share + (1 - self.min_share) * draws)
+        share = self.min_share + (1 - self.min_share) * draws
+        images = {"first": batch["image"], "second": batch["partner"]["image"]}
+        return {**images, "label": labels, "share": share}
 
-    def loss_of(self, prepared: Prepared, part: slice) -> Tensor:
+    def loss_of(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of the mixed features with the label of the first image."""
-        first, second = prepared.first[part], prepared.second[part]
-        if self.official_compat:
-            with batch_norm_frozen(self.net):
-                one = penultimate.features(self.net, first)
-                other = penultimate.features(self.net, second)
-        else:
-            one, other = penultimate.features(self.net, torch.cat([first, second])).chunk(2)
-        logits = penultimate.classify(self.net, other.lerp(one, prepared.share[part].to(one.dtype)))
-        return cross_entropy_loss(logits, prepared.labels[part], self.class_counts)
+        pairs = torch.cat([batch["first"], batch["second"]])
+        one, other = penultimate.features(self.net, pairs).chunk(2)
+        logits = penultimate.classify(self.net, other.lerp(one, batch["share"].to(one.dtype)))
+        return cross_entropy_loss(logits, batch["label"], self.class_counts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the next look compares itself with."""
@@ -401,10 +338,8 @@ class SelMix(OptimisedModule):
         checkpoint["selmix"] = {"history": asdict(self.history), "level": self.level}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it; a run that is only evaluated takes its network from it."""
+        """Go on from it."""
         super().on_load_checkpoint(checkpoint)
-        self.history = GainHistory(**checkpoint["selmix"]["history"])
+        history = checkpoint["selmix"]["history"]
+        self.history = GainHistory(history["predicted"], history["actual"], history["rates"])
         self.level = checkpoint["selmix"]["level"]
-        if not self.network:
-            self.network = checkpoint["ltbench_network"]
-            super().build(self.network)

@@ -1,0 +1,1 @@
+"""What several methods share: how a run starts, what of a network learns, held-out objectives."""

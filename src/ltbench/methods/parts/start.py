@@ -1,0 +1,86 @@
+"""How a run starts from a trained network: with its head, a random one, or class means."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltbench.errors import UserError
+from ltbench.methods.parts.trainable import evaluation_mode
+from ltbench.methods.stages import Start
+from ltbench.models import penultimate
+
+HeadInit = Literal["own", "random", "class_means"]
+
+
+def require_same_network(start: Start, spec: Mapping[str, Any], new_head: bool) -> None:
+    """Refuse a start whose network is not the one of the config.
+
+    Args:
+        start: The trained network.
+        spec: Arguments of :func:`~ltbench.models.build_backbone` by the config.
+        new_head: Whether classes and kind of the head may differ.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    free = {"pretrained", *(("num_classes", "head") if new_head else ())}
+    differing = [
+        f"{key} {start.spec.get(key)!r}, not {spec.get(key)!r}"
+        for key in sorted((start.spec.keys() | spec.keys()) - free)
+        if start.spec.get(key) != spec.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{start.lineage['role']} is another network than the config's "
+            f"({'; '.join(differing)}): set model.backbone, backbone_args and head to its own, or "
+            "backbone to null."
+        )
+
+
+def take_over(net: nn.Module, start: Start, head: bool) -> None:
+    """Give a network the weights of a trained one.
+
+    Args:
+        net: Of the same architecture.
+        start: The trained one.
+        head: Whether with its classifiers, which otherwise stay as they are.
+    """
+    weights = start.network.state_dict()
+    if not head:
+        heads = [*penultimate.classifiers(net).values()]
+        places = tuple(f"{name}." for name, module in net.named_modules() if module in heads)
+        weights = {name: v for name, v in weights.items() if not name.startswith(places)}
+        weights |= {name: v for name, v in net.state_dict().items() if name.startswith(places)}
+    net.load_state_dict(weights)
+
+
+@torch.no_grad()
+def set_class_means(
+    net: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    device: torch.device,
+    summed: Callable[[Tensor], Tensor],
+) -> None:
+    """Let the class vectors of each head be the class means of its features, of length 1, no bias.
+
+    The head then predicts the class whose mean has the largest cosine with the feature.
+
+    Args:
+        net: On ``device``.
+        batches: This rank's share of the training images, normalised, not augmented.
+        device: Where images are.
+        summed: Adds up a tensor over ranks.
+    """
+    heads = penultimate.classifiers(net).values()
+    classes = next(iter(heads)).out_features
+    with evaluation_mode(net):
+        _, sums = penultimate.class_statistics(net, batches, classes, device)
+    sums = summed(sums)  # a mean has the same direction
+    widths = [head.in_features for head in heads]
+    for head, part in zip(heads, torch.split(sums, widths, 1), strict=True):
+        head.weight.copy_(F.normalize(part))
+        if head.bias is not None:
+            head.bias.zero_()
