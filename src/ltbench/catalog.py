@@ -1,4 +1,4 @@
-"""``ltbench list`` and ``ltbench show``: what there is, read from the files without torch."""
+"""``ltbench list`` and ``ltbench show``: read from the source files, without torch."""
 
 import ast
 import json
@@ -64,7 +64,7 @@ def _card(tree: ast.AST) -> ast.Call | None:
 
 
 def list_command(args: Sequence[str]) -> None:
-    """Print what there is of one kind, or of every kind."""
+    """List methods, data sets, configs and suites, or one of these kinds."""
     parser = Arguments("ltbench list")
     parser.add_argument("kind", nargs="?", help="|".join(KINDS))
     parser.add_argument("--json", action="store_true")
@@ -106,7 +106,7 @@ def _show_method(name: str) -> None:
     for deviation in card.get("deviations", ()):
         console.print(f"differs: {escape(deviation)}")
     users = [c for c in configs() if _uses(folder("configs") / f"{c}.yaml", name)]
-    console.print(f"\nconfigs: {', '.join(users) or 'none at hand'}")
+    console.print(f"\nconfigs: {', '.join(users) or 'none'}")
 
 
 def _uses(config: Path, method: str) -> bool:

@@ -25,9 +25,9 @@ usage: ltbench COMMAND ...
   predict   classify a folder of images to a CSV  --config FILE --ckpt_path FILE
                                                   --data.predict_folder DIR [--output CSV]
   data      show counts, imbalance, groups        --config FILE [overrides]
-  list      what there is                         [methods|datasets|configs|suites] [--json]
+  list      methods, data sets, configs, suites   [methods|datasets|configs|suites] [--json]
   show      one method, data set or config        NAME
-  bench     run a suite, say how far it is        run|status|reproduce SUITE
+  bench     run a suite, show its progress        run|status|reproduce SUITE
   leaderboard  tables and report of runs          SUITE_OR_FOLDER [--format html --output FILE]
   analyze   why it does what it does              hessian|confusion|... --run FOLDER
 

@@ -323,7 +323,7 @@ class DataModule(L.LightningDataModule):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return what a record says of the data; needs :meth:`setup`."""
+        """Return a description of the data for records; needs :meth:`setup`."""
         counts = self.class_counts
         return {
             "source": self.source.display_name,
@@ -344,8 +344,8 @@ def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
     Args:
         images: The images.
-        mean: Of each channel, of values scaled to [0, 1].
-        std: Standard deviations, likewise.
+        mean: Mean of each channel, of values scaled to [0, 1].
+        std: Standard deviation of each channel, same scale.
     """
     shift, scale = (constants(v, images.device).view(-1, 1, 1) for v in (mean, std))
     images = images.contiguous(memory_format=torch.channels_last)

@@ -31,7 +31,7 @@ class Images(Dataset[Batch], ABC):
         """Return the batch of these rows."""
 
     def __getitem__(self, rows: int | list[int]) -> Batch:
-        """Return the batch of these rows, which may be none, or of one."""
+        """Return the batch of one row or of several, perhaps none."""
         return self.__getitems__(rows if isinstance(rows, list) else [rows])
 
 
@@ -72,7 +72,7 @@ class DecodedImages(Images):
         return {"image": images, **self.split.batch(rows)}
 
 
-class CroppedImages(Images):
+class CroppedImages(DecodedImages):
     """Training images of which workers crop random boxes, one for each view.
 
     Args:
@@ -85,17 +85,15 @@ class CroppedImages(Images):
     def __init__(
         self, source: FileSource, split: Split, seed: int, views: Collection[str] = ("image",)
     ) -> None:
-        self.source, self.split, self.seed, self.views = source, split, seed, views
-
-    def __len__(self) -> int:
-        return len(self.split.labels)
+        super().__init__(source, split)
+        self.crops, self.seed, self.views = source.crops, seed, views
 
     # Boxes are drawn from the number of a (row, number), which no other draw of a training has.
     def __getitems__(self, rows: list[tuple[int, int]]) -> Batch:  # type: ignore[override]
         chosen = [row for row, _ in rows]
         indices = self.split.indices[chosen]
         draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
-        views = self.source.crops(self.split.part, indices, draws, len(self.views))
+        views = self.crops(self.split.part, indices, draws, len(self.views))
         return {**dict(zip(self.views, views, strict=True)), **self.split.batch(chosen)}
 
 

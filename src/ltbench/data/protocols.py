@@ -248,12 +248,12 @@ def _hidden(split: str, indices: Indices, seed: int) -> Split:
 def _draw(source: Source, split: str, sizes: Sizes, seed: int) -> dict[str, Indices]:
     """Draw as many images as ``sizes`` says from one split of a source, class by class."""
     labels, counts = source.labels(split), _counts(source, split)
-    none = np.zeros_like(counts)
+    zeros = np.zeros_like(counts)
     training, held_out = split == "train", split == sizes.val_from
     asked = {
-        "labelled": sizes.labelled if training else none,
-        "unlabelled": sizes.unlabelled if training and sizes.unlabelled is not None else none,
-        "val": sizes.val if held_out else none,
+        "labelled": sizes.labelled if training else zeros,
+        "unlabelled": sizes.unlabelled if training and sizes.unlabelled is not None else zeros,
+        "val": sizes.val if held_out else zeros,
     }
     _check(source, split, counts, asked, sizes.shared)
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])

@@ -58,7 +58,7 @@ class SemiSupervisedDataModule(LongTailDataModule):
         oracle: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        # Not its constructor: here a protocol says what a profile says there.
+        # Not the constructor of LongTailDataModule: a protocol takes the place of its profile.
         super(LongTailDataModule, self).__init__(
             source, root, protocol or ReleasedProtocol(), **kwargs
         )

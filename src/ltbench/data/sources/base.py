@@ -33,9 +33,8 @@ class Source(ABC):
 
     Args:
         root: Folder of the data.
-        image_size: Side in pixels that images are brought to; None keeps the source's own.
-        on_bad_image: What a file that cannot be decoded does: stop with its path, or be left out
-            of its split as if it were not there. Only sources of files can have such files.
+        image_size: Side in pixels that images are resized to; None: the source's own.
+        on_bad_image: Whether a file that cannot be decoded is an error or is left out of its split.
         decoding: How files of any shape become squares; only for sources of files.
 
     Attributes:
@@ -46,10 +45,10 @@ class Source(ABC):
         channels: Channels of every image, 1 or 3.
         mean: Per-channel mean to normalise with, of values scaled to [0, 1].
         std: Per-channel standard deviation, same scale.
-        splits: The splits there are, among train, val, test and unlabelled.
+        splits: Its splits, among train, val, test and unlabelled.
         in_memory: Whether a split is meant to be held as one tensor; if not, `images` is to be
             called on a few indices at a time, in workers.
-        texts: Whether there are texts instead of images.
+        texts: Whether it has texts instead of images.
         head_mid_tail: Numbers of head, mid and tail classes in the set's papers; None: 30/40/30 %.
     """
 
@@ -130,8 +129,8 @@ class ArraySource(Source):
     def _prepare(self) -> None:
         if self.decoding != Decoding():
             raise UserError(
-                f"data.decoding is for image files, and {self.display_name} has none: leave it "
-                "out, and use RandomResizedCrop in data.augment for random crops."
+                f"data.decoding is for image files, but {self.display_name} has arrays: remove it, "
+                "and use RandomResizedCrop in data.augment for random crops."
             )
         self._loaded: dict[str, tuple[Images, Labels]] = {}
 

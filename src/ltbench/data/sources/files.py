@@ -43,7 +43,7 @@ class Files(NamedTuple):
 
 
 class FileSource(Source):
-    """Images in files, decoded when they are asked for and brought to squares of one size.
+    """Images in files, decoded on demand and resized to squares of one size.
 
     A subclass lists its files in :meth:`_prepare` and passes them to :meth:`_take`. Grey, palette
     and transparent images are converted to RGB. Images are held in memory if all splits together
@@ -51,7 +51,7 @@ class FileSource(Source):
     """
 
     def _take(self, size: int, files: Mapping[str, Files]) -> None:
-        """Remember the files of each split, and the size that their images are brought to."""
+        """Store the files of each split, and the size of their images."""
         if self.decoding.resize is not None and self.decoding.resize < size:
             raise UserError(
                 f"data.decoding: resize {self.decoding.resize} is smaller than the image size "
@@ -95,13 +95,13 @@ class FileSource(Source):
     def crops(
         self, split: str, indices: npt.ArrayLike, draws: Sequence[torch.Generator], views: int = 1
     ) -> Tensor:
-        """Cut random boxes out of images, as `Decoding.random_crop` says.
+        """Crop random boxes from images (see `Decoding.random_crop`).
 
         Args:
             split: Name of a split.
             indices: Which images.
-            draws: What the boxes of each of them are drawn from.
-            views: Number of boxes of each.
+            draws: Generators, one per image, from which its boxes are drawn.
+            views: Boxes per image.
 
         Returns:
             (views, len(indices), channels, size, size) uint8.

@@ -45,15 +45,10 @@ class Progress(RichProgressBar):
 
     @override
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any
     ) -> None:
         self._rests = True
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, *batch)
         self._rests = False
         if trainer.is_last_batch or time.monotonic() >= self._due:
             self._update_metrics(trainer, pl_module)
