@@ -1,11 +1,11 @@
 """The data module: splits, batches, exact evaluation, and nothing global touched."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from data_support import trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,18 +22,6 @@ def digits(**options):
     data = LongTailDataModule("digits", **options)
     data.setup()
     return data
-
-
-def trainer(training=True, world=1, rank=0, step=0, device="cpu"):
-    progress = SimpleNamespace(current=SimpleNamespace(processed=0))
-    return SimpleNamespace(
-        training=training,
-        world_size=world,
-        global_rank=rank,
-        global_step=step,
-        fit_loop=SimpleNamespace(epoch_progress=progress),
-        strategy=SimpleNamespace(root_device=torch.device(device)),
-    )
 
 
 def batches_of(loader):

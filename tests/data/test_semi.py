@@ -1,10 +1,9 @@
 """The semi-supervised data module: batches, views, replacement, and labels that stay hidden."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from data_support import trainer
 
 from ltbench.data.protocols import NaturalProtocol, PaperProtocol, ReleasedProtocol
 from ltbench.data.samplers import SideBySide, UniformSampler
@@ -21,16 +20,6 @@ def digits(protocol=None, **options):
     data = SemiSupervisedDataModule("digits", protocol=protocol, **options)
     data.setup()
     return data
-
-
-def trainer(step=0, rank=0, world=1, training=True):
-    return SimpleNamespace(
-        global_rank=rank,
-        global_step=step,
-        world_size=world,
-        training=training,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )
 
 
 def drawn_apart(images, sizes, steps, seed):
