@@ -111,5 +111,5 @@ def test_erasing_with_p_0_and_of_grey_images() -> None:
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: object) -> None:
-    with pytest.raises(UserError, match="RandomResizedCrop"):
+    with pytest.raises(UserError, match="Random"):
         wrong()  # type: ignore[operator]
