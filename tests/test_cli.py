@@ -172,7 +172,7 @@ MISTAKES = {
         [f"{ERM_ARGS}.gradient_rule", "SAM", f"{ERM_ARGS}.gradient_rule.rho", -1],
         "at least 0",
     ),
-    "imbalance": (["--data.init_args.imbalance_factor", 500], "with no image"),
+    "imbalance": (["--data.init_args.imbalance_factor", 500], "imbalance factor"),
     "largest": (["--data.init_args.largest", 5000], "class 0 has"),
     "epochs": (["--trainer.max_epochs", -1], "max_epochs"),
     "batch": (["--data.init_args.batch_size", 0], "batch_size"),
