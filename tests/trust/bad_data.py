@@ -322,7 +322,7 @@ SEMI = {
     "no unlabelled images": Case("{fit} --model FixMatch", ("FixMatch",)),
     "no held-out set": Case(
         "{semi} --model CSST --model.backbone tiny_net --data.protocol.val_per_class 0",
-        ("CSST",),
+        ("min_recall",),
     ),
     "unknown objective": Case(
         "{semi} --model CSST --model.objective min_recal",
