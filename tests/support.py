@@ -114,6 +114,18 @@ def assert_same(one, other, where="", same=torch.equal):
         assert repr(one) == repr(other), where  # a NaN is itself
 
 
+def columns(table):
+    """The cells of a printed result table, by row."""
+    rows = (line.strip("│").split("│") for line in table.splitlines() if line.startswith("│"))
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def only_run(home):
+    """The only run folder below ``home/runs``."""
+    (folder,) = (home / "runs").iterdir()
+    return folder
+
+
 TINY = """
 seed_everything: 3
 trainer:
