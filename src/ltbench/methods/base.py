@@ -9,6 +9,7 @@ import lightning as L
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.base import DataModule
@@ -83,7 +84,6 @@ class Method(L.LightningModule):
     monitor: str | None = None
 
     def __init__(self) -> None:
-        """Know nothing yet of earlier runs and data."""
         super().__init__()
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
@@ -118,20 +118,16 @@ class Method(L.LightningModule):
         """Return what ``predict_step`` is called on: the images of the data's config."""
         return data.images_to_predict()
 
+    @override
     def setup(self, stage: str) -> None:
-        """Refuse precisions in which the weights are not float32, as images and losses are.
-
-        Raises:
-            UserError: It is such a one.
-        """
         if self.trainer.precision not in PRECISIONS:
             raise UserError(
                 f"trainer.precision {self.trainer.precision} would keep the weights in another "
                 f"type than float32: use one of {', '.join(PRECISIONS)}."
             )
 
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout, mixing and noise of this step by (seed, rank, step)."""
         key = ("step", self.global_rank, self.trainer.global_step)
         seeding.seed_device(self.device, seeding.derive(seeding.run_seed(), *key))
 
@@ -174,18 +170,15 @@ class Method(L.LightningModule):
         """
         raise UserError(f"{type(self).__name__} has nothing to predict.")
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds the network beside its weights."""
+        # A later stage rebuilds the network from this.
         checkpoint["ltbench_network"] = self.network
 
+    @override
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401 - as torch's
-        """Take in the weights.
-
-        Raises:
-            UserError: They are of another network.
-        """
+    ) -> Any:
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ltbench import records
 from ltbench.data.datasets import Batch
@@ -31,7 +32,6 @@ class ClassificationModule(Method):
     class_counts: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        """Make room for what depends on the data."""
         super().__init__()
         self.num_classes = num_classes
         self.register_buffer("class_counts", torch.ones(num_classes))
@@ -42,8 +42,8 @@ class ClassificationModule(Method):
         """Names of the outputs that are evaluated, first the one that predicts, without a name."""
         return ("",)
 
+    @override
     def setup(self, stage: str) -> None:
-        """Take the class counts from the data and make the metric collectors."""
         super().setup(stage)
         if self.data.num_classes != self.num_classes:
             raise UserError(
@@ -73,52 +73,51 @@ class ClassificationModule(Method):
         """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return {self.heads[0]: self(images)}
 
+    @override
     def on_validation_epoch_start(self) -> None:
-        """Let all ranks evaluate one network; its average, where there is one, is in place now.
-
-        DDP itself sends no buffers around where optimization is manual.
-        """
+        # The average of the weights, where there is one, is in place now. DDP does not send buffers
+        # around where optimization is manual.
         self.agree_on(self)
 
+    @override
     def on_test_epoch_start(self) -> None:
-        """Let all ranks evaluate one network."""
         self.agree_on(self)
 
+    @override
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
-        """Count one batch of a watched split and return the logits (B, C) of each head."""
         return self._count(self.data.watched[dataloader_idx], batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Log every metric of every watched split, computed once from the summed counts."""
         for split in self.data.watched:
             self._log_all(split, "val" if split == "val" else f"{split}_watched")
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count one batch of the test split and return the logits (B, C) of each head."""
         return self._count("test", batch)
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """Log every metric of the test split."""
         predicting = _collector(self.collectors[_place("test", self.heads[0])])
         self._test_recalls = predicting.per_class_recall()
         self._log_all("test", "test")
 
+    @override
     def test_details(self) -> dict[str, Any]:
-        """Return the recall of each class."""
         return {"per_class_recall": self._test_recalls.tolist()}
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return class probabilities (B, C)."""
         return self.outputs(batch["image"])[self.heads[0]].float().softmax(1).cpu()
 
+    @override
     def check_output(self, output: str | None) -> None:
-        """Refuse what is no file, or cannot be written."""
         records.require_place(Path(output or "predictions.csv"))
 
+    @override
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
-        """Write one CSV row an image: path, class, confidence, the five most likely classes."""
         scores = torch.cat([scores for scores in batches if isinstance(scores, Tensor)])
         file = Path(output or "predictions.csv")
         paths = self.data.images_to_predict().paths

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
@@ -165,7 +166,6 @@ class CSST(FixMatch):
         kl_tau: float = 0.05,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the network, the objective and its first multipliers."""
         # The labelled loss is the hybrid one, so that FixMatch's choice of a loss is none here.
         super().__init__(num_classes, in_chans, loss="cross_entropy_loss", loss_args=None, **kwargs)
         steps = [budget] if omega is None else [budget, omega]
@@ -194,8 +194,8 @@ class CSST(FixMatch):
         self.register_buffer("gain", torch.eye(num_classes, dtype=torch.float64))
         update_steps(update_interval, 1)
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check the held-out set, and make the gains of the first multipliers."""
         super().setup(stage)
         if stage == "fit":
             self.held_out.setup(self.data, self.class_counts)
@@ -207,14 +207,15 @@ class CSST(FixMatch):
         counts = self.class_counts.double().cpu()
         return counts / counts.sum()
 
+    @override
     def on_fit_start(self) -> None:
-        """Know when multipliers are updated, and by how much, also where all of it is done."""
+        # Also where a finished run goes on.
         length = int(self.trainer.estimated_stepping_batches)
         self.due = frozenset(update_steps(self.update_interval, length))
         self.rule = Ascent(self.omega or self.budget / max(len(self.due), 1))
 
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Update the multipliers where it is time."""
         super().on_train_batch_start(batch, batch_idx)
         if self.trainer.global_step in self.due:
             self.update_multipliers()
@@ -238,16 +239,16 @@ class CSST(FixMatch):
     def _set_gain(self, joint: Tensor, multipliers: Tensor) -> None:
         self.gain.copy_(self.held_out.objective.gain(self.prior, joint, multipliers))
 
+    @override
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean hybrid loss of labelled images."""
         return hybrid_loss(logits, labels, self.gain).mean()
 
+    @override
     def consistency_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the hybrid loss (n,) of strong views."""
         return hybrid_loss(logits, targets, self.gain)
 
+    @override
     def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return which pseudo-labels (n,) are kept, from the logits of the weak views."""
         if self.threshold == "confidence":
             return super().keep(logits, targets)
         return target_divergence(logits, targets, self.gain) <= self.kl_tau

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.datasets import Batch
@@ -93,7 +94,6 @@ class OptimisedModule(ClassificationModule):
         ema_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        """Build the network; what depends on the data waits for ``setup``."""
         super().__init__(num_classes)
         if clip_norm is not None and clip_norm <= 0:
             raise UserError(f"clip_norm is {clip_norm}; a largest norm is above 0.")
@@ -146,8 +146,8 @@ class OptimisedModule(ClassificationModule):
                 part.compile()
 
     @property
+    @override
     def heads(self) -> tuple[str, ...]:
-        """Those that the network declares."""
         return penultimate.head_names(self.net) if self.network else ("",)
 
     @abstractmethod
@@ -173,21 +173,16 @@ class OptimisedModule(ClassificationModule):
     def after_step(self, step: Step) -> None:
         """Do what a method does after each step of the optimizer."""
 
+    @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return penultimate.outputs(self.net, images)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C) of normalised images (B, in_chans, H, W)."""
         return self.outputs(images)[""]
 
+    @override
     def setup(self, stage: str) -> None:
-        """Load what the run starts from, and check what would otherwise be found out hours later.
-
-        Raises:
-            UserError: The start is missing or does not fit, or something else of the config or
-                the data does not.
-        """
         if stage == "fit":
             if "init_from" in self.starts:
                 self.load_start()
@@ -272,12 +267,9 @@ class OptimisedModule(ClassificationModule):
             {"params": [p for n, p in trained if n in small], "weight_decay": 0.0},
         ]
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it; a run that is evaluated takes its network from it where it must.
-
-        Raises:
-            UserError: See the parent.
-        """
+        # A run that is evaluated may know its network from the checkpoint alone.
         super().on_load_checkpoint(checkpoint)
         if not self.network:
             self.build(checkpoint["ltbench_network"])
@@ -286,8 +278,8 @@ class OptimisedModule(ClassificationModule):
         if self.starts:
             self.input_statistics = InputStatistics.of(checkpoint.get("ltbench_data", {}))
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, whose learning rate follows ``lr_schedule``."""
         by_step = self.lr_schedule.by == "step"
         length = int(self.trainer.estimated_stepping_batches) if by_step else self.epochs
         try:
@@ -302,8 +294,8 @@ class OptimisedModule(ClassificationModule):
         schedule = LambdaLR(optimizer, lambda now: self.lr_schedule.factor(now, length))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    @override
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Average the weights where ``ema_decay`` asks for it."""
         if self.ema_decay is None:
             return []
         self.average = WeightAverage(self.ema_decay, self.average_buffers)
@@ -315,8 +307,8 @@ class OptimisedModule(ClassificationModule):
         averaged = self.average and self.average.network
         return averaged.net if isinstance(averaged, OptimisedModule) else self.net
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Let frozen layers rest, and log the learning rate."""
         if self.trainable != ["all"]:
             rest(self.net)
         self.log("train/lr", self._optimizer.param_groups[0]["lr"])
@@ -333,8 +325,8 @@ class OptimisedModule(ClassificationModule):
         assert isinstance(schedule, LambdaLR)
         return schedule
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take one step along the gradient that the rule finds."""
         size, now = len(batch["label"]), self.trainer.global_step
         step = Step(
             self,
@@ -362,18 +354,20 @@ class OptimisedModule(ClassificationModule):
             # Lightning would make a tensor of a number by a copy that the device has to wait for.
             self.log(f"train/{name}", torch.as_tensor(measured))
 
+    @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
+        # At its true size: float16's loss scale is off by now.
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
 
+    @override
     def on_validation_start(self) -> None:
-        """Stop before a network that has diverged is evaluated."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._require_finite_loss()
 
+    @override
     def on_train_epoch_end(self) -> None:
-        """Stop at a loss that is not finite, before a checkpoint is written; else move on."""
+        # Before a checkpoint is written.
         self._require_finite_loss()
         if self.lr_schedule.by == "epoch":
             self._schedule.step()

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.data.streams import MAIN
@@ -65,7 +66,6 @@ class KeyQueue(nn.Module):
     place: Tensor
 
     def __init__(self, length: int, dim: int) -> None:
-        """Start without a key."""
         super().__init__()
         self.register_buffer("keys", torch.zeros(length, dim))
         self.register_buffer("labels", torch.full((length,), -1))
@@ -139,7 +139,6 @@ class PaCo(OptimisedModule):
         lr_schedule: LRSchedule | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build network and projection, and the copies of both that make the keys."""
         super().__init__(
             num_classes,
             in_chans,
@@ -161,8 +160,9 @@ class PaCo(OptimisedModule):
         self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.queue = KeyQueue(queue, dim)
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check that there is a second view, and let the keys' encoder begin as the queries'."""
+        # The keys' encoder begins as the queries'.
         super().setup(stage)
         self.key_net.load_state_dict(self.net.state_dict())
         if stage == "fit" and self.view not in self.data.streams().views_of(MAIN):
@@ -171,15 +171,15 @@ class PaCo(OptimisedModule):
                 "[...]}, with the transforms that make it."
             )
 
+    @override
     def prepare_step(self, batch: Batch) -> Batch:
-        """Make the keys of the batch, of all ranks."""
         with torch.no_grad():
             keys = self.key_projection(features(self.key_net, batch[self.view]))
             self.fresh = (self._gathered(F.normalize(keys.float())), self._gathered(batch["label"]))
         return batch
 
+    @override
     def loss_of(self, batch: Batch) -> Tensor:
-        """Return the loss of some anchors of this rank."""
         labels = batch["label"]
         found = features(self.net, batch["image"])
         logits = classify(self.net, found).float() + vs_offsets(self.class_counts, 1)
@@ -201,8 +201,8 @@ class PaCo(OptimisedModule):
             self.beta,
         )
 
+    @override
     def after_step(self, step: Step) -> None:
-        """Let the moving average follow, and the keys of this step join the queue."""
         with torch.no_grad():
             averages: list[Tensor] = [
                 *self.key_net.parameters(),

@@ -39,7 +39,6 @@ class Trained:
     head: Literal["linear", "cosine"] = "linear"
 
     def __post_init__(self) -> None:
-        """Undo what jsonargparse makes of ``--model.teacher.path null``: the text None."""
         self.path = None if self.path == "None" else self.path
 
 

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class WeightAverage(WeightAveraging):
@@ -28,6 +29,7 @@ class WeightAverage(WeightAveraging):
         """The averaged module; None before :meth:`begin`."""
         return self._average_model and self._average_model.module
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Wait for :meth:`begin`: a module may build its network in a setup of its own."""
 
@@ -37,15 +39,15 @@ class WeightAverage(WeightAveraging):
         super().setup(trainer, module, "fit")
 
     @torch.no_grad()
+    @override
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: object,
-        batch: Any,  # noqa: ANN401
+        batch: Any,
         batch_idx: int,
     ) -> None:
-        """Follow a step."""
         if trainer.global_step <= self._latest_update_step:
             return
         assert self._average_model is not None

@@ -11,7 +11,6 @@ class FirstBadStep:
     """Remember, on the device, the first step whose loss was not finite."""
 
     def __init__(self) -> None:
-        """Nothing is bad yet."""
         self._step: Tensor | None = None
 
     def watch(self, loss: Tensor, step: int, index: Tensor) -> None:

@@ -86,7 +86,6 @@ class SAM(GradientRule):
     sync_ascent: bool = True
 
     def __post_init__(self) -> None:
-        """Check the radius."""
         pairs = self._pairs()
         if not pairs or pairs[0][0] != 0:
             raise UserError(
@@ -148,7 +147,6 @@ class LPFSGD(GradientRule):
     growth: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.sigma < 0 or self.parts < 1 or self.growth < 0:
             raise UserError(f"{self}: sigma and growth are at least 0, parts at least 1.")
 
@@ -185,7 +183,6 @@ class PGD(GradientRule):
     sigma: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Check the range."""
         if self.sigma < 0:
             raise UserError(f"{self}: sigma is at least 0.")
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from ltbench.errors import UserError
 
 
@@ -84,12 +86,11 @@ class MultiStep(LRSchedule):
     )
 
     def __post_init__(self) -> None:
-        """Check the order."""
         epoch_of(self.warmup, 1)
         require_rising([point for point, _ in self.milestones], "MultiStep milestones")
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for a 0-based ``epoch`` of ``epochs``."""
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return (epoch + 1) / warm
@@ -108,11 +109,10 @@ class Cosine(LRSchedule):
     warmup: int | float = 0
 
     def __post_init__(self) -> None:
-        """Check the range."""
         epoch_of(self.warmup, 1)
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for a 0-based ``epoch`` of ``epochs``."""
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return (epoch + 1) / warm
@@ -125,8 +125,8 @@ class SlowCosine(LRSchedule):
 
     by = "step"
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
         return math.cos(7 * math.pi * epoch / (16 * epochs))
 
 
@@ -147,11 +147,10 @@ class DeiTCosine(LRSchedule):
     floor: float = 0.04
 
     def __post_init__(self) -> None:
-        """Check the range."""
         epoch_of(float(self.warmup), 1)
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return self.start + (1 - self.start) * epoch / warm

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.data.transforms.diffaugment import check_policy
@@ -125,7 +126,6 @@ class CBGAN(GenerativeModule):
         samples: int = 50_000,
         watch_samples: int = 10_000,
     ) -> None:
-        """Build the networks; the classifiers wait for ``setup``."""
         architecture = architecture or Architecture()
         super().__init__(
             num_classes,
@@ -175,8 +175,8 @@ class CBGAN(GenerativeModule):
         """Iterations done: the trainer counts every step of both optimizers."""
         return self.trainer.global_step // (self.discriminator_steps + 1)
 
+    @override
     def setup(self, stage: str) -> None:
-        """See :meth:`GenerativeModule.setup`; also look whether updates are too frequent."""
         super().setup(stage)
         if stage == "fit" and self.balance:
             images = self.balance.update_every * self.data.batch_size / self.num_classes
@@ -186,30 +186,32 @@ class CBGAN(GenerativeModule):
                     "a class between updates, too few to count: the weights will stay near 1."
                 )
 
+    @override
     def configure_optimizers(self) -> list[Optimizer]:
-        """Return the optimizers of the generator and of the discriminator."""
         networks = (self.generator, self.discriminator)
         return [self.optimizer(network.parameters()) for network in networks]
 
+    @override
     def train(self, mode: bool = True) -> Self:
-        """Switch the two players; the averaged generator always uses its running statistics."""
+        # The averaged generator always uses its running statistics.
         super().train(mode)
         self.averaged.eval()
         return self
 
+    @override
     def sample(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """See :meth:`GenerativeModule.sample`."""
         return self.averaged(latents, labels)  # type: ignore[no-any-return]
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Let the record keep the regulariser's state at the end of this epoch."""
+        # The record keeps their state at the end of the epoch.
         super().on_train_epoch_start()
         if self.balance:
             self.traces["class_frequency"] = self.regulariser.frequency
             self.traces["balance_weights"] = self.regulariser.weights
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a step of the discriminator and, if it is its turn, one of the generator."""
         before, each = self.trainer.global_step, self.discriminator_steps + 1
         self._discriminator_step(batch)
         if before % each + 1 == self.discriminator_steps:
@@ -294,14 +296,15 @@ class CBGAN(GenerativeModule):
     def _log(self, name: str, value: Tensor) -> None:
         self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True)
 
+    @override
     def on_validation_start(self) -> None:
-        """Stop before a GAN that has diverged is evaluated; else let all ranks sample alike."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._require_finite()
         self.agree_on(self.averaged)
 
+    @override
     def on_train_epoch_end(self) -> None:
-        """Stop at what is not finite, before a checkpoint is written."""
+        # Before a checkpoint is written.
         self._require_finite()
 
     def _require_finite(self) -> None:

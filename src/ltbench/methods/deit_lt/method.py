@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.datasets import Batch
@@ -128,7 +129,6 @@ class DeiTLT(OptimisedModule):
         micro_batch: int | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the student; the teacher is loaded when training needs it."""
         super().__init__(num_classes, in_chans, **kwargs)
         if not (self.network and isinstance(self.net, VisionTransformerDistilled)):
             raise UserError(
@@ -172,8 +172,8 @@ class DeiTLT(OptimisedModule):
         side: int = self.student.patch_embed.img_size[0]
         return side
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check the batch and load the teacher."""
         super().setup(stage)
         if stage != "fit":
             return
@@ -221,8 +221,9 @@ class DeiTLT(OptimisedModule):
         self.lineage = [entry for entry in self.lineage if entry["role"] != "teacher"]
         self.lineage.append(start.lineage)
 
+    @override
     def on_fit_start(self) -> None:
-        """Measure the teacher before the student starts: a weak one explains a weak student."""
+        # A weak teacher explains a weak student.
         if self.teacher is None:
             return
         self.teacher.to(self.device)
@@ -250,8 +251,8 @@ class DeiTLT(OptimisedModule):
                 collector.update(self.teacher(images), batch["label"])
         return {name: float(value) for name, value in collector.compute().items()}
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Fix the weights of DIST, and whether images are mixed in this epoch."""
         super().on_train_epoch_start()
         rule = self.reweighting
         self.weight = None
@@ -283,8 +284,8 @@ class DeiTLT(OptimisedModule):
         logits = self.teacher(images)
         return logits.argmax(1) if self.distillation == "hard" else self.teacher_scale * logits
 
+    @override
     def loss_of(self, batch: Batch) -> Loss:
-        """Return (1 - alpha) L_cls + alpha L_dist of these images."""
         tokens = head_features(self.net, batch["image"])
         cls, dist = head_logits(self.net, tokens).values()
         cls_loss = self.loss(cls, batch["target"], self.class_counts)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from ltbench.data import profiles
 from ltbench.data.base import DataModule
@@ -81,7 +82,6 @@ class GenerativeModule(Method):
         samples: int,
         watch_samples: int,
     ) -> None:
-        """Wait with loading until ``setup``."""
         super().__init__()
         if min(samples, watch_samples) < 2:
             raise UserError("samples and watch_samples must be at least 2.")
@@ -111,12 +111,8 @@ class GenerativeModule(Method):
             labels: (B,) classes, for a conditional generator.
         """
 
+    @override
     def setup(self, stage: str) -> None:
-        """Load the classifiers, and check what would otherwise be found out hours later.
-
-        Raises:
-            UserError: A classifier is missing or does not fit, or the images have another size.
-        """
         super().setup(stage)
         if self.data.image_size != self.image_size:
             raise UserError(
@@ -131,8 +127,8 @@ class GenerativeModule(Method):
                 if role in self._judges:
                     self._try_judge(role)
 
+    @override
     def to_predict(self, data: DataModule) -> Latents:
-        """Return latents: a generator needs no images."""
         return Latents(self.samples, self.latent, self.num_classes)
 
     def _load_judges(self, stage: str) -> None:
@@ -186,24 +182,26 @@ class GenerativeModule(Method):
         """Return the images of a normalised batch in [-1, 1]."""
         return self.scaling.inverse(batch["image"])
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Do nothing: samples are what is judged, once, when the loaders have ended."""
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Judge ``watch_samples`` samples against each watched split."""
         for split in self.data.watched:
             prefix = "val" if split == "val" else f"{split}_watched"
             self._evaluate(split, prefix, self.watch_samples, f"epoch_{self.current_epoch + 1:05}")
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Do nothing, as in validation."""
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """Judge ``samples`` samples against the test split."""
         self._evaluate("test", "test", self.samples, "last")
 
+    @override
     def test_details(self) -> dict[str, Any]:
-        """Return the samples of each class and, where there are enough images, its FID."""
         return self._details
 
     @torch.no_grad()
@@ -301,8 +299,8 @@ class GenerativeModule(Method):
             "confidence": probabilities.gather(1, labels[:, None]).squeeze(1).cpu(),
         }
 
+    @override
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
-        """Write the samples into class folders that ``--data.source folder`` reads."""
         root = Path(output or "samples")
         images = [image for batch in batches for image in batch["png"]]
         labels, confidences = (

@@ -39,7 +39,6 @@ class Latents(Dataset[dict[str, Tensor]]):
         self.num_classes = num_classes
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return self.number
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
@@ -55,7 +54,6 @@ class Latents(Dataset[dict[str, Tensor]]):
         }
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        """Return one sample, as a batch of one."""
         return self.__getitems__([row])
 
 

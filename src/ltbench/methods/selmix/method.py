@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.base import DataModule
@@ -125,7 +126,6 @@ class SelMix(OptimisedModule):
         backbone_lr: float = 0.1,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Check the arguments; the network is loaded when training needs it."""
         if init_from is None:
             raise UserError(
                 "SelMix fine-tunes a trained network: name its run with "
@@ -163,12 +163,8 @@ class SelMix(OptimisedModule):
         self.looked = False
         self.found: dict[str, float] = {}  # by the last look, for the log
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check the data, and make the sampler of the pairs.
-
-        Raises:
-            UserError: The start or the data does not fit.
-        """
         super().setup(stage)
         if stage != "fit":
             return
@@ -185,26 +181,22 @@ class SelMix(OptimisedModule):
             seeding.run_seed(),
         )
 
+    @override
     def load_start(self) -> None:
-        """Load the network, whose batch norm stays as it is.
-
-        Raises:
-            UserError: It does not fit, or its classifier is not linear.
-        """
         super().load_start()
         penultimate.linear_heads(self.net)
         for module in self.net.modules():
             if isinstance(module, _BatchNorm):
                 module.requires_grad_(False)
 
+    @override
     def streams(self, data: DataModule) -> Streams:
-        """Return the training images, each with a partner, which the sampler pairs by class."""
         partners = Stream("train" if self.partners == "labelled" else "unlabelled")
         images = Stream("train", {"image": data.augment})
         return Streams(self.sampler, {MAIN: images, "partner": partners})
 
+    @override
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return classifier, its bias without weight decay, and backbone at its own rate."""
         rate = self.optimizer(self.net.parameters()).defaults["lr"]
         heads = [dict(head.named_parameters()) for head in penultimate.linear_heads(self.net)]
         classifier = {id(p) for head in heads for p in head.values()}
@@ -216,12 +208,13 @@ class SelMix(OptimisedModule):
             {"params": others, "lr": rate * self.backbone_lr},
         ]
 
+    @override
     def on_fit_start(self) -> None:
-        """Look for the first time: a loader with workers draws pairs before an epoch starts."""
+        # A loader with workers draws pairs before an epoch starts.
         self._look()
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Look at the validation images, and say what was found."""
         super().on_train_epoch_start()
         if not self.looked:
             self._look()
@@ -317,28 +310,28 @@ class SelMix(OptimisedModule):
             self.found["pseudo_label_accuracy"] = float(right.double().mean())
         return labels
 
+    @override
     def prepare_step(self, batch: dict[str, Any]) -> Batch:
-        """Draw the weight of each first image."""
         labels = batch["label"]
         draws = torch.rand(len(labels), 1, device=labels.device)
         share = self.min_share + (1 - self.min_share) * draws
         images = {"first": batch["image"], "second": batch["partner"]["image"]}
         return {**images, "label": labels, "share": share}
 
+    @override
     def loss_of(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy of the mixed features with the label of the first image."""
         pairs = torch.cat([batch["first"], batch["second"]])
         one, other = penultimate.features(self.net, pairs).chunk(2)
         logits = penultimate.classify(self.net, other.lerp(one, batch["share"].to(one.dtype)))
         return cross_entropy_loss(logits, batch["label"], self.class_counts)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the next look compares itself with."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["selmix"] = {"history": asdict(self.history), "level": self.level}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it."""
         super().on_load_checkpoint(checkpoint)
         history = checkpoint["selmix"]["history"]
         self.history = GainHistory(history["predicted"], history["actual"], history["rates"])

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.samplers import ImagesByClass, Labels, TrainingSampler
 from ltbench.errors import UserError
@@ -24,7 +25,6 @@ class PairSampler(TrainingSampler):
     together = 2
 
     def __init__(self, labels: Labels, classes: int, length: int, seed: int) -> None:
-        """Sort the first images by class; :meth:`draw_from` gives the rest."""
         super().__init__(labels, seed, length)
         self.classes = classes
         self.first = ImagesByClass(torch.from_numpy(labels), classes)
@@ -41,8 +41,8 @@ class PairSampler(TrainingSampler):
         self.second = ImagesByClass(labels.cpu(), self.classes)
         self.bounds = shares.cpu().flatten().cumsum(0)
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw class pairs, then the first images, then the second ones."""
         if self.second is None:
             raise UserError("pairs cannot be drawn before their shares are known.")
         point = torch.rand(self.length, generator=generator, dtype=torch.float64)
