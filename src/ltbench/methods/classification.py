@@ -39,7 +39,7 @@ class ClassificationModule(Method):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the outputs that are evaluated, first the one that predicts, without a name."""
+        """Names of the outputs that are evaluated; the first one, "", is the prediction."""
         return ("",)
 
     @override
@@ -48,7 +48,7 @@ class ClassificationModule(Method):
         if self.data.num_classes != self.num_classes:
             raise UserError(
                 f"the model has {self.num_classes} classes, the data {self.data.num_classes}: "
-                "make the model with num_classes=data.num_classes."
+                "set the model's num_classes to data.num_classes."
             )
         if stage == "predict":
             return
@@ -122,7 +122,7 @@ class ClassificationModule(Method):
         file = Path(output or "predictions.csv")
         paths = self.data.images_to_predict().paths
         table = prediction_table(paths, scores, self.data.source.class_names)
-        # A path may be no UTF-8: then its bytes are written as they are.
+        # Bytes of a path that are not UTF-8 are written as they are.
         records.write_whole(
             file, lambda stream: table.to_csv(stream, index=False, errors="surrogateescape")
         )
@@ -132,12 +132,11 @@ class ClassificationModule(Method):
         """Count a split's images by true and predicted class, in one pass without augmentation.
 
         Args:
-            network: Maps normalised images to logits; evaluated in evaluation mode, and left in
-                the mode that it was in.
+            network: Maps normalised images to logits; its mode is restored.
             split: Name of a split.
 
         Returns:
-            (C, C) int64, rows the truth, the same on every rank: counts are summed over ranks.
+            (C, C) int64, rows the truth, summed over ranks.
         """
         self.agree_on(network)
         counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
@@ -151,7 +150,7 @@ class ClassificationModule(Method):
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
         if len(batch["label"]):
             logits = self.outputs(batch["image"])
-        else:  # other ranks have a batch more
+        else:  # other ranks have one batch more
             none = torch.zeros(0, self.num_classes, device=self.device)
             logits = dict.fromkeys(self.heads, none)
         for head, scores in logits.items():

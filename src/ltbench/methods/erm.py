@@ -31,7 +31,7 @@ class Reweighting:
     beta: float = 0.9999
 
     def __post_init__(self) -> None:
-        epoch_of(self.start, 1)
+        epoch_of(self.start, 1)  # refuses a start out of range
         if not 0 <= self.beta < 1:
             raise UserError(f"reweighting.beta is {self.beta}; it must lie in [0, 1).")
 
@@ -89,7 +89,7 @@ class ERM(OptimisedModule):
     ) -> None:
         super().__init__(num_classes, in_chans, **kwargs)
         if mixup < 0 or cutmix < 0:
-            raise UserError(f"mixup {mixup} and cutmix {cutmix} must be at least 0.")
+            raise UserError(f"mixup is {mixup}, cutmix {cutmix}; both must be at least 0.")
         self.loss_name = loss
         self.loss = bind_loss(loss, loss_args or {})
         self.reweighting = reweighting

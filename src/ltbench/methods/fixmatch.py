@@ -62,9 +62,6 @@ class FixMatch(OptimisedModule):
         lr_schedule: ``SlowCosine`` by default.
         ema_decay: Averaged weights are evaluated; batch norm's statistics are copied.
         **kwargs: The rest of :class:`~ltbench.methods.optimised.OptimisedModule`.
-
-    Raises:
-        UserError: An argument is out of its range.
     """
 
     paper = Paper(
@@ -122,7 +119,7 @@ class FixMatch(OptimisedModule):
             **kwargs,
         )
         if not (0 <= lambda_u < math.inf and 0 <= p_cutoff <= 1):
-            raise UserError("lambda_u must be a number of at least 0, and p_cutoff lie in [0, 1].")
+            raise UserError("lambda_u must be finite and at least 0, and p_cutoff in [0, 1].")
         if temperature is not None and not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0, or null.")
         self.loss = bind_loss(loss, loss_args or {})
@@ -130,7 +127,7 @@ class FixMatch(OptimisedModule):
         self.p_cutoff = p_cutoff
         self.temperature = temperature
         self.truth: Tensor | None = None
-        # Rows: pseudo-labels of each class in this epoch, those kept, those kept and right.
+        # Rows: pseudo-labels per class in this epoch, those kept, those kept and right.
         # No buffer: DDP would give every rank those of the first.
         self.pseudo_counts = torch.zeros(3, num_classes, dtype=torch.long)
 

@@ -22,12 +22,7 @@ from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods import stages
 from ltbench.methods.classification import ClassificationModule
-from ltbench.methods.parts.start import (
-    HeadInit,
-    require_same_network,
-    set_class_means,
-    take_over,
-)
+from ltbench.methods.parts.start import HeadInit, require_same_network, set_class_means, take_over
 from ltbench.methods.parts.trainable import check_selections, evaluation_mode, let_learn, rest
 from ltbench.methods.stages import Trained
 from ltbench.models import InputStatistics, build_backbone, penultimate
@@ -54,10 +49,10 @@ class OptimisedModule(ClassificationModule):
             timm's weights; default: random weights. Evaluating a checkpoint does not need it.
         head_init: With ``init_from``, what the classifier starts from: the ``own`` one of that
             network, a ``random`` one, or the ``class_means`` of its features on the training
-            images. The last two are for data with other classes, too.
+            images. The last two also fit data with other classes.
         trainable: Which parameters of the network learn: one or several of ``all``, ``head``,
-            ``norms`` (scale and shift of normalisation layers) and ``biases``. Layers with nothing
-            to learn are in evaluation mode throughout, with the statistics that they came with.
+            ``norms`` (scale and shift of normalisation layers) and ``biases``. Layers without any
+            stay in evaluation mode, batch norm's statistics included.
         optimizer: Any torch or timm optimizer.
         decay_norms: Whether weight decay acts on biases and normalisation layers too, as in the
             CIFAR recipes; if not, only on weights of two dimensions and more.
@@ -67,9 +62,6 @@ class OptimisedModule(ClassificationModule):
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
         ema_decay: Decay per step of an average of the weights, which is then what is evaluated.
         compile: Compile the network with ``torch.compile``, part by part.
-
-    Raises:
-        UserError: An argument is out of its range.
     """
 
     average_buffers: ClassVar[bool] = True  # whether the average takes in batch norm's statistics
@@ -96,11 +88,11 @@ class OptimisedModule(ClassificationModule):
     ) -> None:
         super().__init__(num_classes)
         if clip_norm is not None and clip_norm <= 0:
-            raise UserError(f"clip_norm is {clip_norm}; a largest norm is above 0.")
+            raise UserError(f"clip_norm is {clip_norm}; it must be above 0.")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
-        if taken := {"name", "num_classes", "in_chans", "head"} & set(backbone_args or ()):
-            raise UserError(f"backbone_args: '{min(taken)}' is no option of a backbone here.")
+        if reserved := {"name", "num_classes", "in_chans", "head"} & set(backbone_args or ()):
+            raise UserError(f"backbone_args: '{min(reserved)}' is an option of the model.")
         if init_from is None and (backbone is None or head_init != "own"):
             raise UserError(
                 f"backbone: {backbone or 'null'} with head_init: {head_init} needs a trained "
@@ -154,12 +146,10 @@ class OptimisedModule(ClassificationModule):
     def loss_of(self, batch: Any) -> Loss:  # noqa: ANN401 - the method's own
         """Return the mean loss of a batch, a scalar; or that and statistics of it, to be logged.
 
-        It changes nothing: a gradient rule may call it several times per step. What it returns is
-        logged once, from the first pass: scalars by name, as means over the epoch. Tensors with a
-        row per sample are left to :meth:`after_step`.
-
-        Args:
-            batch: What :meth:`prepare_step` returned, or some samples of it.
+        It changes nothing: a gradient rule may call it several times per step, with some samples of
+        what :meth:`prepare_step` returned. Statistics are logged once, from the first pass: scalars
+        by name, as means over the epoch. Tensors with a row per sample are left to
+        :meth:`after_step`.
         """
 
     def prepare_step(self, batch: Batch) -> Any:  # noqa: ANN401 - the method's own
@@ -171,7 +161,7 @@ class OptimisedModule(ClassificationModule):
         return batch
 
     def after_step(self, step: Step) -> None:
-        """Do what a method does after each step of the optimizer."""
+        """Follow a step of the optimizer: moving averages, queues, counts."""
 
     @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -202,11 +192,7 @@ class OptimisedModule(ClassificationModule):
             )
 
     def load_start(self) -> None:
-        """Give the network the weights of ``init_from``.
-
-        Raises:
-            UserError: It is missing, or does not fit the config or the data.
-        """
+        """Give the network the weights of ``init_from``, which have to fit config and data."""
         new_head = self.head_init != "own"
         start = stages.load(
             self.starts["init_from"],
@@ -230,7 +216,7 @@ class OptimisedModule(ClassificationModule):
 
     @torch.no_grad()
     def _check_images(self) -> None:
-        """Show the network one image: it may have been built for another size."""
+        """Try the network on one image: it may have been built for another size."""
         image = self.data.normalise(self.data.source.images("train", [0]))
         image = image.to(next(self.net.parameters()).device)
         try:
@@ -245,18 +231,14 @@ class OptimisedModule(ClassificationModule):
 
     @property
     def epochs(self) -> int:
-        """Length of the whole training in epochs.
-
-        Raises:
-            UserError: It is not set.
-        """
+        """Length of the whole training in epochs."""
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError("trainer.max_epochs must be set: the schedules are fractions of it.")
         return epochs
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the trained parameters, in groups with options of their own for the optimizer."""
+        """Return the trained parameters, in groups with their own options for the optimizer."""
         trained = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         if self.decay_norms:
             return [{"params": [p for _, p in trained]}]
@@ -288,8 +270,8 @@ class OptimisedModule(ClassificationModule):
             raise UserError(f"optimizer: {error}") from error
         if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise UserError(
-                f"optimizer: {type(optimizer).__name__} is not for a gradient that is dense and "
-                "taken once a step; use torch.optim.SGD or torch.optim.AdamW."
+                f"optimizer: {type(optimizer).__name__} needs sparse gradients, or several per "
+                "step: use torch.optim.SGD or torch.optim.AdamW."
             )
         schedule = LambdaLR(optimizer, lambda now: self.lr_schedule.factor(now, length))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
@@ -345,7 +327,7 @@ class OptimisedModule(ClassificationModule):
         self.after_step(step)
         if self.lr_schedule.by == "step":
             self._schedule.step()
-        # Not with prog_bar, for which Lightning reads the value in every step; the bar finds it.
+        # Not with prog_bar, for which Lightning reads the value in every step.
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
         for name, value in step.statistics.items():
             if not value.ndim:
@@ -377,5 +359,5 @@ class OptimisedModule(ClassificationModule):
         if not loss.isfinite():
             raise UserError(
                 f"the training loss of epoch {self.current_epoch} is not finite ({loss}), first in "
-                f"{self.bad_step.told()}: lower the learning rate or the radius, or clip gradients."
+                f"{self.bad_step}: lower the learning rate or the radius, or clip gradients."
             )

@@ -12,8 +12,8 @@ from typing_extensions import override
 class WeightAverage(WeightAveraging):
     """An exponential moving average of the weights, on their device and in fused operations.
 
-    Lightning's own lies where the weights are before training, on the CPU: a GPU would wait in
-    every step until all weights were copied there. The first average is the first step's weights.
+    Lightning's own stays where the weights are before training, on the CPU, and all weights would
+    be copied there in every step. The first average is the first step's weights.
 
     Args:
         decay: What an average keeps of the one before, in [0, 1).
@@ -62,10 +62,10 @@ class WeightAverage(WeightAveraging):
         if first:
             followed, copied = [], followed + copied
         if followed:
-            ours, theirs = zip(*followed, strict=True)
-            torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+            averages, values = zip(*followed, strict=True)
+            torch._foreach_lerp_(averages, values, 1 - self.decay)
         if copied:
-            ours, theirs = zip(*copied, strict=True)
-            torch._foreach_copy_(ours, theirs)
+            averages, values = zip(*copied, strict=True)
+            torch._foreach_copy_(averages, values)
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step

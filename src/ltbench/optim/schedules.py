@@ -26,8 +26,8 @@ def epoch_of(point: int | float, epochs: int) -> int:
     """
     if not point >= 0 or (isinstance(point, float) and point > 1):
         raise UserError(
-            f"{point} is no point in training: give epochs as a whole number (160) "
-            "or a fraction of training in [0, 1] (0.8)."
+            f"{point} is not a point in training: give an epoch as a whole number (160), or a "
+            "fraction of training in [0, 1] (0.8)."
         )
     return point if isinstance(point, int) else round(point * epochs)
 
@@ -36,10 +36,7 @@ def require_rising(points: Sequence[int | float], what: str) -> None:
     """Refuse points in training that are out of range or not in order.
 
     Whole epochs and fractions compare only once the length of the training is known, so each kind
-    is compared with its own.
-
-    Raises:
-        UserError: Naming ``what`` they are.
+    is compared with its own. ``what`` names them in the message.
     """
     for point in points:
         epoch_of(point, 1)

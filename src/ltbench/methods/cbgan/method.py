@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,6 @@ from ltbench.methods.base import Paper, always
 from ltbench.methods.cbgan.balance import ClassBalance
 from ltbench.methods.cbgan.losses import gan_loss
 from ltbench.methods.generative.module import GenerativeModule
-from ltbench.methods.stages import Trained
 from ltbench.models.gan import Architecture, build_gan
 
 LOSSES = ("train/discriminator_loss", "train/generator_loss")
@@ -38,9 +37,9 @@ class Balance:
     Args:
         strength: Weight of the regulariser in the generator's loss.
         forgetting: Share of the effective class frequency that an update forgets, in (0, 1].
-        update_every: Iterations between updates, in which there should be many images a class.
+        update_every: Iterations between updates: enough for many images per class.
         start: Effective frequency of each class at the start.
-        pending: Images of each class that count as seen before the first update.
+        pending: Images per class that count as seen before the first update.
     """
 
     strength: float = 10
@@ -67,19 +66,13 @@ class CBGAN(GenerativeModule):
         discriminator_steps: Steps of the discriminator for each one of the generator.
         diffaugment: Keys of :data:`ltbench.data.transforms.diffaugment.DIFFAUGMENTS`, in order.
         balance: The regulariser; null trains the GAN without it.
-        classifier: The classifier in the loop: a run on the same long-tailed data.
-        annotator: The classifier that says of which class a sample is: a run on balanced data,
-            which the generator never sees.
-        fid_features: A run whose pooled features the FID takes; null is the standard Inception.
-        inception_weights: File with the weights of the latter; null downloads them.
-        resize: Whether samples are resized for networks that were trained on another size.
         optimizer: Of the generator, and another one of the discriminator; default: Adam with
             learning rate 2e-4, betas 0.5 and 0.999, and eps 1e-6.
         ema_decay: Decay of the average of the generator, batch norm's statistics included, which
             is what is evaluated.
         ema_start: Iterations before which the average is the generator itself.
-        samples: Samples that a test draws, and ``ltbench predict`` writes.
-        watch_samples: Samples that a validation draws.
+        **kwargs: Judges and samples, as in
+            :class:`~ltbench.methods.generative.module.GenerativeModule`.
     """
 
     averages = True
@@ -115,16 +108,10 @@ class CBGAN(GenerativeModule):
         discriminator_steps: int = 1,
         diffaugment: Sequence[str] = (),
         balance: Balance | None = None,
-        classifier: Trained | None = None,
-        annotator: Trained | None = None,
-        fid_features: Trained | None = None,
-        inception_weights: str | None = None,
-        resize: bool = False,
         optimizer: OptimizerCallable | None = None,
         ema_decay: float = 0.9999,
         ema_start: int = 20_000,
-        samples: int = 50_000,
-        watch_samples: int = 10_000,
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         architecture = architecture or Architecture()
         super().__init__(
@@ -133,19 +120,13 @@ class CBGAN(GenerativeModule):
             architecture.image_size,
             architecture.latent,
             conditional=architecture.conditioning != "none",
-            annotator=annotator,
-            classifier=classifier,
-            fid_features=fid_features,
-            inception_weights=inception_weights,
-            resize=resize,
-            samples=samples,
-            watch_samples=watch_samples,
+            **kwargs,
         )
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
         if discriminator_steps < 1 or (balance and balance.update_every < 1):
             raise UserError("discriminator_steps and balance.update_every must be at least 1.")
-        if balance and classifier is None:
+        if balance and "classifier" not in self.starts:
             raise UserError(
                 "balance needs a classifier in the loop: name a run on the same data with "
                 "--model.classifier.path RUN, or set balance: null."
@@ -183,7 +164,7 @@ class CBGAN(GenerativeModule):
             if images < 10:
                 rank_zero_warn(
                     f"balance.update_every {self.balance.update_every} leaves {images:.1f} images "
-                    "a class between updates, too few to count: the weights will stay near 1."
+                    "per class between updates, too few to count: the weights will stay near 1."
                 )
 
     @override
@@ -286,12 +267,12 @@ class CBGAN(GenerativeModule):
     def _average(self) -> None:
         """Move the average towards the generator, or onto it before ``ema_start``."""
         decay = self.ema_decay if self.iteration > self.ema_start else 0.0
-        theirs = self.generator.state_dict()
-        for name, ours in self.averaged.state_dict().items():
-            if ours.is_floating_point():
-                ours.lerp_(theirs[name], 1 - decay)
+        weights = self.generator.state_dict()
+        for name, average in self.averaged.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(weights[name], 1 - decay)
             else:
-                ours.copy_(theirs[name])
+                average.copy_(weights[name])
 
     def _log(self, name: str, value: Tensor) -> None:
         self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True)
@@ -312,7 +293,7 @@ class CBGAN(GenerativeModule):
         losses = [logged[name].to(self.device) for name in LOSSES if name in logged]
         weights = [p.detach().sum() for p in self.parameters()]
         if not torch.stack([*losses, *weights]).isfinite().all():
-            first = self.bad_step.told()
+            first = str(self.bad_step)
             raise UserError(
                 f"the GAN diverged in epoch {self.current_epoch}: a loss or a weight is not "
                 f"finite{f', first in {first}' if first else ''}: lower the learning rate."

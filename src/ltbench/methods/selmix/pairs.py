@@ -18,7 +18,7 @@ class PairSampler(TrainingSampler):
     Args:
         labels: (n,) labels of the first images.
         classes: K.
-        length: Pairs of an epoch, all ranks together.
+        length: Pairs per epoch, over all ranks.
         seed: Seed of the run.
     """
 
@@ -44,7 +44,7 @@ class PairSampler(TrainingSampler):
     @override
     def order(self, generator: torch.Generator) -> Tensor:
         if self.second is None:
-            raise UserError("pairs cannot be drawn before their shares are known.")
+            raise UserError("PairSampler: call draw_from before drawing.")
         point = torch.rand(self.length, generator=generator, dtype=torch.float64)
         # Right of equal bounds, so that a pair with share 0 is never drawn.
         pair = torch.searchsorted(self.bounds, point * self.bounds[-1], right=True)
