@@ -6,10 +6,12 @@ import os
 import signal
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import timm.models
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import nn
 
@@ -71,6 +73,32 @@ class FlatNet(nn.Module):
 @timm.models.register_model
 def flat_net(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs):
     return FlatNet(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
+
+
+def fit(model, data, epochs=1, callbacks=(), resume=None, **options):
+    """Train in this process, and return the trainer; ``options`` are its own."""
+    trainer = L.Trainer(
+        **{
+            "max_epochs": epochs,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "callbacks": list(callbacks),
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        | options
+    )
+    start = {"ckpt_path": resume, "weights_only": True} if resume else {}
+    trainer.fit(model, datamodule=data, **start)
+    return trainer
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
 
 
 def run_command(*words, cwd):

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
-from semi_digits import Traces, as_batch, build, fit, of_logits, weights
+from semi_digits import Traces, as_batch, build, of_logits
+from support import fit, weights
 from torch.testing import assert_close
 
 from ltbench.data.protocols import ReleasedProtocol
@@ -326,10 +327,10 @@ def test_the_best_epoch_is_that_of_the_objective(objective, monitor):
 
 def test_a_run_too_short_for_an_update_says_so():
     model, data = build(CSST)
-    fit(model, data)
+    fit(model, data, epochs=2)
     assert "no multiplier was updated" in model.deviations[-1]
     model, data = build(CSST, update_interval=5)
-    fit(model, data)
+    fit(model, data, epochs=2)
     assert "no multiplier" not in " ".join(model.deviations)
 
 
@@ -470,7 +471,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(ltbench, config, tmp_path
 def test_a_run_without_held_out_images():
     model, data = build(CSST, data={"protocol": ReleasedProtocol(40, 10, 60, 10, 0)})
     with pytest.raises(UserError, match="validation images"):
-        fit(model, data)
+        fit(model, data, epochs=2)
 
 
 def test_a_class_missing_from_the_held_out_set(ltbench, config, tmp_path, make_images):
@@ -517,4 +518,4 @@ def test_multipliers_that_are_not_finite_stop_the_run():
 
     model, data = build(CSST, update_interval=1)
     with pytest.raises(UserError, match="multiplier of the objective is not finite"):
-        fit(model, data, callbacks=[Break()])
+        fit(model, data, epochs=2, callbacks=[Break()])

@@ -1,6 +1,7 @@
 """DeiT-LT through the trainer: what student and teacher see, what each head learns, resuming."""
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import support
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import accuracy_score
+from support import weights
 from torch.nn import functional as F
 
 from ltbench import records
@@ -43,6 +46,9 @@ STUDENT = {
 }
 
 
+fit = functools.partial(support.fit, limit_val_batches=0)
+
+
 @pytest.fixture(scope="module")
 def teacher(digits_run):
     """The finished run of the session as a teacher."""
@@ -55,31 +61,9 @@ def build(seed=0, data=None, **options):
     return DeiTLT(10, 1, **{**STUDENT, **options}), module
 
 
-def fit(model, data, epochs=1, callbacks=(), **options):
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=list(callbacks),
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"limit_val_batches": 0, **options},
-    )
-    trainer.fit(model, datamodule=data)
-    return trainer
-
-
 def train(epochs=1, callbacks=(), trainer=None, **options):
     model, data = build(**options)
     return model, fit(model, data, epochs, callbacks, **(trainer or {}))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
 
 
 class Steps(Callback):

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_score
+from support import fit, weights
 from torch.utils.data import DataLoader, TensorDataset
 
 from ltbench import records
@@ -38,31 +39,9 @@ def build(seed=0, data=None, **options):
     return ERM(10, 1, **{**defaults, **options}), module
 
 
-def fit(model, data, epochs=1, callbacks=(), **options):
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=list(callbacks),
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    trainer.fit(model, datamodule=data)
-    return trainer
-
-
 def train(epochs=1, callbacks=(), trainer=None, **options):
     model, data = build(**options)
     return model, fit(model, data, epochs, callbacks, **(trainer or {}))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
 
 
 class Watch(Callback):

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from scipy.special import log_softmax
+from support import fit
 
 from ltbench.data import LongTailDataModule
 from ltbench.data.transforms.basic import RandomCrop
@@ -32,23 +33,6 @@ def build(seed=0, data=None, **options):
     module = LongTailDataModule("digits", **{**defaults, **views, **(data or {})})
     small = {"backbone": "tiny_net", "queue": 24, "dim": 8, "lr_schedule": Constant()}
     return PaCo(10, 1, **{**small, **options}), module
-
-
-def fit(model, data, epochs=1, callbacks=(), **options):
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=list(callbacks),
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, datamodule=data, **options)
-    return trainer
 
 
 class Steps(Callback):

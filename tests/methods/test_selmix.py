@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from sklearn.metrics import confusion_matrix
-from support import run_command
+from support import fit, run_command
 from torch import nn
 from torch.testing import assert_close
 
@@ -117,26 +117,9 @@ def build(start, data=None, **options):
     return SelMix(10, 1, **defaults | options), data or digits()
 
 
-def fit(model, data, epochs=2, callbacks=(), **options):
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        check_val_every_n_epoch=100,
-    )
-    trainer.fit(model, datamodule=data, **options)
-    return trainer
-
-
 def train(start, data=None, epochs=2, callbacks=(), **options):
     model, data = build(start, data, **options)
-    return model, fit(model, data, epochs, callbacks)
+    return model, fit(model, data, epochs, callbacks, check_val_every_n_epoch=100)
 
 
 class Looks(Callback):
@@ -330,7 +313,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(start, tmp_path, options):
     whole, _ = train(start, epochs=4, callbacks=save("whole"), **options)
     resumed, data = build(start, **options)
     middle = tmp_path / "whole/epoch=1.ckpt"
-    fit(resumed, data, epochs=4, callbacks=save("new"), ckpt_path=middle, weights_only=True)
+    fit(resumed, data, 4, save("new"), resume=middle, check_val_every_n_epoch=100)
     for (name, one), other in zip(
         whole.state_dict().items(), resumed.state_dict().values(), strict=True
     ):

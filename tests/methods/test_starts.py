@@ -8,7 +8,7 @@ import timm.models
 import torch
 import torch.nn.functional as F
 import yaml
-from support import TINY, TinyNet
+from support import TINY, TinyNet, fit
 from torch import nn
 from torch.testing import assert_close
 
@@ -35,17 +35,7 @@ def train(run, epochs=1, data=None, **options):
     module = LongTailDataModule("digits", **DATA | (data or {}))
     start = {"init_from": Trained(str(run)), "backbone": "tiny_net"}
     model = ERM(10, 1, **start | options)
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(model, datamodule=module)
-    return model, trainer
+    return model, fit(model, module, epochs)
 
 
 def config_of(folder, name="next", **model):
