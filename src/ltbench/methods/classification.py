@@ -61,7 +61,7 @@ class ClassificationModule(Method):
         # On every rank, also on one that gets no image: the sums are collective.
         self.collectors = nn.ModuleDict(
             {
-                _place(split, head): LongTailMetrics(
+                f"{split}/{head}": LongTailMetrics(
                     self.num_classes, counts, head_mid_tail=self.data.head_mid_tail
                 )
                 for split in [*self.data.watched, "test"]
@@ -100,8 +100,7 @@ class ClassificationModule(Method):
 
     @override
     def on_test_epoch_end(self) -> None:
-        predicting = _collector(self.collectors[_place("test", self.heads[0])])
-        self._test_recalls = predicting.per_class_recall()
+        self._test_recalls = self._collector("test", self.heads[0]).per_class_recall()
         self._log_all("test", "test")
 
     @override
@@ -147,6 +146,11 @@ class ClassificationModule(Method):
                 counts = counts.index_add(0, cells, torch.ones_like(cells))
         return self.summed(counts).view(self.num_classes, self.num_classes)
 
+    def _collector(self, split: str, head: str) -> LongTailMetrics:
+        collector = self.collectors[f"{split}/{head}"]
+        assert isinstance(collector, LongTailMetrics)
+        return collector
+
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
         if len(batch["label"]):
             logits = self.outputs(batch["image"])
@@ -154,20 +158,16 @@ class ClassificationModule(Method):
             none = torch.zeros(0, self.num_classes, device=self.device)
             logits = dict.fromkeys(self.heads, none)
         for head, scores in logits.items():
-            _collector(self.collectors[_place(split, head)]).update(scores, batch["label"])
+            self._collector(split, head).update(scores, batch["label"])
         return logits
 
     def _log_all(self, split: str, prefix: str) -> None:
         # Every rank holds the same summed counts, so there is nothing left to reduce.
         for head in self.heads:
-            metric = _collector(self.collectors[_place(split, head)])
-            under = _place(prefix, head)
-            self.log_dict(
-                {f"{under}/{key}": value for key, value in metric.compute().items()},
-                rank_zero_only=False,
-                sync_dist=False,
-            )
-            metric.reset()
+            collector = self._collector(split, head)
+            place = f"{prefix}/{head}" if head else prefix
+            self.log_dict({f"{place}/{key}": value for key, value in collector.compute().items()})
+            collector.reset()
 
 
 def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]) -> pd.DataFrame:
@@ -186,12 +186,3 @@ def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]
         table[f"top{k + 1}"] = [names[i] for i in which[:, k].tolist()]
         table[f"top{k + 1}_confidence"] = top[:, k].numpy()
     return table
-
-
-def _place(prefix: str, head: str) -> str:
-    return f"{prefix}/{head}" if head else prefix
-
-
-def _collector(module: nn.Module) -> LongTailMetrics:
-    assert isinstance(module, LongTailMetrics)
-    return module

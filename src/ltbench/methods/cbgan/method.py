@@ -249,7 +249,6 @@ class CBGAN(GenerativeModule):
         return optimizers[which]
 
     def _step(self, which: int, network: nn.Module, loss: Tensor, batch: Batch) -> None:
-        """Step along the gradient averaged over ranks."""
         optimizer = self._optimizer(which)
         optimizer.zero_grad()
         # Not by DDP, which wants a gradient of all parameters in every backward pass.
@@ -265,7 +264,6 @@ class CBGAN(GenerativeModule):
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Move the average towards the generator, or onto it before ``ema_start``."""
         decay = self.ema_decay if self.iteration > self.ema_start else 0.0
         weights = self.generator.state_dict()
         for name, average in self.averaged.state_dict().items():

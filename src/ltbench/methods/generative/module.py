@@ -323,8 +323,7 @@ def _same(one: Judge, other: Judge) -> bool:
 
 
 def _stored_sums(path: Path) -> FeatureSums | None:
-    """Read stored sums; None where they are damaged and have to be made again."""
     try:
         return FeatureSums(**read_npz(path))
     except (UserError, TypeError):
-        return None
+        return None  # damaged: they are made again
