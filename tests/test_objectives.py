@@ -399,7 +399,7 @@ def test_smoothing_keeps_the_prior_and_lifts_zeros():
     assert Objective(harmonic_mean).value(joint_confusion(counts)) == 0
     for objective in (Objective(harmonic_mean), Objective(geometric_mean)):
         assert objective.logit_gradient(joint, NONE).isfinite().all()
-        with pytest.raises(UserError, match="Smooth the counts"):
+        with pytest.raises(UserError, match="count_smoothing"):
             objective.logit_gradient(joint_confusion(counts), NONE)
 
 
@@ -413,15 +413,15 @@ def test_head_and_tail_follow_the_training_images_not_the_labels():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"unknown objective 'min_recal'.*'min_recall'"):
+    with pytest.raises(UserError, match=r"'min_recal'.*'min_recall'"):
         build_objective("min_recal", CIFAR10)
-    with pytest.raises(UserError, match="at least 10 classes, the data has 9"):
+    with pytest.raises(UserError, match="10 classes"):
         build_objective("min_ht_recall", CIFAR10[:9])
-    with pytest.raises(UserError, match=r"coverage target 1\.2"):
+    with pytest.raises(UserError, match="coverage_target"):
         build_objective("mean_recall_coverage", CIFAR10, 1.2)
-    with pytest.raises(UserError, match=r"no image of 1 of 3 classes \(class 1\)"):
+    with pytest.raises(UserError, match=r"class 1\b"):
         joint_confusion(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 2]]))
     with pytest.raises(UserError, match="not finite"):
         joint_confusion(torch.tensor([[1.0, torch.nan], [0, 1]]))
-    with pytest.raises(UserError, match="multiplier of the objective is not finite"):
+    with pytest.raises(UserError, match="multiplier"):
         Covered(mean, CLASSES).update(torch.full((3,), torch.nan), JOINT, Ascent())

@@ -18,24 +18,24 @@ def refuse(home, tmp_path, *words, without=()):
 
 def test_mistakes(home, tmp_path):
     annotator = [f"{MODEL}.annotator.path", home.classifier]
-    assert "are the same model" in refuse(home, tmp_path, *annotator)
+    assert "annotator" in refuse(home, tmp_path, *annotator)
     copied = shutil.copy(home.classifier / "checkpoints/last.ckpt", tmp_path / "copy.ckpt")
-    assert "are the same model" in refuse(home, tmp_path, f"{MODEL}.annotator.path", copied)
-    assert "classifier in the loop" in refuse(home, tmp_path, without=[2])
-    assert "annotator.path RUN" in refuse(home, tmp_path, without=[4])
+    assert "annotator" in refuse(home, tmp_path, f"{MODEL}.annotator.path", copied)
+    assert "model.classifier.path" in refuse(home, tmp_path, without=[2])
+    assert "model.annotator.path" in refuse(home, tmp_path, without=[4])
     size = f"{MODEL}.architecture.image_size"
-    assert "the data has 8" in refuse(home, tmp_path, size, 16)
-    assert "snresgan makes 32" in refuse(home, tmp_path, f"{MODEL}.architecture.family", "snresgan")
+    assert "image_size" in refuse(home, tmp_path, size, 16)
+    assert "snresgan" in refuse(home, tmp_path, f"{MODEL}.architecture.family", "snresgan")
     bigger = ["--data.init_args.image_size", 16, size, 16]
-    assert "was trained on 8 pixels, the GAN makes 16" in refuse(home, tmp_path, *bigger)
-    assert "Did you mean 'cutout'" in refuse(home, tmp_path, f"{MODEL}.diffaugment", "[cutoff]")
-    assert "Did you mean 'hinge'" in refuse(home, tmp_path, f"{MODEL}.loss", "hinges")
-    assert "[0, 1)" in refuse(home, tmp_path, f"{MODEL}.ema_decay", 1)
+    assert "resize: true" in refuse(home, tmp_path, *bigger)
+    assert "cutout" in refuse(home, tmp_path, f"{MODEL}.diffaugment", "[cutoff]")
+    assert "hinge" in refuse(home, tmp_path, f"{MODEL}.loss", "hinges")
+    assert "ema_decay" in refuse(home, tmp_path, f"{MODEL}.ema_decay", 1)
 
 
 def test_without_the_standard_features_the_way_out_is_named(home, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    assert "fid_features.path RUN" in refuse(home, tmp_path, without=[6])
+    assert "fid_features" in refuse(home, tmp_path, without=[6])
 
 
 def test_a_classifier_of_other_classes(home, tmp_path, make_images):
@@ -59,7 +59,7 @@ def test_an_untrained_judge_is_warned_of(home, tmp_path, role):
     run_command("fit", "--config", home.path / "tiny.yaml", *untrained, cwd=tmp_path)
     (run,) = (tmp_path / "runs").iterdir()
     words = [*home.words, f"{MODEL}.{role}.path", run, "--trainer.max_epochs", 1]
-    with pytest.warns(UserWarning, match=f"the {role} has a mean recall of .* chance is 10.0%"):
+    with pytest.warns(UserWarning, match=f"{role} has a mean recall of .* 10.0%"):
         run_command("fit", *words, cwd=tmp_path)
 
 
@@ -69,11 +69,11 @@ def test_an_annotator_of_the_long_tail_is_warned_of(home, tmp_path):
     run_command("fit", "--config", home.path / "tiny.yaml", "--seed_everything", 4, cwd=tmp_path)
     (run,) = (tmp_path / "runs").iterdir()
     words = [*home.words, *words, f"{MODEL}.annotator.path", run, "--trainer.max_epochs", 1]
-    with pytest.warns(UserWarning, match="long-tailed images, not balanced"):
+    with pytest.warns(UserWarning, match="annotator"):
         run_command("fit", *words, cwd=tmp_path)
 
 
 def test_too_frequent_updates_are_warned_of(home, tmp_path):
     words = [f"{MODEL}.balance.update_every", 1, "--trainer.max_epochs", 1]
-    with pytest.warns(UserWarning, match="3.2 images a class"):
+    with pytest.warns(UserWarning, match="update_every .* 3.2 images"):
         run_command("fit", *home.words, *words, cwd=tmp_path)

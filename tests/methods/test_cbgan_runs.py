@@ -139,7 +139,7 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     stop_at(monkeypatch, 30, spoil)
     done = run_command("fit", *home.words, cwd=tmp_path)
     assert done.code == 2
-    assert "diverged in epoch 1" in done.err
+    assert "epoch 1" in done.err
     folder = only_gan(tmp_path)
     assert read_record(folder / "record.json")["status"] == "failed"
     assert all(value.isfinite().all() for value in state(folder).values())

@@ -55,7 +55,7 @@ def test_a_micro_batch_is_mixed_and_averaged_by_itself(teacher):
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "near"), [(30, 8, "24 or 32"), (6, 8, "take 8,"), (100, 64, "64 or 128")]
+    ("batch", "micro", "near"), [(30, 8, "24 or 32"), (6, 8, "8"), (100, 64, "64 or 128")]
 )
 def test_a_batch_that_does_not_divide_is_refused_with_numbers_that_would(batch, micro, near):
     model, data = build(micro_batch=micro, data={"batch_size": batch})

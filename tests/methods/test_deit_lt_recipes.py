@@ -19,7 +19,7 @@ from ltbench.optim.schedules import DeiTCosine, epoch_of
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "tiny_net", "backbone_args": {}}, "no DIST token"),
+        ({"backbone": "tiny_net", "backbone_args": {}}, "tiny_net"),
         ({"alpha": 1.5}, "alpha"),
         ({"temperature": 0.0}, "temperature"),
         ({"smoothing": 2.0}, "smoothing"),

@@ -230,7 +230,7 @@ STARTS = {
     ),
     "weights of nothing known": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "say which timm backbone it is"),
+        ("bad.ckpt", "resnet32_cifar"),
         {BAD: saved({"w": torch.zeros(2)})},
     ),
     "a network that is not named": Case(
@@ -250,7 +250,7 @@ STARTS = {
     ),
     "weights that are a list": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "holds no weights by name"),
+        ("bad.ckpt", "state dict"),
         {BAD: edited(lambda c: c.update(state_dict=[1]))},
     ),
     "numbers for weights": Case(
