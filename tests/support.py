@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import lightning as L
@@ -120,6 +122,20 @@ def run_command(*words, cwd):
         os.environ.clear()
         os.environ.update(before)
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def run_script(path, *words):
+    """Run a script that calls ``main()`` as a process in its own folder, to its good end."""
+    done = subprocess.run(
+        [sys.executable, path.name, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=path.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": path.stem},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def assert_same(one, other, where="", same=torch.equal):

@@ -1,14 +1,11 @@
 """CBGAN: gradients, the averaged generator, several processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from gan_digits import build, only_gan
-from support import run_command
+from support import run_command, run_script
 from torch import nn
 from torch.testing import assert_close
 
@@ -78,15 +75,7 @@ if __name__ == "__main__":
     (tmp_path / "processes.py").write_text(script)
 
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, "processes.py", *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "processes"},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        done = run_script(tmp_path / "processes.py", *words)
         assert "Warning" not in done.stderr
         return done.stdout
 

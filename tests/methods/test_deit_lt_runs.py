@@ -1,8 +1,5 @@
 """DeiT-LT from the command line: record, exact resume, two processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 import yaml
 from deit_digits import build
 from sklearn.metrics import accuracy_score
+from support import run_script
 
 from ltbench import records
 from ltbench.methods import stages
@@ -134,15 +132,7 @@ if __name__ == "__main__":
     words = ["fit", "--config", run, "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     words += ["--model.micro_batch", 8, "--model.ema_decay", "null"]
     words += ["--trainer.callbacks+=processes.Keep"]
-    done = subprocess.run(
-        [sys.executable, "processes.py", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "processes"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_script(tmp_path / "processes.py", *words)
     assert done.stdout.count("Teacher on test") == 1
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))

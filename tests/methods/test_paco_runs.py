@@ -1,13 +1,11 @@
 """PaCo: exact resume, several ranks, shipped configs."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from support import run_script
 
 from ltbench.methods.paco import PaCo
 from ltbench.optim.schedules import epoch_of
@@ -95,15 +93,7 @@ def test_two_ranks_train_what_one_trains(rule, tmp_path):
     for ranks, strategy in ((1, "auto"), (2, "ddp")):
         options = ["--trainer.devices", str(ranks), "--trainer.strategy", strategy]
         words = ["fit", "--config", "paco.yaml", "--trainer.callbacks+=ranks.Keep", *options]
-        done = subprocess.run(
-            [sys.executable, "ranks.py", *words, "--name", f"of_{ranks}"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "ranks"},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        run_script(tmp_path / "ranks.py", *words, "--name", f"of_{ranks}")
     first, second, alone = (
         torch.load(tmp_path / f"{name}.pt") for name in ("rank0_of_2", "rank1_of_2", "rank0_of_1")
     )

@@ -1,8 +1,5 @@
 """SelMix from the command line: record, exact resume, two processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from selmix_digits import START, build, train
-from support import fit
+from support import fit, run_script
 from torch.testing import assert_close
 
 from ltbench.optim.sam import SAM
@@ -118,20 +115,12 @@ def test_two_processes_agree_on_the_shares_and_take_the_same_steps(config, tmp_p
     (tmp_path / "processes.py").write_text(script)
     found = {}
     for ranks, strategy in ((1, "auto"), (2, "ddp")):
-        done = subprocess.run(
-            [
-                *(sys.executable, "processes.py", "fit", "--config", config),
-                *("--name", f"on{ranks}", "--trainer.max_epochs", "1"),
-                *("--trainer.callbacks+=processes.Keep",),
-                *("--trainer.devices", str(ranks), "--trainer.strategy", strategy),
-            ],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": "processes"},
-            timeout=300,
+        run_script(
+            tmp_path / "processes.py",
+            *("fit", "--config", config, "--name", f"on{ranks}", "--trainer.max_epochs", 1),
+            *("--trainer.callbacks+=processes.Keep", "--trainer.devices", ranks),
+            *("--trainer.strategy", strategy),
         )
-        assert done.returncode == 0, done.stderr
         found[ranks] = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(ranks)]
     first, second = found[2]
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
