@@ -5,14 +5,18 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from functools import reduce
 from operator import getitem
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import timm.models
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import nn
 
@@ -76,6 +80,32 @@ def flat_net(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None,
     return FlatNet(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
 
 
+def fit(model, data, epochs=1, callbacks=(), resume=None, **options):
+    """Train in this process, and return the trainer; ``options`` are its own."""
+    trainer = L.Trainer(
+        **{
+            "max_epochs": epochs,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "callbacks": list(callbacks),
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        | options
+    )
+    start = {"ckpt_path": resume, "weights_only": True} if resume else {}
+    trainer.fit(model, datamodule=data, **start)
+    return trainer
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
+
+
 def run_command(*words, cwd):
     """Run ``ltbench`` in this process, in folder ``cwd``; return its code, stdout and stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -95,6 +125,20 @@ def run_command(*words, cwd):
         os.environ.clear()
         os.environ.update(before)
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def run_script(path, *words):
+    """Run a script that calls ``main()`` as a process in its own folder, to its good end."""
+    done = subprocess.run(
+        [sys.executable, path.name, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=path.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": path.stem},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def assert_same(one, other, where="", same=torch.equal):
