@@ -2,14 +2,21 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
+import subprocess
+import sys
+from functools import reduce
+from operator import getitem
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import timm.models
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import nn
 
@@ -101,6 +108,32 @@ def three_experts(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=
     return Experts(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
 
 
+def fit(model, data, epochs=1, callbacks=(), resume=None, **options):
+    """Train in this process, and return the trainer; ``options`` are its own."""
+    trainer = L.Trainer(
+        **{
+            "max_epochs": epochs,
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "callbacks": list(callbacks),
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        | options
+    )
+    start = {"ckpt_path": resume, "weights_only": True} if resume else {}
+    trainer.fit(model, datamodule=data, **start)
+    return trainer
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
+
+
 def run_command(*words, cwd):
     """Run ``ltbench`` in this process, in folder ``cwd``; return its code, stdout and stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -122,6 +155,20 @@ def run_command(*words, cwd):
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
+def run_script(path, *words):
+    """Run a script that calls ``main()`` as a process in its own folder, to its good end."""
+    done = subprocess.run(
+        [sys.executable, path.name, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=path.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "LTBENCH_TRUST": path.stem},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def assert_same(one, other, where="", same=torch.equal):
     """Compare what may hold tensors: bit for bit, or as ``same`` says."""
     assert type(one) is type(other), where
@@ -137,6 +184,18 @@ def assert_same(one, other, where="", same=torch.equal):
         assert same(one.nan_to_num(), other.nan_to_num()), where
     else:
         assert repr(one) == repr(other), where  # a NaN is itself
+
+
+def columns(table):
+    """The cells of a printed result table, by row."""
+    rows = (line.strip("│").split("│") for line in table.splitlines() if line.startswith("│"))
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def only_run(home):
+    """The only run folder below ``home/runs``."""
+    (folder,) = (home / "runs").iterdir()
+    return folder
 
 
 TINY = """
@@ -182,6 +241,16 @@ def write_images(folder, counts, size=12, seed=0):
 def pixels(*shape, seed=0):
     """Noise: an array of uint8."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def change_record(folder, **changes):
+    """Change parts of a run's record; ``a__b`` is part b of part a."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        reduce(getitem, above, record)[last] = value
+    path.write_text(json.dumps(record))
 
 
 def record_of(name="ce", seed=0, **changes):

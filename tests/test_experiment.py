@@ -46,7 +46,7 @@ def test_overrides_are_settings_or_words(tiny):
     [
         ("vssam_digit", {}, "vssam_digits"),
         ("ce_digits", {"model.los": "ce"}, "loss"),
-        ({"model": "ERM"}, {}, "data"),
+        ({"trainer": {}}, {}, "model"),
         ({"model": 3}, {}, "model"),
         ("ce_digits", {"model.num_classes": 7}, "num_classes"),
     ],

@@ -262,6 +262,10 @@ def any_joint(seed, classes, draws=200):
     return torch.from_numpy(prior[:, None] * rows / rows.sum(1, keepdims=True))
 
 
+def gradient_by_joint(objective, joint, multipliers):
+    return torch.func.grad(lambda c: objective.surrogate(*rates(c), multipliers))(joint)
+
+
 def any_objective(name, seed, classes, rule):
     """An objective on a random matrix, with the multipliers that the rule gives there."""
     counts = torch.from_numpy(np.random.default_rng(seed).integers(1, 1000, classes))
@@ -278,24 +282,19 @@ def test_gradients_against_autograd(name, rule):
     """By C and by the logits of its rows, each through a separate path from the entries on."""
     objective, joint, multipliers = any_objective(name, 1, 12, rule)
 
-    def of_joint(joint):
-        recall, coverage = joint.diagonal() / joint.sum(1), joint.sum(0)
-        return objective.surrogate(recall, coverage, multipliers)
-
     def of_logits(logits):
-        return of_joint(joint.sum(1, keepdim=True) * logits.softmax(1))
+        moved = joint.sum(1, keepdim=True) * logits.softmax(1)
+        return objective.surrogate(*rates(moved), multipliers)
 
-    for function, at, found in (
-        (of_joint, joint, objective.gradient(joint, multipliers)),
-        (of_logits, joint.log() + 3.0, objective.logit_gradient(joint, multipliers)),
-    ):
-        point = at.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(function(point), point)
-        assert_close(found, expected)
-        direction = torch.randn(at.shape, dtype=at.dtype, generator=torch.manual_seed(0))
-        step = 1e-6 * at.abs().min()
-        slope = (function(at + step * direction) - function(at - step * direction)) / (2 * step)
-        assert_close((found * direction).sum(), slope, rtol=1e-4, atol=1e-6)
+    gradient = objective.logit_gradient(joint, multipliers)
+    point = (joint.log() + 3.0).requires_grad_()
+    (expected,) = torch.autograd.grad(of_logits(point), point)
+    assert_close(gradient, expected)
+    at = point.detach()
+    direction = torch.randn(at.shape, dtype=at.dtype, generator=torch.manual_seed(0))
+    step = 1e-6 * at.abs().min()
+    slope = (of_logits(at + step * direction) - of_logits(at - step * direction)) / (2 * step)
+    assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -338,12 +337,13 @@ def test_invariances(name, rule, seed, classes):
     if not name.endswith("coverage"):
         other = joint * torch.linspace(1, 3, classes, dtype=torch.float64)[:, None]
         assert_close(objective.logit_gradient(other / other.sum(), multipliers), slopes)
-        gradient = objective.gradient(joint, multipliers)
+        gradient = gradient_by_joint(objective, joint, multipliers)
         assert_close((gradient * joint).sum(1), torch.zeros(classes, dtype=torch.float64))
     # What a gain is worth under the prior of the matrix is what the gradient says, up to a constant
     # per row, which changes no decision.
     prior = joint.sum(1)
-    gap = objective.gain(prior, joint, multipliers) - objective.gradient(joint, multipliers)
+    gradient = gradient_by_joint(objective, joint, multipliers)
+    gap = objective.gain(prior, joint, multipliers) - gradient
     assert_close(gap, gap[:, :1].expand_as(gap), atol=1e-9, rtol=1e-9)
     parts, diagonal = decompose(objective.gain(prior, joint, multipliers))
     assert (diagonal > 0).all()
@@ -399,7 +399,7 @@ def test_smoothing_keeps_the_prior_and_lifts_zeros():
     assert Objective(harmonic_mean).value(joint_confusion(counts)) == 0
     for objective in (Objective(harmonic_mean), Objective(geometric_mean)):
         assert objective.logit_gradient(joint, NONE).isfinite().all()
-        with pytest.raises(UserError, match="Smooth the counts"):
+        with pytest.raises(UserError, match="count_smoothing"):
             objective.logit_gradient(joint_confusion(counts), NONE)
 
 
@@ -413,15 +413,15 @@ def test_head_and_tail_follow_the_training_images_not_the_labels():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"unknown objective 'min_recal'.*'min_recall'"):
+    with pytest.raises(UserError, match=r"'min_recal'.*'min_recall'"):
         build_objective("min_recal", CIFAR10)
-    with pytest.raises(UserError, match="at least 10 classes, the data has 9"):
+    with pytest.raises(UserError, match="10 classes"):
         build_objective("min_ht_recall", CIFAR10[:9])
-    with pytest.raises(UserError, match=r"coverage target 1\.2"):
+    with pytest.raises(UserError, match="coverage_target"):
         build_objective("mean_recall_coverage", CIFAR10, 1.2)
-    with pytest.raises(UserError, match=r"no image of 1 of 3 classes \(class 1\)"):
+    with pytest.raises(UserError, match=r"class 1\b"):
         joint_confusion(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 2]]))
     with pytest.raises(UserError, match="not finite"):
         joint_confusion(torch.tensor([[1.0, torch.nan], [0, 1]]))
-    with pytest.raises(UserError, match="multiplier of the objective is not finite"):
+    with pytest.raises(UserError, match="multiplier"):
         Covered(mean, CLASSES).update(torch.full((3,), torch.nan), JOINT, Ascent())

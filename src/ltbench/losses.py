@@ -5,7 +5,8 @@ Every loss is ``name(logits, targets, class_counts, *, <constants>, weight=None)
 * ``logits``: float, shape (B, C). Half and bfloat16 inputs are computed in float32.
 * ``targets``: int64 labels, shape (B,), or probabilities, shape (B, C), each row summing to 1 (what
   mixup, cutmix and label smoothing give). A one-hot row means the same as its label.
-* ``class_counts``: training images of each class, shape (C,), on the device of the logits.
+* ``class_counts``: training images per class, shape (C,), all positive where a prior or a margin
+  depends on them, on the device of the logits.
 * ``weight``: class weights, shape (C,), or None for all ones.
 
 Notation: n_c count, N = sum n_c, pi_c = n_c / N, z logits, y label, t soft target, w class weight,
@@ -26,7 +27,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from ltbench.errors import UserError, unknown_name
 from ltbench.naming import resolve
@@ -39,7 +39,6 @@ class BoundLoss(Protocol):
         self, logits: Tensor, targets: Tensor, class_counts: Tensor, *, weight: Tensor | None = None
     ) -> Tensor:
         """Return the scalar loss of a batch."""
-        ...
 
 
 def check_counts(class_counts: Tensor) -> None:
@@ -48,11 +47,8 @@ def check_counts(class_counts: Tensor) -> None:
     The losses do not check, because a look at the values on every step would stall the device: a
     method calls this once, when it learns the counts.
 
-    Args:
-        class_counts: Training images of each class, shape (C,).
-
     Raises:
-        UserError: If there is no class, or a class has a count that is not positive and finite.
+        UserError: There is no class, or a count is not positive and finite.
     """
     counts = torch.as_tensor(class_counts)
     if counts.ndim != 1 or not len(counts):
@@ -61,7 +57,7 @@ def check_counts(class_counts: Tensor) -> None:
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise UserError(
-            f"class counts: {len(bad)} of {len(counts)} classes have no training image (class "
+            f"class counts: {len(bad)} of {len(counts)} classes have no training images (class "
             f"{shown}), so priors, margins and weights are not defined.\nGive each class an image, "
             "drop those classes, or use cross_entropy_loss without weights."
         )
@@ -73,15 +69,11 @@ def class_balanced_weights(class_counts: Tensor, beta: float = 0.9999) -> Tensor
     ``beta=0`` gives ones; ``beta -> 1`` approaches 1/n_c. Cui et al. 2019, arXiv 1901.05555.
     Deferred re-weighting (Cao et al. 2019, arXiv 1906.07413) switches to these late in training.
 
-    Args:
-        class_counts: Training images of each class, shape (C,), all positive.
-        beta: In [0, 1).
-
     Returns:
         Shape (C,), float32 (computed in float64), with sum C.
 
     Raises:
-        UserError: If ``beta`` is outside [0, 1) or a count is not positive.
+        UserError: ``beta`` is outside [0, 1), or a count is not positive.
     """
     if not 0 <= beta < 1:
         raise UserError(f"class_balanced_weights: beta must be in [0, 1), got {beta}.")
@@ -133,14 +125,8 @@ def focal_loss(
     """Softmax focal loss: (1/B) sum_i w_i (1 - p_i)^gamma l_i with p_i = exp(-l_i).
 
     p is the probability of the label whatever the weights are. The mean is over B, not over the
-    weights. Lin et al. 2017, arXiv 1708.02002, eq. 5, with the class weight as its alpha.
-
-    Args:
-        logits: Shape (B, C).
-        targets: Shape (B,) or (B, C).
-        class_counts: Shape (C,), not used.
-        gamma: Focusing exponent >= 0; 0 gives the cross-entropy.
-        weight: Shape (C,) or None.
+    weights; gamma >= 0, and 0 gives the cross-entropy. Lin et al. 2017, arXiv 1708.02002, eq. 5,
+    with the class weight as its alpha.
     """
     loss = _sample_losses(logits, targets)
     focal = _one_minus_exp(loss) ** gamma * loss
@@ -166,29 +152,6 @@ def focal_official_loss(
     return (_one_minus_exp(loss) ** gamma * loss).mean()
 
 
-def focal_sigmoid_loss(
-    logits: Tensor,
-    targets: Tensor,
-    class_counts: Tensor,
-    *,
-    gamma: float = 1.0,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Sigmoid focal loss: C independent binary problems, summed over classes, (1/B) sum_i w_i l_i.
-
-    The form for detection and of the BagofTricks-LT code. Lin et al. 2017, arXiv 1708.02002, eq. 5.
-    The arguments are those of :func:`focal_loss`.
-    """
-    logits = logits.float() if logits.dtype != torch.float64 else logits
-    shares = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1])
-    loss: Tensor = sigmoid_focal_loss(
-        logits, shares.to(logits), alpha=-1, gamma=gamma, reduction="none"
-    ).sum(1)
-    if weight is not None:
-        loss = _sample_weights(targets, weight) * loss
-    return loss.mean()
-
-
 def ldam_loss(
     logits: Tensor,
     targets: Tensor,
@@ -200,16 +163,9 @@ def ldam_loss(
 ) -> Tensor:
     """LDAM: the weighted cross-entropy of scale * x, where the label's cosine lost its margin m_y.
 
-    A soft target takes from each class its share of the margin: x - m * t. Cao et al. 2019,
-    arXiv 1906.07413.
-
-    Args:
-        logits: Cosines in [-1, 1] of a normalised classifier, shape (B, C).
-        targets: Shape (B,) or (B, C).
-        class_counts: Shape (C,), all positive; see :func:`ldam_margins`.
-        max_margin: Margin of the rarest class: 0.5 on CIFAR-LT, 0.3 on ImageNet-LT and iNaturalist.
-        scale: Inverse temperature s > 0.
-        weight: Shape (C,) or None.
+    The logits are cosines. A soft target takes from each class its share of the margin: x - m * t.
+    The rarest class has ``max_margin``: 0.5 on CIFAR-LT, 0.3 on ImageNet-LT and iNaturalist. Cao et
+    al. 2019, arXiv 1906.07413.
     """
     shares = targets if targets.is_floating_point() else F.one_hot(targets, logits.shape[1])
     margins = ldam_margins(class_counts, max_margin)
@@ -226,14 +182,8 @@ def logit_adjusted_loss(
 ) -> Tensor:
     """Logit adjustment: the weighted cross-entropy of z + tau log pi.
 
-    Menon et al. 2021, arXiv 2007.07314, eq. 10.
-
-    Args:
-        logits: Shape (B, C).
-        targets: Shape (B,) or (B, C).
-        class_counts: Shape (C,), all positive.
-        tau: Strength; 0 gives the cross-entropy, 1 is consistent for the balanced error.
-        weight: Shape (C,) or None.
+    ``tau`` 0 gives the cross-entropy, 1 is consistent for the balanced error. Menon et al. 2021,
+    arXiv 2007.07314, eq. 10.
     """
     return _weighted_cross_entropy(logits + vs_offsets(class_counts, tau), targets, weight)
 
@@ -259,14 +209,7 @@ def cdt_loss(
 ) -> Tensor:
     """Class-dependent temperatures: the weighted cross-entropy of z / D, D of :func:`vs_divisors`.
 
-    Ye et al. 2020, arXiv 2001.01385.
-
-    Args:
-        logits: Shape (B, C).
-        targets: Shape (B,) or (B, C).
-        class_counts: Shape (C,), all positive.
-        gamma: Exponent >= 0; 0 gives the cross-entropy.
-        weight: Shape (C,) or None.
+    ``gamma`` >= 0; 0 gives the cross-entropy. Ye et al. 2020, arXiv 2001.01385.
     """
     return _weighted_cross_entropy(logits / vs_divisors(class_counts, gamma), targets, weight)
 
@@ -283,16 +226,8 @@ def vs_loss(
     """Vector scaling: the weighted cross-entropy of z_c / D_c + iota_c.
 
     D is :func:`vs_divisors` and iota is :func:`vs_offsets`: gamma = 0 is logit adjustment, tau = 0
-    is CDT, both 0 the cross-entropy. Kini et al. 2021, arXiv 2103.01550; without its leading
-    weight unless ``weight`` is given.
-
-    Args:
-        logits: Shape (B, C).
-        targets: Shape (B,) or (B, C).
-        class_counts: Shape (C,), all positive.
-        gamma: Exponent of the divisor, >= 0: 0.15 on CIFAR-10-LT, 0.05 on CIFAR-100-LT.
-        tau: Strength of the offset: 1.25 on CIFAR-10-LT, 0.75 on CIFAR-100-LT.
-        weight: Shape (C,) or None.
+    is CDT, both 0 the cross-entropy. Kini et al. 2021, arXiv 2103.01550, whose leading weight is
+    ``weight``. On CIFAR-10-LT gamma is 0.15 and tau 1.25, on CIFAR-100-LT 0.05 and 0.75.
     """
     scaled = logits / vs_divisors(class_counts, gamma) + vs_offsets(class_counts, tau)
     return _weighted_cross_entropy(scaled, targets, weight)
@@ -304,7 +239,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         cross_entropy_loss,
         focal_loss,
         focal_official_loss,
-        focal_sigmoid_loss,
         ldam_loss,
         logit_adjusted_loss,
         balanced_softmax_loss,
@@ -327,7 +261,7 @@ def bind_loss(name: str, args: Mapping[str, float] | None = None) -> BoundLoss:
         ``loss(logits, targets, class_counts, weight=None) -> scalar``.
 
     Raises:
-        UserError: If there is no such loss, or it has no such constant.
+        UserError: There is no such loss, or it has no such constant.
     """
     loss = resolve("loss", name, LOSSES)
     parameters = [] if isinstance(loss, type) else inspect.signature(loss).parameters.values()

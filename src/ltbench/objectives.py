@@ -13,7 +13,6 @@ multipliers, held fixed while the function, the *surrogate*, is differentiated:
 where a group is one class, or the head or the tail, and takes the mean over its classes. So every
 objective has a gradient w = d/dr and v = d/dc, and all else follows from these two vectors:
 
-* :meth:`Objective.gradient`, by C: w_k (delta_kl - r_k) / pi_k + v_l;
 * :meth:`Objective.logit_gradient`, by the logits of the rows of C, as SelMix needs it;
 * :meth:`Objective.gain`, for another class prior, as cost-sensitive losses need it.
 
@@ -24,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,11 +46,8 @@ def joint_confusion(
             gradients vanish or are infinite. Leave it 0 for values and multipliers.
         class_names: K names for the message of an error; default: the classes' numbers.
 
-    Returns:
-        (K, K) float64, sum 1.
-
     Raises:
-        UserError: A class has no image, or an entry is negative or not finite.
+        UserError: A class has no images, or an entry is negative or not finite.
     """
     if not (counts.isfinite().all() and (counts >= 0).all()):
         raise UserError("the confusion matrix has negative entries or entries that are not finite.")
@@ -59,7 +56,7 @@ def joint_confusion(
     if missing := (images == 0).nonzero().flatten().tolist():
         named = ", ".join(class_names[c] if class_names else str(c) for c in missing[:5])
         raise UserError(
-            f"the held-out set has no image of {len(missing)} of {len(counts)} classes (class "
+            f"the held-out set has no images of {len(missing)} of {len(counts)} classes (class "
             f"{named}{', ...' if len(missing) > 5 else ''}), so their recall is unknown.\n"
             "Hold out more (data.val_fraction), or give each class images in a val folder."
         )
@@ -95,20 +92,18 @@ def geometric_mean(recall: Tensor) -> Tensor:
     return recall.log().mean().exp()
 
 
-class MultiplierRule:
+class MultiplierRule(Protocol):
     """How multipliers follow what the held-out set shows: a low payoff gets a large multiplier."""
 
     def simplex(self, multipliers: Tensor, payoffs: Tensor) -> Tensor:
         """Return the multipliers (n,) of the least of ``payoffs`` (n,), on the simplex."""
-        raise NotImplementedError
 
     def penalty(self, multipliers: Tensor, slack: Tensor) -> Tensor:
         """Return the multipliers (n,) of the constraints ``slack`` (n,) >= 0, not negative."""
-        raise NotImplementedError
 
 
 @dataclass
-class Ascent(MultiplierRule):
+class Ascent:
     """Gradient steps that remember: CSST, arXiv 2304.14738, section 4.
 
     Args:
@@ -127,7 +122,7 @@ class Ascent(MultiplierRule):
 
 
 @dataclass
-class BestResponse(MultiplierRule):
+class BestResponse:
     """Multipliers from the current rates alone: the rule of SelMix's code, arXiv 2403.18301.
 
     Args:
@@ -158,10 +153,11 @@ class Objective:
 
     Args:
         utility: Maps recalls (K,) to a scalar, differentiable.
-        metric: Name of the metric that it is about, by which the best epoch is chosen.
+        metric: Name of the metric by which the best epoch is chosen.
 
     Attributes:
         initial: (n,) float64 multipliers to start from; n = 0 here.
+        linear: Whether fixed multipliers make it linear in the recalls, so that gains are exact.
         grouped: Whether it is about groups of classes, such as head and tail.
     """
 
@@ -170,12 +166,8 @@ class Objective:
     def __init__(self, utility: Callable[[Tensor], Tensor], metric: str = "mean_recall") -> None:
         self.utility = utility
         self.metric = metric
+        self.linear = utility is mean
         self.initial = torch.empty(0, dtype=torch.float64)
-
-    @property
-    def linear(self) -> bool:
-        """Whether fixed multipliers make it linear in the recalls, so that gains are exact."""
-        return self.utility is mean
 
     def value(self, joint: Tensor) -> Tensor:
         """Return what is to be maximised, a scalar in [0, 1], without the constraints."""
@@ -225,14 +217,6 @@ class Objective:
             )
         return by_recall, by_coverage
 
-    def gradient(self, joint: Tensor, multipliers: Tensor) -> Tensor:
-        """Return the surrogate's gradient by the entries of C, (K, K)."""
-        by_recall, by_coverage = self.weights(joint, multipliers)
-        prior, (recall, _) = joint.sum(1), rates(joint)
-        gradient = by_coverage - (by_recall * recall / prior)[:, None]
-        gradient.diagonal().add_(by_recall / prior)
-        return gradient
-
     def logit_gradient(self, joint: Tensor, multipliers: Tensor) -> Tensor:
         """Return D (K, K), the surrogate's gradient by the logits of the rows of C.
 
@@ -255,8 +239,7 @@ class Objective:
 
         Args:
             prior: (K,) class prior pi of the images that are trained on.
-            joint: (K, K) joint confusion matrix of the held-out set; the minimum and the
-                arithmetic mean do not depend on it.
+            joint: (K, K) of the held-out set; linear objectives do not depend on it.
             multipliers: (n,).
         """
         by_recall, by_coverage = self.weights(joint, multipliers)
@@ -271,10 +254,9 @@ class LeastRecall(Objective):
         metric: See :class:`Objective`.
     """
 
-    linear = True
-
     def __init__(self, groups: Tensor, metric: str = "min_recall") -> None:
         super().__init__(lambda recall: (groups.to(recall.device) @ recall).min(), metric)
+        self.linear = True
         self.groups = groups
         self.grouped = len(groups) < groups.shape[1]
         self.initial = torch.full((len(groups),), 1 / len(groups), dtype=torch.float64)
@@ -310,8 +292,8 @@ class Covered(Objective):
         super().__init__(utility, metric)
         if not 0 <= target <= 1:
             raise UserError(
-                f"coverage target {target}: no prediction gives each class that many times 1/K; "
-                "choose it in [0, 1]."
+                f"coverage_target is {target}, but no classifier can give each class more than 1/K "
+                "of the predictions: choose it in [0, 1]."
             )
         self.groups = groups
         self.grouped = len(groups) < groups.shape[1]
@@ -347,13 +329,13 @@ def head_and_tail(class_counts: Tensor) -> Tensor:
     """Return two groups, (2, K): the floor(0.9 K) classes with most training images, and the rest.
 
     Raises:
-        UserError: Below 10 classes, where the tail would not be a tenth.
+        UserError: There are fewer than 10 classes, so that the tail would not be a tenth.
     """
     classes = len(class_counts)
     if classes < 10:
         raise UserError(
-            f"head and tail objectives need at least 10 classes, the data has {classes}: choose "
-            "the objective over single classes instead."
+            f"objectives on head and tail need at least 10 classes, this data has {classes}: "
+            "choose one on single classes."
         )
     head = 9 * classes // 10
     groups = torch.zeros(2, classes, dtype=torch.float64)
@@ -384,12 +366,12 @@ def build_objective(name: str, class_counts: Tensor, coverage_target: float = 0.
 
     Args:
         name: A key of :data:`OBJECTIVES`, or the import path of the user's own such function.
-        class_counts: (K,) training images of each class, which say what is head and tail.
+        class_counts: (K,) training images per class, which say what is head and tail.
         coverage_target: Least coverage as a share of 1/K, in [0, 1], for objectives with one.
 
     Raises:
-        UserError: No such objective, fewer than 10 classes for head and tail, or a target that
-            cannot be met.
+        UserError: There is no such objective, head and tail have fewer than 10 classes, or the
+            target cannot be met.
     """
     objective = resolve("objective", name, OBJECTIVES)(class_counts, coverage_target)
     if not isinstance(objective, Objective):

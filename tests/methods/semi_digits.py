@@ -3,6 +3,7 @@
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from support import fit
 from torch import nn
 
 from ltbench.data.protocols import ReleasedProtocol
@@ -29,29 +30,9 @@ def build(method=FixMatch, seed=0, data=None, **options):
     return method(10, 1, **({"backbone": "tiny_net", "ema_decay": 0.9} | options)), module
 
 
-def fit(model, data, epochs=2, callbacks=()):
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        callbacks=list(callbacks),
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, datamodule=data)
-    return trainer
-
-
 def train(epochs=2, callbacks=(), **options):
     model, data = build(**options)
     return model, fit(model, data, epochs, callbacks)
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
 
 
 class Traces(Callback):

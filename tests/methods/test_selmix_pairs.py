@@ -73,7 +73,7 @@ def test_only_the_last_pair_with_a_share_ends_the_bounds():
 
 
 def test_pairs_need_shares():
-    with pytest.raises(UserError, match="before their shares are known"):
+    with pytest.raises(UserError, match="draw_from"):
         list(PairSampler(LABELS, 3, 50, 0))
 
 

@@ -106,10 +106,10 @@ def test_under_autocast_scores_stay_float32():
 
 @pytest.mark.parametrize("size", [0, 4, 12, 31, 48])
 def test_a_size_that_no_doubling_reaches_is_refused(size):
-    with pytest.raises(UserError, match=f"image_size {size}: a GAN makes 8, 16"):
+    with pytest.raises(UserError, match=f"image_size {size}"):
         build(image_size=size)
 
 
 def test_snresgan_has_its_sizes():
-    with pytest.raises(UserError, match="snresgan makes 32, 64, 128 pixels a side, not 16"):
+    with pytest.raises(UserError, match="image_size 16"):
         build(family="snresgan", image_size=16)

@@ -45,12 +45,10 @@ def test_the_first_bad_step_is_remembered_with_its_images():
     found = FirstBadStep()
     nan = torch.tensor(float("nan"))
     found.watch(torch.tensor(1.0), 0, torch.tensor([5, 6]))
-    assert found.told() == ""
+    assert str(found) == ""
     found.watch(nan, 1, torch.arange(10, 22))
     found.watch(torch.tensor(float("inf")), 2, torch.tensor([1]))
-    assert found.told() == (
-        "step 1, training images 10, 11, 12, 13, 14, 15, 16, 17, ... (12 in all)"
-    )
+    assert str(found) == ("step 1, training images 10, 11, 12, 13, 14, 15, 16, 17, ... (12 in all)")
 
 
 def test_a_bad_loss_names_epoch_step_images_and_the_last_good_checkpoint(

@@ -9,6 +9,7 @@ import lightning as L
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.base import DataModule
@@ -23,7 +24,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def always(run: Any) -> bool:  # noqa: ANN401 - any method
-    """Say that every run of a method has a deviation."""
+    """A deviation that every run of a method has."""
     return True
 
 
@@ -37,8 +38,8 @@ class Paper:
         arxiv: Its arXiv number.
         equations: Equation or section -> the function here that computes it.
         deviations: Where this implementation differs from the paper or its code, and why -> whether
-            a run, given as its method after ``setup``, has that deviation: :func:`always`, or a
-            condition. ``ltbench show`` reads the texts from the source, so they are literals.
+            a method after ``setup`` has that deviation. ``ltbench show`` reads the texts from the
+            source, so they are literals.
     """
 
     title: str
@@ -57,21 +58,20 @@ class Method(L.LightningModule):
     """Base of every method: what the command line, the record and a resumed run rely on.
 
     Attributes:
-        paper: The method's card, printed by ``ltbench show``; every method of ltbench has one.
-        stage: What a run of it is called in records.
+        paper: The method's card, printed by ``ltbench show``.
+        stage: What its runs are called in records.
         averages: Whether it evaluates an average of its weights that it keeps itself.
         monitor: The validation metric whose best epoch is kept beside the last; None keeps none.
         network: Arguments of :func:`~ltbench.models.build_backbone` that rebuild ``self.net``;
-            a later stage needs no more. Empty where there is no such network.
+            empty where there is no such network.
         starts: The trained networks that a run begins with, by the name of their argument.
         lineage: Where those came from, for the record.
         bad_step: The first step whose loss was not finite.
-        traces: Arrays that describe an epoch, by name: the record keeps what lies here when an
-            epoch ends, before the method's own ``on_train_epoch_end``.
-        pictures: PNG files of what was evaluated last, by their path in a run folder: the record
-            writes what lies here after an evaluation.
-        evaluation_arguments: Names of arguments that only evaluation reads: a trained model may be
-            evaluated with others.
+        traces: Arrays that describe an epoch, by name: the record keeps them when an epoch ends,
+            before the method's own ``on_train_epoch_end``.
+        pictures: PNG files by their path in a run folder: the record writes them after an
+            evaluation.
+        evaluation_arguments: Names of arguments that only evaluation reads, and may change.
     """
 
     paper: ClassVar[Paper | None] = None
@@ -81,7 +81,6 @@ class Method(L.LightningModule):
     monitor: str | None = None
 
     def __init__(self) -> None:
-        """Know nothing yet of earlier runs and data."""
         super().__init__()
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
@@ -110,8 +109,8 @@ class Method(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, DataModule):
             raise UserError(
-                "ltbench methods need the class counts of the training set: "
-                "pass a LongTailDataModule to the trainer as datamodule=..."
+                "ltbench methods need to know their data: pass a LongTailDataModule to the trainer "
+                "as datamodule=..."
             )
         return data
 
@@ -123,20 +122,16 @@ class Method(L.LightningModule):
         """Return what ``predict_step`` is called on: the images of the data's config."""
         return data.images_to_predict()
 
+    @override
     def setup(self, stage: str) -> None:
-        """Refuse precisions in which the weights are not float32, as images and losses are.
-
-        Raises:
-            UserError: It is such a one.
-        """
         if self.trainer.precision not in PRECISIONS:
             raise UserError(
-                f"trainer.precision {self.trainer.precision} would keep the weights in another "
-                f"type than float32: use one of {', '.join(PRECISIONS)}."
+                f"trainer.precision {self.trainer.precision} does not keep the weights in float32: "
+                f"use one of {', '.join(PRECISIONS)}."
             )
 
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout, mixing and noise of this step by (seed, rank, step)."""
         key = ("step", self.global_rank, self.trainer.global_step)
         seeding.seed_device(self.device, seeding.derive(seeding.run_seed(), *key))
 
@@ -161,36 +156,25 @@ class Method(L.LightningModule):
         return {}
 
     def check_output(self, output: str | None) -> None:
-        """Refuse, before anything is predicted, a place that predictions cannot be written to.
-
-        Args:
-            output: File or folder that the user named.
-        """
+        """Raise a UserError, before anything is predicted, where ``output`` cannot be written."""
 
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
-        """Write what ``predict_step`` returned.
-
-        Args:
-            batches: What it returned, batch by batch.
-            output: File or folder that the user named.
+        """Write what ``predict_step`` returned for each batch to a file or folder.
 
         Returns:
             A line that says what was written where.
         """
-        raise UserError(f"{type(self).__name__} has nothing to predict.")
+        raise UserError(f"{type(self).__name__} does not predict anything.")
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what rebuilds the network beside its weights."""
+        # A later stage rebuilds the network from this.
         checkpoint["ltbench_network"] = self.network
 
+    @override
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401 - as torch's
-        """Take in the weights.
-
-        Raises:
-            UserError: They are of another network.
-        """
+    ) -> Any:
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:

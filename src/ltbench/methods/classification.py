@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ltbench import records
 from ltbench.data.datasets import Batch
@@ -31,7 +32,6 @@ class ClassificationModule(Method):
     class_counts: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        """Make room for what depends on the data."""
         super().__init__()
         self.num_classes = num_classes
         self.register_buffer("class_counts", torch.ones(num_classes))
@@ -39,16 +39,16 @@ class ClassificationModule(Method):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the outputs that are evaluated, first the one that predicts, without a name."""
+        """Names of the outputs that are evaluated; the first one, "", is the prediction."""
         return ("",)
 
+    @override
     def setup(self, stage: str) -> None:
-        """Take the class counts from the data and make the metric collectors."""
         super().setup(stage)
         if self.data.num_classes != self.num_classes:
             raise UserError(
                 f"the model has {self.num_classes} classes, the data {self.data.num_classes}: "
-                "make the model with num_classes=data.num_classes."
+                "set the model's num_classes to data.num_classes."
             )
         if stage == "predict":
             return
@@ -61,7 +61,7 @@ class ClassificationModule(Method):
         # On every rank, also on one that gets no image: the sums are collective.
         self.collectors = nn.ModuleDict(
             {
-                _place(split, head): LongTailMetrics(
+                f"{split}/{head}": LongTailMetrics(
                     self.num_classes, counts, head_mid_tail=self.data.head_mid_tail
                 )
                 for split in [*self.data.watched, "test"]
@@ -73,57 +73,55 @@ class ClassificationModule(Method):
         """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return {self.heads[0]: self(images)}
 
+    @override
     def on_validation_epoch_start(self) -> None:
-        """Let all ranks evaluate one network; its average, where there is one, is in place now.
-
-        DDP itself sends no buffers around where optimization is manual.
-        """
+        # The average of the weights, where there is one, is in place now. DDP does not send buffers
+        # around where optimization is manual.
         self.agree_on(self)
 
+    @override
     def on_test_epoch_start(self) -> None:
-        """Let all ranks evaluate one network."""
         self.agree_on(self)
 
+    @override
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
-        """Count one batch of a watched split and return the logits (B, C) of each head."""
         return self._count(self.data.watched[dataloader_idx], batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Log every metric of every watched split, computed once from the summed counts."""
         for split in self.data.watched:
             self._log_all(split, "val" if split == "val" else f"{split}_watched")
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count one batch of the test split and return the logits (B, C) of each head."""
         return self._count("test", batch)
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """Log every metric of the test split."""
-        predicting = _collector(self.collectors[_place("test", self.heads[0])])
-        self._test_recalls = predicting.per_class_recall()
+        self._test_recalls = self._collector("test", self.heads[0]).per_class_recall()
         self._log_all("test", "test")
 
+    @override
     def test_details(self) -> dict[str, Any]:
-        """Return the recall of each class."""
         return {"per_class_recall": self._test_recalls.tolist()}
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return class probabilities (B, C)."""
         return self.outputs(batch["image"])[self.heads[0]].float().softmax(1).cpu()
 
+    @override
     def check_output(self, output: str | None) -> None:
-        """Refuse what is no file, or cannot be written."""
         records.require_place(Path(output or "predictions.csv"))
 
+    @override
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
-        """Write one CSV row an image: path, class, confidence, the five most likely classes."""
         scores = torch.cat([scores for scores in batches if isinstance(scores, Tensor)])
         file = Path(output or "predictions.csv")
         paths = self.data.images_to_predict().paths
         table = prediction_table(paths, scores, self.data.source.class_names)
-        # A path may be no UTF-8: then its bytes are written as they are.
+        # Bytes of a path that are not UTF-8 are written as they are.
         records.write_whole(
             file, lambda stream: table.to_csv(stream, index=False, errors="surrogateescape")
         )
@@ -133,12 +131,11 @@ class ClassificationModule(Method):
         """Count a split's images by true and predicted class, in one pass without augmentation.
 
         Args:
-            network: Maps normalised images to logits; evaluated in evaluation mode, and left in
-                the mode that it was in.
+            network: Maps normalised images to logits; its mode is restored.
             split: Name of a split.
 
         Returns:
-            (C, C) int64, rows the truth, the same on every rank: counts are summed over ranks.
+            (C, C) int64, rows the truth, summed over ranks.
         """
         self.agree_on(network)
         counts = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
@@ -149,27 +146,28 @@ class ClassificationModule(Method):
                 counts = counts.index_add(0, cells, torch.ones_like(cells))
         return self.summed(counts).view(self.num_classes, self.num_classes)
 
+    def _collector(self, split: str, head: str) -> LongTailMetrics:
+        collector = self.collectors[f"{split}/{head}"]
+        assert isinstance(collector, LongTailMetrics)
+        return collector
+
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
         if len(batch["label"]):
             logits = self.outputs(batch["image"])
-        else:  # other ranks have a batch more
+        else:  # other ranks have one batch more
             none = torch.zeros(0, self.num_classes, device=self.device)
             logits = dict.fromkeys(self.heads, none)
         for head, scores in logits.items():
-            _collector(self.collectors[_place(split, head)]).update(scores, batch["label"])
+            self._collector(split, head).update(scores, batch["label"])
         return logits
 
     def _log_all(self, split: str, prefix: str) -> None:
         # Every rank holds the same summed counts, so there is nothing left to reduce.
         for head in self.heads:
-            metric = _collector(self.collectors[_place(split, head)])
-            under = _place(prefix, head)
-            self.log_dict(
-                {f"{under}/{key}": value for key, value in metric.compute().items()},
-                rank_zero_only=False,
-                sync_dist=False,
-            )
-            metric.reset()
+            collector = self._collector(split, head)
+            place = f"{prefix}/{head}" if head else prefix
+            self.log_dict({f"{place}/{key}": value for key, value in collector.compute().items()})
+            collector.reset()
 
 
 def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]) -> pd.DataFrame:
@@ -188,12 +186,3 @@ def prediction_table(paths: Sequence[Path], scores: Tensor, names: Sequence[str]
         table[f"top{k + 1}"] = [names[i] for i in which[:, k].tolist()]
         table[f"top{k + 1}_confidence"] = top[:, k].numpy()
     return table
-
-
-def _place(prefix: str, head: str) -> str:
-    return f"{prefix}/{head}" if head else prefix
-
-
-def _collector(module: nn.Module) -> LongTailMetrics:
-    assert isinstance(module, LongTailMetrics)
-    return module

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
@@ -42,9 +43,7 @@ def hybrid_loss(logits: Tensor, targets: Tensor, gain: Tensor) -> Tensor:
 def weighted_target(targets: Tensor, gain: Tensor) -> Tensor:
     """Return what the strong view is pulled to, norm(G^T t) (B, C): the weights of equation 6.
 
-    Args:
-        targets: Pseudo-labels (B,), or probabilities t (B, C).
-        gain: G, (C, C).
+    The arguments are those of :func:`hybrid_loss`.
     """
     gains = _transposed(gain, targets)
     return gains / gains.sum(1, keepdim=True)
@@ -54,16 +53,12 @@ def target_divergence(logits: Tensor, targets: Tensor, gain: Tensor) -> Tensor:
     """Return KL(norm(G^T t) || softmax(z)) of each sample, (B,): CSST, equation 7.
 
     Small where the weak view already predicts what the gains ask for. For a diagonal G and hard
-    labels it is -log max p, so that a threshold on it is FixMatch's on the confidence.
-
-    Args:
-        logits: z of the weak view, (B, C).
-        targets: Pseudo-labels (B,), or probabilities t (B, C).
-        gain: G, (C, C).
+    labels it is -log max p, so that a threshold on it is FixMatch's on the confidence. The
+    arguments are those of :func:`hybrid_loss`, z being the weak view's.
     """
-    wanted = weighted_target(targets, gain).to(_wide(logits))
-    found = _wide(logits).softmax(1)
-    return (wanted * ((wanted + 1e-7).log() - (found + 1e-7).log())).sum(1)
+    target = weighted_target(targets, gain).to(_wide(logits))
+    prediction = _wide(logits).softmax(1)
+    return (target * ((target + 1e-7).log() - (prediction + 1e-7).log())).sum(1)
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -88,19 +83,17 @@ class CSST(FixMatch):
     the hybrid loss of t. Without unlabelled images (``data.mu: 0``) this is cost-sensitive
     learning (CSL), on labelled images alone.
 
-    The validation split is labelled data, and often more than the labelled training images; other
-    methods use it for nothing but the choice of an epoch.
+    The validation split is labelled data, which other methods use to choose an epoch alone.
 
     Traces: the multipliers ``lambda``, ``gain_diagonal``, ``held_out_recall`` and
     ``held_out_coverage`` of the last update of an epoch, and FixMatch's.
 
     Args:
-        objective: A key of :data:`ltbench.objectives.OBJECTIVES`, or the import path of the user's
-            own; the harmonic and the geometric mean are this project's, linearised at the current
-            recalls.
+        objective: A name in :data:`ltbench.objectives.OBJECTIVES`, or the import path of the user's
+            own; those that are not linear are linearised at the current recalls.
         coverage_target: Least coverage as a share of 1 / C, for objectives with one.
         update_interval: Steps between updates of the multipliers; or pairs (fraction of training,
-            steps) in order, from 0 on: ``[[0, 10000], [0.5, 1000]]``.
+            steps) in order, starting at 0: ``[[0, 10000], [0.5, 1000]]``.
         omega: Step size of an update; default: ``budget`` over the number of updates.
         budget: What multipliers can do in a run is ``omega`` times the number of updates. The
             default is that of the released code, so that a shorter run moves them as far.
@@ -108,9 +101,6 @@ class CSST(FixMatch):
         threshold: What keeps a pseudo-label: the divergence (``kl``), or FixMatch's ``confidence``.
         kl_tau: Largest divergence that is kept.
         **kwargs: The rest of :class:`~ltbench.methods.fixmatch.FixMatch`.
-
-    Raises:
-        UserError: An argument is out of its range, or no objective has that name.
     """
 
     paper = Paper(
@@ -165,14 +155,11 @@ class CSST(FixMatch):
         kl_tau: float = 0.05,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the network, the objective and its first multipliers."""
         # The labelled loss is the hybrid one, so that FixMatch's choice of a loss is none here.
         super().__init__(num_classes, in_chans, loss="cross_entropy_loss", loss_args=None, **kwargs)
         steps = [budget] if omega is None else [budget, omega]
         if not (all(0 < step < math.inf for step in steps) and kl_tau >= 0):
-            raise UserError(
-                "omega and budget must be numbers above 0, and kl_tau one of at least 0."
-            )
+            raise UserError("omega and budget must be finite and above 0, and kl_tau at least 0.")
         self.held_out = HeldOut(objective, num_classes, coverage_target)
         self.monitor = self.held_out.monitor
         self.update_interval = update_interval
@@ -186,16 +173,16 @@ class CSST(FixMatch):
             least = isinstance(self.held_out.objective, LeastRecall)
             if least or not 0 <= lambda_init < math.inf:
                 raise UserError(
-                    "lambda_init is a number of at least 0, for coverage constraints only: the "
-                    f"multipliers of {objective} sum to 1."
+                    "lambda_init must be finite, at least 0, and for coverage constraints only: "
+                    f"the multipliers of {objective} sum to 1."
                 )
             first.fill_(lambda_init)
         self.register_buffer("multipliers", first)
         self.register_buffer("gain", torch.eye(num_classes, dtype=torch.float64))
         update_steps(update_interval, 1)
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check the held-out set, and make the gains of the first multipliers."""
         super().setup(stage)
         if stage == "fit":
             self.held_out.setup(self.data, self.class_counts)
@@ -207,14 +194,15 @@ class CSST(FixMatch):
         counts = self.class_counts.double().cpu()
         return counts / counts.sum()
 
+    @override
     def on_fit_start(self) -> None:
-        """Know when multipliers are updated, and by how much, also where all of it is done."""
+        # Also where a finished run goes on.
         length = int(self.trainer.estimated_stepping_batches)
         self.due = frozenset(update_steps(self.update_interval, length))
         self.rule = Ascent(self.omega or self.budget / max(len(self.due), 1))
 
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Update the multipliers where it is time."""
         super().on_train_batch_start(batch, batch_idx)
         if self.trainer.global_step in self.due:
             self.update_multipliers()
@@ -238,16 +226,16 @@ class CSST(FixMatch):
     def _set_gain(self, joint: Tensor, multipliers: Tensor) -> None:
         self.gain.copy_(self.held_out.objective.gain(self.prior, joint, multipliers))
 
+    @override
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean hybrid loss of labelled images."""
         return hybrid_loss(logits, labels, self.gain).mean()
 
+    @override
     def consistency_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the hybrid loss (n,) of strong views."""
         return hybrid_loss(logits, targets, self.gain)
 
+    @override
     def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return which pseudo-labels (n,) are kept, from the logits of the weak views."""
         if self.threshold == "confidence":
             return super().keep(logits, targets)
         return target_divergence(logits, targets, self.gain) <= self.kl_tau
@@ -257,7 +245,7 @@ def update_steps(interval: int | list[tuple[float, int]], steps: int) -> list[in
     """Return the steps before which multipliers are updated; never the first.
 
     Args:
-        interval: Steps between updates, or pairs (fraction of training, steps), from 0 on.
+        interval: Steps between updates, or pairs (fraction of training, steps), starting at 0.
         steps: Length of the whole training.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
@@ -30,8 +31,7 @@ class Reweighting:
     beta: float = 0.9999
 
     def __post_init__(self) -> None:
-        """Check what would otherwise be found out when the weights start."""
-        epoch_of(self.start, 1)
+        epoch_of(self.start, 1)  # refuses a start out of range
         if not 0 <= self.beta < 1:
             raise UserError(f"reweighting.beta is {self.beta}; it must lie in [0, 1).")
 
@@ -87,10 +87,9 @@ class ERM(OptimisedModule):
         cutmix: float = 0,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the network and name the loss."""
         super().__init__(num_classes, in_chans, **kwargs)
         if mixup < 0 or cutmix < 0:
-            raise UserError(f"mixup {mixup} and cutmix {cutmix} must be at least 0.")
+            raise UserError(f"mixup is {mixup}, cutmix {cutmix}; both must be at least 0.")
         self.loss_name = loss
         self.loss = bind_loss(loss, loss_args or {})
         self.reweighting = reweighting
@@ -101,12 +100,8 @@ class ERM(OptimisedModule):
         ]
         self.mix = v2.RandomChoice(mixers) if mixers else None
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check that the loss fits the head.
-
-        Raises:
-            UserError: It does not.
-        """
         super().setup(stage)
         if stage == "fit" and self.loss_name == "ldam_loss" and self.network["head"] != "cosine":
             raise UserError(
@@ -121,19 +116,19 @@ class ERM(OptimisedModule):
             return None
         return class_balanced_weights(self.class_counts, rule.beta)
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Fix the class weights of this epoch."""
         super().on_train_epoch_start()
         self.weight = self.class_weights
 
+    @override
     def prepare_step(self, batch: Batch) -> Batch:
-        """Mix the images and their labels, where that is asked for."""
         if self.mix is None:
             return batch
         images, labels = self.mix(batch["image"], batch["label"])
         return {"image": images, "label": labels}
 
+    @override
     def loss_of(self, batch: Batch) -> Tensor:
-        """Return the loss of the logits of these images."""
         logits = self(batch["image"])
         return self.loss(logits, batch["label"], self.class_counts, weight=self.weight)

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.errors import UserError
@@ -61,9 +62,6 @@ class FixMatch(OptimisedModule):
         lr_schedule: ``SlowCosine`` by default.
         ema_decay: Averaged weights are evaluated; batch norm's statistics are copied.
         **kwargs: The rest of :class:`~ltbench.methods.optimised.OptimisedModule`.
-
-    Raises:
-        UserError: An argument is out of its range.
     """
 
     paper = Paper(
@@ -110,7 +108,6 @@ class FixMatch(OptimisedModule):
         ema_decay: float | None = 0.999,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the network and name the loss."""
         super().__init__(
             num_classes,
             in_chans,
@@ -122,7 +119,7 @@ class FixMatch(OptimisedModule):
             **kwargs,
         )
         if not (0 <= lambda_u < math.inf and 0 <= p_cutoff <= 1):
-            raise UserError("lambda_u must be a number of at least 0, and p_cutoff lie in [0, 1].")
+            raise UserError("lambda_u must be finite and at least 0, and p_cutoff in [0, 1].")
         if temperature is not None and not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0, or null.")
         self.loss = bind_loss(loss, loss_args or {})
@@ -130,17 +127,13 @@ class FixMatch(OptimisedModule):
         self.p_cutoff = p_cutoff
         self.temperature = temperature
         self.truth: Tensor | None = None
-        # Rows: pseudo-labels of each class in this epoch, those kept, those kept and right.
+        # Rows: pseudo-labels per class in this epoch, those kept, those kept and right.
         # No buffer: DDP would give every rank those of the first.
         self.pseudo_counts = torch.zeros(3, num_classes, dtype=torch.long)
 
     @property
+    @override
     def data(self) -> SemiSupervisedDataModule:
-        """The data module of the running trainer.
-
-        Raises:
-            UserError: It has no unlabelled images.
-        """
         data = super().data
         if not isinstance(data, SemiSupervisedDataModule):
             raise UserError(
@@ -149,13 +142,14 @@ class FixMatch(OptimisedModule):
             )
         return data
 
+    @override
     def on_train_start(self) -> None:
-        """Take the true labels for the statistics, where the data opens them."""
+        # For the statistics alone.
         if self.data.oracle:
             self.truth = self.data.oracle_labels().to(self.device)
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Count pseudo-labels from zero."""
         super().on_train_epoch_start()
         self.pseudo_counts = torch.zeros_like(self.pseudo_counts, device=self.device)
 
@@ -171,8 +165,8 @@ class FixMatch(OptimisedModule):
         """Return which pseudo-labels (n,) are kept, from the logits of the weak views."""
         return confident(logits, self.p_cutoff)
 
+    @override
     def loss_of(self, batch: dict[str, Any]) -> Loss:
-        """Return the loss of some labelled images and of the unlabelled ones that go with them."""
         images, labels = batch["image"], batch["label"]
         if "unlabelled" not in batch:
             return self.labelled_loss(self(images), labels)
@@ -192,8 +186,8 @@ class FixMatch(OptimisedModule):
             "kept": keep,
         }
 
+    @override
     def after_step(self, step: Step) -> None:
-        """Count the pseudo-labels, and say at the end of an epoch what became of them."""
         if "kept" not in step.statistics:
             return
         labels, keep = step.statistics["pseudo_label"], step.statistics["kept"]

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.datasets import Batch
@@ -21,12 +22,7 @@ from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods import stages
 from ltbench.methods.classification import ClassificationModule
-from ltbench.methods.parts.start import (
-    HeadInit,
-    require_same_network,
-    set_class_means,
-    take_over,
-)
+from ltbench.methods.parts.start import HeadInit, require_same_network, set_class_means, take_over
 from ltbench.methods.parts.trainable import check_selections, evaluation_mode, let_learn, rest
 from ltbench.methods.stages import Trained
 from ltbench.models import InputStatistics, build_backbone, penultimate, trained_on
@@ -53,10 +49,10 @@ class OptimisedModule(ClassificationModule):
             timm's weights; default: random weights. Evaluating a checkpoint does not need it.
         head_init: With ``init_from``, what the classifier starts from: the ``own`` one of that
             network, a ``random`` one, or the ``class_means`` of its features on the training
-            images. The last two are for data with other classes, too.
+            images. The last two also fit data with other classes.
         trainable: Which parameters of the network learn: one or several of ``all``, ``head``,
-            ``norms`` (scale and shift of normalisation layers) and ``biases``. Layers with nothing
-            to learn are in evaluation mode throughout, with the statistics that they came with.
+            ``norms`` (scale and shift of normalisation layers) and ``biases``. Layers without any
+            stay in evaluation mode, batch norm's statistics included.
         optimizer: Any torch or timm optimizer.
         decay_norms: Whether weight decay acts on biases and normalisation layers too, as in the
             CIFAR recipes; if not, only on weights of two dimensions and more.
@@ -66,9 +62,6 @@ class OptimisedModule(ClassificationModule):
         clip_norm: Largest global norm of the descent gradient; default: no clipping.
         ema_decay: Decay per step of an average of the weights, which is then what is evaluated.
         compile: Compile the network with ``torch.compile``, part by part.
-
-    Raises:
-        UserError: An argument is out of its range.
     """
 
     average_buffers: ClassVar[bool] = True  # whether the average takes in batch norm's statistics
@@ -93,14 +86,13 @@ class OptimisedModule(ClassificationModule):
         ema_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        """Build the network; what depends on the data waits for ``setup``."""
         super().__init__(num_classes)
         if clip_norm is not None and clip_norm <= 0:
-            raise UserError(f"clip_norm is {clip_norm}; a largest norm is above 0.")
+            raise UserError(f"clip_norm is {clip_norm}; it must be above 0.")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
-        if taken := {"name", "num_classes", "in_chans", "head"} & set(backbone_args or ()):
-            raise UserError(f"backbone_args: '{min(taken)}' is no option of a backbone here.")
+        if reserved := {"name", "num_classes", "in_chans", "head"} & set(backbone_args or ()):
+            raise UserError(f"backbone_args: '{min(reserved)}' is an option of the model.")
         if init_from is None and (backbone is None or head_init != "own"):
             raise UserError(
                 f"backbone: {backbone or 'null'} with head_init: {head_init} needs a trained "
@@ -146,8 +138,8 @@ class OptimisedModule(ClassificationModule):
                 part.compile()
 
     @property
+    @override
     def heads(self) -> tuple[str, ...]:
-        """Those that the network declares."""
         return penultimate.head_names(self.net) if self.network else ("",)
 
     @property
@@ -162,12 +154,10 @@ class OptimisedModule(ClassificationModule):
     def loss_of(self, batch: Any) -> Loss:  # noqa: ANN401 - the method's own
         """Return the mean loss of a batch, a scalar; or that and statistics of it, to be logged.
 
-        It changes nothing: a gradient rule may call it several times per step. What it returns is
-        logged once, from the first pass: scalars by name, as means over the epoch. Tensors with a
-        row per sample are left to :meth:`after_step`.
-
-        Args:
-            batch: What :meth:`prepare_step` returned, or some samples of it.
+        It changes nothing: a gradient rule may call it several times per step, with some samples of
+        what :meth:`prepare_step` returned. Statistics are logged once, from the first pass: scalars
+        by name, as means over the epoch. Tensors with a row per sample are left to
+        :meth:`after_step`.
         """
 
     def prepare_step(self, batch: Batch) -> Any:  # noqa: ANN401 - the method's own
@@ -179,23 +169,18 @@ class OptimisedModule(ClassificationModule):
         return batch
 
     def after_step(self, step: Step) -> None:
-        """Do what a method does after each step of the optimizer."""
+        """Follow a step of the optimizer: moving averages, queues, counts."""
 
+    @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return penultimate.outputs(self.net, images)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C) of normalised images (B, in_chans, H, W)."""
         return self.outputs(images)[""]
 
+    @override
     def setup(self, stage: str) -> None:
-        """Load what the run starts from, and check what would otherwise be found out hours later.
-
-        Raises:
-            UserError: The start is missing or does not fit, or something else of the config or
-                the data does not.
-        """
         if stage == "fit":
             if "init_from" in self.starts:
                 self.load_start()
@@ -215,11 +200,7 @@ class OptimisedModule(ClassificationModule):
             )
 
     def load_start(self) -> None:
-        """Give the network the weights of ``init_from``.
-
-        Raises:
-            UserError: It is missing, or does not fit the config or the data.
-        """
+        """Give the network the weights of ``init_from``, which have to fit config and data."""
         new_head = self.head_init != "own"
         start = stages.load(
             self.starts["init_from"],
@@ -242,7 +223,7 @@ class OptimisedModule(ClassificationModule):
 
     @torch.no_grad()
     def _check_images(self) -> None:
-        """Show the network one image: it may have been built for another size."""
+        """Try the network on one image: it may have been built for another size."""
         image = self.data.normalise(self.data.source.images("train", [0]))
         image = image.to(next(self.net.parameters()).device)
         try:
@@ -257,18 +238,14 @@ class OptimisedModule(ClassificationModule):
 
     @property
     def epochs(self) -> int:
-        """Length of the whole training in epochs.
-
-        Raises:
-            UserError: It is not set.
-        """
+        """Length of the whole training in epochs."""
         epochs = self.trainer.max_epochs
         if not epochs or epochs < 0:
             raise UserError("trainer.max_epochs must be set: the schedules are fractions of it.")
         return epochs
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the trained parameters, in groups with options of their own for the optimizer."""
+        """Return the trained parameters, in groups with their own options for the optimizer."""
         trained = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         if self.decay_norms:
             return [{"params": [p for _, p in trained]}]
@@ -279,20 +256,17 @@ class OptimisedModule(ClassificationModule):
             {"params": [p for n, p in trained if n in small], "weight_decay": 0.0},
         ]
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it; a run that is evaluated takes its network from it where it must.
-
-        Raises:
-            UserError: See the parent.
-        """
+        # A run that is evaluated may know its network from the checkpoint alone.
         super().on_load_checkpoint(checkpoint)
         if not self.network:
             self.build(checkpoint["ltbench_network"])
             if self.collectors:  # made before the heads were known
                 self.collect()
 
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, whose learning rate follows ``lr_schedule``."""
         by_step = self.lr_schedule.by == "step"
         length = int(self.trainer.estimated_stepping_batches) if by_step else self.epochs
         try:
@@ -301,14 +275,14 @@ class OptimisedModule(ClassificationModule):
             raise UserError(f"optimizer: {error}") from error
         if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise UserError(
-                f"optimizer: {type(optimizer).__name__} is not for a gradient that is dense and "
-                "taken once a step; use torch.optim.SGD or torch.optim.AdamW."
+                f"optimizer: {type(optimizer).__name__} needs sparse gradients, or several per "
+                "step: use torch.optim.SGD or torch.optim.AdamW."
             )
         schedule = LambdaLR(optimizer, lambda now: self.lr_schedule.factor(now, length))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    @override
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Average the weights where ``ema_decay`` asks for it."""
         if self.ema_decay is None:
             return []
         self.average = WeightAverage(self.ema_decay, self.average_buffers)
@@ -320,8 +294,8 @@ class OptimisedModule(ClassificationModule):
         averaged = self.average and self.average.network
         return averaged.net if isinstance(averaged, OptimisedModule) else self.net
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Let frozen layers rest, and log the learning rate."""
         if self.trainable != ["all"]:
             rest(self.net)
         self.log("train/lr", self._optimizer.param_groups[0]["lr"])
@@ -338,8 +312,8 @@ class OptimisedModule(ClassificationModule):
         assert isinstance(schedule, LambdaLR)
         return schedule
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take one step along the gradient that the rule finds."""
         size, now = len(batch["label"]), self.trainer.global_step
         step = Step(
             self,
@@ -358,7 +332,7 @@ class OptimisedModule(ClassificationModule):
         self.after_step(step)
         if self.lr_schedule.by == "step":
             self._schedule.step()
-        # Not with prog_bar, for which Lightning reads the value in every step; the bar finds it.
+        # Not with prog_bar, for which Lightning reads the value in every step.
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
         for name, value in step.statistics.items():
             if not value.ndim:
@@ -367,18 +341,20 @@ class OptimisedModule(ClassificationModule):
             # Lightning would make a tensor of a number by a copy that the device has to wait for.
             self.log(f"train/{name}", torch.as_tensor(measured))
 
+    @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the descent gradient, at its true size: float16's loss scale is off by now."""
+        # At its true size: float16's loss scale is off by now.
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip_norm)
 
+    @override
     def on_validation_start(self) -> None:
-        """Stop before a network that has diverged is evaluated."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._require_finite_loss()
 
+    @override
     def on_train_epoch_end(self) -> None:
-        """Stop at a loss that is not finite, before a checkpoint is written; else move on."""
+        # Before a checkpoint is written.
         self._require_finite_loss()
         if self.lr_schedule.by == "epoch":
             self._schedule.step()
@@ -388,5 +364,5 @@ class OptimisedModule(ClassificationModule):
         if not loss.isfinite():
             raise UserError(
                 f"the training loss of epoch {self.current_epoch} is not finite ({loss}), first in "
-                f"{self.bad_step.told()}: lower the learning rate or the radius, or clip gradients."
+                f"{self.bad_step}: lower the learning rate or the radius, or clip gradients."
             )

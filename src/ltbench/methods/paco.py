@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.data.streams import MAIN
@@ -65,7 +66,6 @@ class KeyQueue(nn.Module):
     place: Tensor
 
     def __init__(self, length: int, dim: int) -> None:
-        """Start without a key."""
         super().__init__()
         self.register_buffer("keys", torch.zeros(length, dim))
         self.register_buffer("labels", torch.full((length,), -1))
@@ -100,11 +100,8 @@ class PaCo(OptimisedModule):
         dim: Length of queries and keys: 32 and 128.
         momentum: Share of the moving average that a step keeps, in [0, 1).
         optimizer: The recipe of CIFAR-100 by default, like the schedule.
-        lr_schedule: See there.
+        lr_schedule: Likewise.
         **kwargs: The rest of :class:`~ltbench.methods.optimised.OptimisedModule`.
-
-    Raises:
-        UserError: An argument is out of its range, or the data has no second view.
     """
 
     paper = Paper(
@@ -139,7 +136,6 @@ class PaCo(OptimisedModule):
         lr_schedule: LRSchedule | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build network and projection, and the copies of both that make the keys."""
         super().__init__(
             num_classes,
             in_chans,
@@ -148,9 +144,9 @@ class PaCo(OptimisedModule):
             **kwargs,
         )
         if alpha < 0 or beta <= 0 or temperature <= 0:
-            raise UserError("PaCo: alpha is at least 0, beta and temperature are above 0.")
+            raise UserError("PaCo: alpha must be at least 0, beta and temperature above 0.")
         if queue < 1 or dim < 1 or not 0 <= momentum < 1:
-            raise UserError("PaCo: queue and dim are at least 1, momentum lies in [0, 1).")
+            raise UserError("PaCo: queue and dim must be at least 1, momentum in [0, 1).")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.momentum = momentum
         if not self.network:
@@ -161,8 +157,9 @@ class PaCo(OptimisedModule):
         self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.queue = KeyQueue(queue, dim)
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check that there is a second view, and let the keys' encoder begin as the queries'."""
+        # The keys' encoder begins as the queries'.
         super().setup(stage)
         self.key_net.load_state_dict(self.net.state_dict())
         if stage == "fit" and self.view not in self.data.streams().views_of(MAIN):
@@ -171,49 +168,44 @@ class PaCo(OptimisedModule):
                 "[...]}, with the transforms that make it."
             )
 
+    @override
     def prepare_step(self, batch: Batch) -> Batch:
-        """Make the keys of the batch, of all ranks."""
         with torch.no_grad():
             keys = self.key_projection(features(self.key_net, batch[self.view]))
             self.fresh = (self._gathered(F.normalize(keys.float())), self._gathered(batch["label"]))
         return batch
 
+    @override
     def loss_of(self, batch: Batch) -> Tensor:
-        """Return the loss of some anchors of this rank."""
         labels = batch["label"]
-        found = features(self.net, batch["image"])
-        logits = classify(self.net, found).float() + vs_offsets(self.class_counts, 1)
-        queries = F.normalize(self.projection(found).float())
-        sources = (self._gathered(queries), self._gathered(labels)), self.fresh, self._queued()
-        others, their_labels = (torch.cat(parts) for parts in zip(*sources, strict=True))
+        seen = features(self.net, batch["image"])
+        logits = classify(self.net, seen).float() + vs_offsets(self.class_counts, 1)
+        queries = F.normalize(self.projection(seen).float())
+        queued = (self.queue.keys, self.queue.labels)
+        sources = (self._gathered(queries), self._gathered(labels)), self.fresh, queued
+        others, other_labels = (torch.cat(parts) for parts in zip(*sources, strict=True))
         # Not under autocast: the temperature would turn a rounding error into one 20 times larger.
         with torch.autocast(self.device.type, enabled=False):
             similarities = queries @ others.T / self.temperature
         itself = torch.arange(len(labels), device=self.device) + self.global_rank * len(labels)
-        left_out = (their_labels < 0).expand_as(similarities)
+        left_out = (other_labels < 0).expand_as(similarities)
         left_out = left_out.scatter(1, itself[:, None], True)
         return paco_loss(
             logits,
             similarities.masked_fill(left_out, -torch.inf),
             labels,
-            (labels[:, None] == their_labels) & ~left_out,
+            (labels[:, None] == other_labels) & ~left_out,
             self.alpha,
             self.beta,
         )
 
+    @override
     def after_step(self, step: Step) -> None:
-        """Let the moving average follow, and the keys of this step join the queue."""
+        averages: list[Tensor] = [*self.key_net.parameters(), *self.key_projection.parameters()]
+        weights: list[Tensor] = [*self.net.parameters(), *self.projection.parameters()]
         with torch.no_grad():
-            averages: list[Tensor] = [
-                *self.key_net.parameters(),
-                *self.key_projection.parameters(),
-            ]
-            weights: list[Tensor] = [*self.net.parameters(), *self.projection.parameters()]
             torch._foreach_lerp_(averages, weights, 1 - self.momentum)
         self.queue.push(*self.fresh)
-
-    def _queued(self) -> tuple[Tensor, Tensor]:
-        return self.queue.keys, self.queue.labels
 
     def _gathered(self, values: Tensor) -> Tensor:
         """Put the (n, ...) values of all ranks one after another; gradients flow back to each."""

@@ -25,12 +25,12 @@ class Trained:
     """Names a trained network in a config.
 
     Args:
-        path: A run folder, a checkpoint of ours, or a file with a plain ``state_dict``, such as
+        path: A run folder, one of its checkpoints, or a file with a plain ``state_dict``, such as
             the teachers that PaCo's and LDAM's authors released; null takes timm's own pretrained
             weights of ``backbone``. Where no name in it is one of the backbone's, its tensors have
             to be the backbone's in the same order.
         selection: Which weights of a run folder: of the last epoch, or best on validation.
-        backbone: timm name; needed where the path is no checkpoint of ours.
+        backbone: timm name; needed for a plain state dict and for timm's weights.
         backbone_args: Further arguments of ``timm.create_model``, for the same case.
         head: Kind of classifier, for the same case.
     """
@@ -42,7 +42,6 @@ class Trained:
     head: Literal["linear", "cosine"] = "linear"
 
     def __post_init__(self) -> None:
-        """Undo what jsonargparse makes of ``--model.teacher.path null``: the text None."""
         self.path = None if self.path == "None" else self.path
 
 
@@ -106,8 +105,8 @@ def checkpoint_of(trained: Trained) -> Path | None:
         return None
     path = Path(trained.path)
     if path.is_dir():
-        if (found := status(path)) != "done":
-            raise UserError(f"the run {path} is not finished (status: {found}): finish it first.")
+        if (state := status(path)) != "done":
+            raise UserError(f"the run {path} is not finished (status: {state}): finish it first.")
         path = path / "checkpoints" / f"{trained.selection}.ckpt"
     if not path.is_file():
         raise UserError(
@@ -119,8 +118,7 @@ def checkpoint_of(trained: Trained) -> Path | None:
 
 def status(folder: Path) -> str | None:
     """Return how far the run in a folder is (``done``, ``interrupted``, ...); None without one."""
-    found: str | None = _record(folder).get("status")
-    return found
+    return _record(folder).get("status")
 
 
 def identity(trained: Trained) -> dict[str, Any]:
@@ -156,7 +154,7 @@ def load(
         any_classes: Whether it may know other classes, since its features alone are asked for.
 
     Raises:
-        UserError: The file is missing, unsafe or no network, or has other classes or channels.
+        UserError: The file is missing, unsafe or not a network, or its classes or channels differ.
     """
     file = checkpoint_of(trained)
     weights: dict[str, Tensor] | None = None
@@ -175,14 +173,14 @@ def load(
     else:
         found = read(file)
         if "ltbench_network" in found and not found["ltbench_network"]:
-            raise UserError(f"{role} {file} holds no classifier: it is a run of another kind.")
+            raise UserError(f"{role} {file} has no classifier: name another run.")
         state = found.get("state_dict", found)
         if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
-            raise UserError(f"{role} {file} holds no weights by name.")
+            raise UserError(f"{role} {file} is not a state dict: names -> tensors.")
         if "ltbench_network" in found:
             spec, data = found["ltbench_network"], found.get("ltbench_data", {})
             if not (_is_network(spec) and isinstance(data, dict)):
-                raise UserError(f"{role} {file} does not say which network it is of, or what data.")
+                raise UserError(f"{role} {file} does not say which network and data it is of.")
             weights = _below("net.", state)
         else:
             spec = _named(trained, num_classes, in_chans)
@@ -240,18 +238,18 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many types on what is no checkpoint
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of many types on other files
         raise UserError(
             f"{path} cannot be loaded safely as a checkpoint: {_line(error)}"
         ) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no state dict but {type(found).__name__}.")
-    return found
+    if not isinstance(state, dict):
+        raise UserError(f"{path} should hold a state dict, not {type(state).__name__}.")
+    return state
 
 
 def _line(error: Exception) -> str:
-    """Say what is wrong; torch's own first line advises to load without its safeguard."""
+    # torch's own first line advises to load without its safeguard.
     if isinstance(error, PermissionError):
         return "you may not read it."
     if named := re.search(r"GLOBAL (\S+)", str(error)):
@@ -262,8 +260,8 @@ def _line(error: Exception) -> str:
 def _named(trained: Trained, num_classes: int, in_chans: int, **more: bool) -> dict[str, Any]:
     if trained.backbone is None:
         raise UserError(
-            f"{trained.path} is a plain state dict: say which timm backbone it is of "
-            "(backbone: resnet32_cifar)."
+            f"{trained.path} is a plain state dict: name its timm backbone (backbone: "
+            "resnet32_cifar)."
         )
     return {
         "name": trained.backbone,

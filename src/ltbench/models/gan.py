@@ -3,7 +3,7 @@
 SNDCGAN is the standard CNN and SNResGAN the ResNet of Miyato et al., arXiv 1802.05957, appendix B,
 in the form of arXiv 2106.09402. Both start from 4 x 4 pixels and double. A generator maps latents
 (B, latent) and, if conditional, labels (B,) to images (B, channels, size, size) in [-1, 1]. A
-discriminator gives one score an image, before any sigmoid.
+discriminator gives one score per image, before any sigmoid.
 """
 
 from collections.abc import Sequence
@@ -56,12 +56,7 @@ class Architecture:
 def build_gan(
     architecture: Architecture, num_classes: int, in_chans: int = 3
 ) -> tuple["Generator", "Discriminator"]:
-    """Build a generator and a discriminator.
-
-    Args:
-        architecture: Which.
-        num_classes: Number of classes; not used without conditioning.
-        in_chans: Channels of the images.
+    """Build a generator and a discriminator; without conditioning the classes do not matter.
 
     Raises:
         UserError: The family does not make images of this size.
@@ -69,7 +64,7 @@ def build_gan(
     size, width = architecture.image_size, architecture.width
     blocks = (size // START).bit_length() - 1
     if size != START << max(blocks, 1):
-        raise UserError(f"image_size {size}: a GAN makes 8, 16, 32, ... pixels a side.")
+        raise UserError(f"image_size {size}: a GAN's images have 8, 16, 32, ... pixels per side.")
     body: nn.Module
     block: type[_Up | _ResidualUp]
     if architecture.family == "sndcgan":
@@ -82,7 +77,8 @@ def build_gan(
         channels = [width * k for k in of_discriminator]
         body = _residual_body(channels, in_chans, halving)
     else:
-        raise UserError(f"snresgan makes {', '.join(map(str, RESGAN))} pixels a side, not {size}.")
+        sizes = ", ".join(map(str, RESGAN))
+        raise UserError(f"image_size {size}: snresgan's images have {sizes} pixels per side.")
     conditional = architecture.conditioning != "none"
     return (
         Generator(block, up, in_chans, num_classes if conditional else 0, architecture.latent),
@@ -264,14 +260,9 @@ class Discriminator(nn.Module):
         self.apply(_spectral)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Judge images (B, in_chans, size, size).
+        """Map images (B, in_chans, size, size) in [-1, 1] to scores (B,).
 
-        Args:
-            images: Images in [-1, 1].
-            labels: Labels (B,), which ``projection`` needs.
-
-        Returns:
-            Scores (B,), and for ``acgan`` class logits (B, C).
+        ``projection`` needs labels (B,); ``acgan`` gives class logits (B, C) as well.
         """
         features = self.body(images).float().sum((2, 3))
         # In bfloat16 a score of 5 is good to 0.03, and losses look at differences of scores.

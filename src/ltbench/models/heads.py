@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class NormedLinear(nn.Linear):
@@ -26,8 +27,8 @@ class NormedLinear(nn.Linear):
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__(in_features, num_classes, bias=False)
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw each class vector uniformly from the cube [-1, 1] and scale it to unit length."""
         with torch.no_grad():
             self.weight.copy_(F.normalize(self.weight.uniform_(-1.0, 1.0)))
 

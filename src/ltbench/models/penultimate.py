@@ -25,11 +25,9 @@ class SeveralHeads(Protocol):
 
     def head_classifiers(self) -> Mapping[str, nn.Linear]:
         """Return the classifier of each head: linear, or cosine."""
-        ...
 
     def head_features(self, images: Tensor) -> Mapping[str, Tensor]:
         """Return the features (B, d) that the classifier of each head sees of images."""
-        ...
 
 
 def head_names(net: nn.Module) -> tuple[str, ...]:
@@ -106,8 +104,8 @@ def linear_heads(net: nn.Module) -> list[nn.Linear]:
 
 def features(net: nn.Module, images: Tensor) -> Tensor:
     """Map images (B, in_chans, H, W) to all features (B, d), of several heads side by side."""
-    found = [*head_features(net, images).values()]
-    return found[0] if len(found) == 1 else torch.cat(found, 1)
+    parts = [*head_features(net, images).values()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def classify(net: nn.Module, features: Tensor) -> Tensor:
@@ -136,10 +134,10 @@ def class_statistics(
     """Count predictions and add up features by class, in one pass; sums over ranks are exact.
 
     Args:
-        net: In evaluation mode, on ``device``.
-        batches: Normalised ``image`` and ``label``, on ``device``; there may be none.
+        net: In evaluation mode.
+        batches: Normalised ``image`` and ``label``; there may be none.
         classes: C.
-        device: Where the results are.
+        device: Of net and batches.
 
     Returns:
         Confusion counts (C, C) int64, rows the truth, and sums of features (C, d) float64.
@@ -148,8 +146,8 @@ def class_statistics(
     width = sum(head.in_features for head in classifiers(net).values())
     sums = torch.zeros(classes, width, dtype=torch.double, device=device)
     for batch in batches:
-        found = features(net, batch["image"])
-        cells = batch["label"] * classes + classify(net, found).argmax(1)
+        seen = features(net, batch["image"])
+        cells = batch["label"] * classes + classify(net, seen).argmax(1)
         counts.index_add_(0, cells, torch.ones_like(cells))
-        sums.index_add_(0, batch["label"], found.double())
+        sums.index_add_(0, batch["label"], seen.double())
     return counts.view(classes, classes), sums

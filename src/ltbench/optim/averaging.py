@@ -6,13 +6,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class WeightAverage(WeightAveraging):
     """An exponential moving average of the weights, on their device and in fused operations.
 
-    Lightning's own lies where the weights are before training, on the CPU: a GPU would wait in
-    every step until all weights were copied there. The first average is the first step's weights.
+    Lightning's own stays where the weights are before training, on the CPU, and all weights would
+    be copied there in every step. The first average is the first step's weights.
 
     Args:
         decay: What an average keeps of the one before, in [0, 1).
@@ -28,6 +29,7 @@ class WeightAverage(WeightAveraging):
         """The averaged module; None before :meth:`begin`."""
         return self._average_model and self._average_model.module
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Wait for :meth:`begin`: a module may build its network in a setup of its own."""
 
@@ -37,15 +39,15 @@ class WeightAverage(WeightAveraging):
         super().setup(trainer, module, "fit")
 
     @torch.no_grad()
+    @override
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: object,
-        batch: Any,  # noqa: ANN401
+        batch: Any,
         batch_idx: int,
     ) -> None:
-        """Follow a step."""
         if trainer.global_step <= self._latest_update_step:
             return
         assert self._average_model is not None
@@ -60,10 +62,10 @@ class WeightAverage(WeightAveraging):
         if first:
             followed, copied = [], followed + copied
         if followed:
-            ours, theirs = zip(*followed, strict=True)
-            torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+            averages, values = zip(*followed, strict=True)
+            torch._foreach_lerp_(averages, values, 1 - self.decay)
         if copied:
-            ours, theirs = zip(*copied, strict=True)
-            torch._foreach_copy_(ours, theirs)
+            averages, values = zip(*copied, strict=True)
+            torch._foreach_copy_(averages, values)
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step

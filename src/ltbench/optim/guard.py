@@ -1,4 +1,4 @@
-"""Where a training diverged, found without a look from the host in every step."""
+"""Where a training diverged, without a synchronisation of host and device in every step."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,13 @@ MOST_NAMED = 8  # images in the message
 
 
 class FirstBadStep:
-    """Remember, on the device, the first step whose loss was not finite."""
+    """The first step whose loss was not finite, kept on the device; as text, step and images."""
 
     def __init__(self) -> None:
-        """Nothing is bad yet."""
         self._step: Tensor | None = None
 
     def watch(self, loss: Tensor, step: int, index: Tensor) -> None:
-        """Look at a step.
-
-        Args:
-            loss: Its loss, a scalar.
-            step: Its number.
-            index: Indices of its images, shape (B,).
-        """
+        """Look at the loss (a scalar) of a step and the indices (B,) of its images."""
         loss, index = loss.detach(), index.to(loss.device)
         if self._step is None:
             self._step = torch.full((), -1, device=loss.device)
@@ -33,11 +26,10 @@ class FirstBadStep:
         self._step = torch.where(first, step, self._step)
         self._index = torch.where(first, index, self._index)
 
-    def told(self) -> str:
-        """Say which step it was, and on which images; empty where none was bad."""
+    def __str__(self) -> str:
         if self._step is None or int(self._step) < 0:
             return ""
         index = [i for i in self._index.tolist() if i >= 0]
         more = f", ... ({len(index)} in all)" if len(index) > MOST_NAMED else ""
-        named = ", ".join(map(str, index[:MOST_NAMED]))
-        return f"step {int(self._step)}, training images {named}{more}"
+        images = ", ".join(map(str, index[:MOST_NAMED]))
+        return f"step {int(self._step)}, training images {images}{more}"

@@ -66,7 +66,7 @@ class SAM(GradientRule):
     radii against the saddles of tail classes: arXiv 2212.13827.
 
     Args:
-        rho: Radius, at least 0; or pairs (point in training, radius) in order, from 0 on:
+        rho: Radius, at least 0; or pairs (point in training, radius) in order, the first at 0:
             ``[[0, 0.05], [0.055, 0.1], [0.666, 0.5]]``.
         schedule: Between two pairs the radius stays (``step``) or goes straight (``linear``).
         adaptive: Scale the ball by the size of each weight; needs 10 to 40 times the radius.
@@ -74,9 +74,6 @@ class SAM(GradientRule):
             as the code of 2212.13827 does. The trained weights are the same.
         sync_ascent: Ascend along the gradient of the batch of all ranks; otherwise each rank along
             that of its own share, as in the SAM paper, which gives another result.
-
-    Raises:
-        UserError: A radius below 0, or points that do not rise from 0 on.
     """
 
     rho: float | list[tuple[int | float, float]] = 0.05
@@ -86,16 +83,15 @@ class SAM(GradientRule):
     sync_ascent: bool = True
 
     def __post_init__(self) -> None:
-        """Check the radius."""
         pairs = self._pairs()
         if not pairs or pairs[0][0] != 0:
             raise UserError(
-                f"SAM rho {self.rho}: give one radius, or pairs [point in training, radius] from "
-                "point 0 on."
+                f"SAM rho {self.rho}: give one radius, or pairs [point in training, radius], the "
+                "first at point 0."
             )
         require_rising([point for point, _ in pairs], "SAM rho: the points")
         if not all(0 <= radius < inf for _, radius in pairs):
-            raise UserError(f"SAM rho {self.rho}: a radius is a finite number, at least 0.")
+            raise UserError(f"SAM rho {self.rho}: a radius must be finite and at least 0.")
 
     def radius(self, epoch: int, epochs: int) -> float:
         """Return rho in the 0-based ``epoch`` of ``epochs``."""
@@ -138,9 +134,6 @@ class LPFSGD(GradientRule):
         sigma: Noise relative to the norm of a filter, at least 0, when training starts.
         parts: Number of parts that a batch is cut into, at least 1.
         growth: Factor on ``sigma`` reached, along half a cosine, when training ends; at least 0.
-
-    Raises:
-        UserError: An argument out of its range.
     """
 
     sigma: float = 0.002
@@ -148,9 +141,8 @@ class LPFSGD(GradientRule):
     growth: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if self.sigma < 0 or self.parts < 1 or self.growth < 0:
-            raise UserError(f"{self}: sigma and growth are at least 0, parts at least 1.")
+            raise UserError(f"{self}: sigma and growth must be at least 0, parts at least 1.")
 
     def _backward(self, step: Step) -> Tensor:
         params: list[Tensor] = [p for p in step.module.parameters() if p.requires_grad]
@@ -177,17 +169,13 @@ class PGD(GradientRule):
 
     Args:
         sigma: Standard deviation of the noise on each entry of the gradient, at least 0.
-
-    Raises:
-        UserError: ``sigma`` is negative.
     """
 
     sigma: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Check the range."""
         if self.sigma < 0:
-            raise UserError(f"{self}: sigma is at least 0.")
+            raise UserError(f"{self}: sigma must be at least 0.")
 
     def _backward(self, step: Step) -> Tensor:
         loss = step.run()
@@ -245,7 +233,7 @@ def _noise_like(tensors: list[Tensor], generator: torch.Generator) -> list[Tenso
 
 @contextmanager
 def weights_restored(params: list[Tensor]) -> Iterator[None]:
-    """Give the weights back bit for bit at the end, also after an exception."""
+    """Restore the weights bit for bit at the end, also after an exception."""
     saved = [p.detach().clone() for p in params]
     try:
         yield

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from ltbench.errors import UserError
 
 
@@ -24,8 +26,8 @@ def epoch_of(point: int | float, epochs: int) -> int:
     """
     if not point >= 0 or (isinstance(point, float) and point > 1):
         raise UserError(
-            f"{point} is no point in training: give epochs as a whole number (160) "
-            "or a fraction of training in [0, 1] (0.8)."
+            f"{point} is not a point in training: give an epoch as a whole number (160), or a "
+            "fraction of training in [0, 1] (0.8)."
         )
     return point if isinstance(point, int) else round(point * epochs)
 
@@ -34,10 +36,7 @@ def require_rising(points: Sequence[int | float], what: str) -> None:
     """Refuse points in training that are out of range or not in order.
 
     Whole epochs and fractions compare only once the length of the training is known, so each kind
-    is compared with its own.
-
-    Raises:
-        UserError: Naming ``what`` they are.
+    is compared with its own. ``what`` names them in the message.
     """
     for point in points:
         epoch_of(point, 1)
@@ -84,12 +83,11 @@ class MultiStep(LRSchedule):
     )
 
     def __post_init__(self) -> None:
-        """Check the order."""
         epoch_of(self.warmup, 1)
         require_rising([point for point, _ in self.milestones], "MultiStep milestones")
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for a 0-based ``epoch`` of ``epochs``."""
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return (epoch + 1) / warm
@@ -108,11 +106,10 @@ class Cosine(LRSchedule):
     warmup: int | float = 0
 
     def __post_init__(self) -> None:
-        """Check the range."""
         epoch_of(self.warmup, 1)
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for a 0-based ``epoch`` of ``epochs``."""
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return (epoch + 1) / warm
@@ -125,8 +122,8 @@ class SlowCosine(LRSchedule):
 
     by = "step"
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
         return math.cos(7 * math.pi * epoch / (16 * epochs))
 
 
@@ -147,11 +144,10 @@ class DeiTCosine(LRSchedule):
     floor: float = 0.04
 
     def __post_init__(self) -> None:
-        """Check the range."""
         epoch_of(float(self.warmup), 1)
 
+    @override
     def factor(self, epoch: int, epochs: int) -> float:
-        """Return the factor for the 0-based step ``epoch`` of ``epochs`` steps."""
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return self.start + (1 - self.start) * epoch / warm

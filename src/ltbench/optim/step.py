@@ -13,7 +13,7 @@ Loss = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 
 @dataclass
 class Step:
-    """What a rule has at hand in one step.
+    """What a rule knows of one step.
 
     Args:
         module: Holds every parameter that is trained.
@@ -63,8 +63,8 @@ class Step:
         start, stop, _ = part.indices(self.size)
         whole = stop - start == self.size
         share = 1.0 if whole else (stop - start) / self.size
-        found = self.loss_of(self.batch if whole else rows(self.batch, start, stop, self.size))
-        loss, statistics = found if isinstance(found, tuple) else (found, {})
+        output = self.loss_of(self.batch if whole else rows(self.batch, start, stop, self.size))
+        loss, statistics = output if isinstance(output, tuple) else (output, {})
         if not whole:
             loss = share * loss
         if not again:
@@ -85,13 +85,9 @@ class Step:
 
 
 def rows(batch: Any, start: int, stop: int, size: int) -> Any:  # noqa: ANN401 - the method's own
-    """Return what belongs to some samples of a batch of ``size``.
+    """Return what belongs to the samples from ``start`` to ``stop`` of a batch of ``size``.
 
-    Args:
-        batch: A tensor (k size, ...) with k rows for each sample, or a mapping of such.
-        start: First sample.
-        stop: One past the last.
-        size: Samples in the batch.
+    A batch is a tensor (k size, ...) with k rows for each sample, or a mapping of such.
     """
     if isinstance(batch, Mapping):
         return {name: rows(value, start, stop, size) for name, value in batch.items()}

@@ -28,7 +28,7 @@ def updated_frequency(frequency: Tensor, counts: Tensor, forgetting: float) -> T
 
     Args:
         frequency: N, shape (K,).
-        counts: h, generated images of each class since the last update, shape (K,).
+        counts: h, generated images per class since the last update, shape (K,).
         forgetting: a in [0, 1], the share of the old value that an update forgets.
     """
     return torch.lerp(frequency, counts, forgetting).clamp_min(1)
@@ -61,9 +61,6 @@ class ClassBalance(nn.Module):
         frequency: (K,) float64 buffer, effective class frequency N.
         counts: (K,) float64 buffer, images of each predicted class since the last update, h.
         weights: (K,) float64 buffer, w.
-
-    Raises:
-        UserError: If a constant is out of its range.
     """
 
     frequency: Tensor
@@ -109,7 +106,7 @@ class ClassBalance(nn.Module):
         return balance_loss(mean, self.weights.float())
 
     def update(self) -> None:
-        """Take the counts into the frequencies and the weights, and begin to count anew."""
+        """Update frequencies and weights by the counts, which start again at 0."""
         self.frequency.copy_(updated_frequency(self.frequency, self.counts, self.forgetting))
         self.counts.zero_()
         if self.num_classes > 2:

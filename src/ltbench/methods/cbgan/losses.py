@@ -87,18 +87,11 @@ GAN_LOSSES: dict[str, GANLoss] = {
     "hinge": GANLoss(hinge_loss, critic_loss),
     "non_saturating": GANLoss(logistic_loss, non_saturating_loss),
 }
-"""Every adversarial loss by the name that a config gives it."""
+"""Every adversarial loss by its name in a config."""
 
 
 def gan_loss(name: str) -> GANLoss:
-    """Return the losses of both players.
-
-    Args:
-        name: A key of :data:`GAN_LOSSES`.
-
-    Raises:
-        UserError: If there is no such loss.
-    """
+    """Return the losses of both players, by a key of :data:`GAN_LOSSES`."""
     if name not in GAN_LOSSES:
         raise unknown_name("GAN loss", name, GAN_LOSSES)
     return GAN_LOSSES[name]

@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.data.transforms.diffaugment import check_policy
@@ -24,7 +25,6 @@ from ltbench.methods.base import Paper, always
 from ltbench.methods.cbgan.balance import ClassBalance
 from ltbench.methods.cbgan.losses import gan_loss
 from ltbench.methods.generative.module import GenerativeModule
-from ltbench.methods.stages import Trained
 from ltbench.models.gan import Architecture, build_gan
 
 LOSSES = ("train/discriminator_loss", "train/generator_loss")
@@ -37,9 +37,9 @@ class Balance:
     Args:
         strength: Weight of the regulariser in the generator's loss.
         forgetting: Share of the effective class frequency that an update forgets, in (0, 1].
-        update_every: Iterations between updates, in which there should be many images a class.
+        update_every: Iterations between updates: enough for many images per class.
         start: Effective frequency of each class at the start.
-        pending: Images of each class that count as seen before the first update.
+        pending: Images per class that count as seen before the first update.
     """
 
     strength: float = 10
@@ -66,19 +66,13 @@ class CBGAN(GenerativeModule):
         discriminator_steps: Steps of the discriminator for each one of the generator.
         diffaugment: Keys of :data:`ltbench.data.transforms.diffaugment.DIFFAUGMENTS`, in order.
         balance: The regulariser; null trains the GAN without it.
-        classifier: The classifier in the loop: a run on the same long-tailed data.
-        annotator: The classifier that says of which class a sample is: a run on balanced data,
-            which the generator never sees.
-        fid_features: A run whose pooled features the FID takes; null is the standard Inception.
-        inception_weights: File with the weights of the latter; null downloads them.
-        resize: Whether samples are resized for networks that were trained on another size.
         optimizer: Of the generator, and another one of the discriminator; default: Adam with
             learning rate 2e-4, betas 0.5 and 0.999, and eps 1e-6.
         ema_decay: Decay of the average of the generator, batch norm's statistics included, which
             is what is evaluated.
         ema_start: Iterations before which the average is the generator itself.
-        samples: Samples that a test draws, and ``ltbench predict`` writes.
-        watch_samples: Samples that a validation draws.
+        **kwargs: Judges and samples, as in
+            :class:`~ltbench.methods.generative.module.GenerativeModule`.
     """
 
     averages = True
@@ -114,18 +108,11 @@ class CBGAN(GenerativeModule):
         discriminator_steps: int = 1,
         diffaugment: Sequence[str] = (),
         balance: Balance | None = None,
-        classifier: Trained | None = None,
-        annotator: Trained | None = None,
-        fid_features: Trained | None = None,
-        inception_weights: str | None = None,
-        resize: bool = False,
         optimizer: OptimizerCallable | None = None,
         ema_decay: float = 0.9999,
         ema_start: int = 20_000,
-        samples: int = 50_000,
-        watch_samples: int = 10_000,
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the networks; the classifiers wait for ``setup``."""
         architecture = architecture or Architecture()
         super().__init__(
             num_classes,
@@ -133,19 +120,13 @@ class CBGAN(GenerativeModule):
             architecture.image_size,
             architecture.latent,
             conditional=architecture.conditioning != "none",
-            annotator=annotator,
-            classifier=classifier,
-            fid_features=fid_features,
-            inception_weights=inception_weights,
-            resize=resize,
-            samples=samples,
-            watch_samples=watch_samples,
+            **kwargs,
         )
         if not 0 <= ema_decay < 1:
             raise UserError(f"ema_decay is {ema_decay}; it must lie in [0, 1).")
         if discriminator_steps < 1 or (balance and balance.update_every < 1):
             raise UserError("discriminator_steps and balance.update_every must be at least 1.")
-        if balance and classifier is None:
+        if balance and "classifier" not in self.starts:
             raise UserError(
                 "balance needs a classifier in the loop: name a run on the same data with "
                 "--model.classifier.path RUN, or set balance: null."
@@ -175,41 +156,43 @@ class CBGAN(GenerativeModule):
         """Iterations done: the trainer counts every step of both optimizers."""
         return self.trainer.global_step // (self.discriminator_steps + 1)
 
+    @override
     def setup(self, stage: str) -> None:
-        """See :meth:`GenerativeModule.setup`; also look whether updates are too frequent."""
         super().setup(stage)
         if stage == "fit" and self.balance:
             images = self.balance.update_every * self.data.batch_size / self.num_classes
             if images < 10:
                 rank_zero_warn(
                     f"balance.update_every {self.balance.update_every} leaves {images:.1f} images "
-                    "a class between updates, too few to count: the weights will stay near 1."
+                    "per class between updates, too few to count: the weights will stay near 1."
                 )
 
+    @override
     def configure_optimizers(self) -> list[Optimizer]:
-        """Return the optimizers of the generator and of the discriminator."""
         networks = (self.generator, self.discriminator)
         return [self.optimizer(network.parameters()) for network in networks]
 
+    @override
     def train(self, mode: bool = True) -> Self:
-        """Switch the two players; the averaged generator always uses its running statistics."""
+        # The averaged generator always uses its running statistics.
         super().train(mode)
         self.averaged.eval()
         return self
 
+    @override
     def sample(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """See :meth:`GenerativeModule.sample`."""
         return self.averaged(latents, labels)  # type: ignore[no-any-return]
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Let the record keep the regulariser's state at the end of this epoch."""
+        # The record keeps their state at the end of the epoch.
         super().on_train_epoch_start()
         if self.balance:
             self.traces["class_frequency"] = self.regulariser.frequency
             self.traces["balance_weights"] = self.regulariser.weights
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a step of the discriminator and, if it is its turn, one of the generator."""
         before, each = self.trainer.global_step, self.discriminator_steps + 1
         self._discriminator_step(batch)
         if before % each + 1 == self.discriminator_steps:
@@ -266,7 +249,6 @@ class CBGAN(GenerativeModule):
         return optimizers[which]
 
     def _step(self, which: int, network: nn.Module, loss: Tensor, batch: Batch) -> None:
-        """Step along the gradient averaged over ranks."""
         optimizer = self._optimizer(which)
         optimizer.zero_grad()
         # Not by DDP, which wants a gradient of all parameters in every backward pass.
@@ -282,26 +264,26 @@ class CBGAN(GenerativeModule):
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Move the average towards the generator, or onto it before ``ema_start``."""
         decay = self.ema_decay if self.iteration > self.ema_start else 0.0
-        theirs = self.generator.state_dict()
-        for name, ours in self.averaged.state_dict().items():
-            if ours.is_floating_point():
-                ours.lerp_(theirs[name], 1 - decay)
+        weights = self.generator.state_dict()
+        for name, average in self.averaged.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(weights[name], 1 - decay)
             else:
-                ours.copy_(theirs[name])
+                average.copy_(weights[name])
 
     def _log(self, name: str, value: Tensor) -> None:
         self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True)
 
+    @override
     def on_validation_start(self) -> None:
-        """Stop before a GAN that has diverged is evaluated; else let all ranks sample alike."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._require_finite()
         self.agree_on(self.averaged)
 
+    @override
     def on_train_epoch_end(self) -> None:
-        """Stop at what is not finite, before a checkpoint is written."""
+        # Before a checkpoint is written.
         self._require_finite()
 
     def _require_finite(self) -> None:
@@ -309,7 +291,7 @@ class CBGAN(GenerativeModule):
         losses = [logged[name].to(self.device) for name in LOSSES if name in logged]
         weights = [p.detach().sum() for p in self.parameters()]
         if not torch.stack([*losses, *weights]).isfinite().all():
-            first = self.bad_step.told()
+            first = str(self.bad_step)
             raise UserError(
                 f"the GAN diverged in epoch {self.current_epoch}: a loss or a weight is not "
                 f"finite{f', first in {first}' if first else ''}: lower the learning rate."

@@ -69,8 +69,8 @@ def weighted_mean(
 ) -> Tensor:
     """Bring the losses of a batch together: the scalar sum_b w_b l_b / sum_b w_b.
 
-    The form of the paper divides by B instead, so that its weights, all below 1, take the whole
-    term down by up to the effective number of images of the largest class.
+    The form of the paper divides by B instead, so that its weights, all below 1, shrink the term by
+    up to the effective number of images of the largest class.
 
     Args:
         losses: (B,).
@@ -96,16 +96,15 @@ def resize(images: Tensor, size: int, antialias: bool) -> Tensor:
 class Teacher:
     """A frozen network that labels the very images that the student is trained on.
 
-    It is no module, so that what holds it does not count it among its parameters, checkpoints and
-    averages, and does not put it into training mode.
+    It is not a module, to stay out of its student's parameters, checkpoints, averages and modes.
 
     Args:
         network: Maps images to logits, in evaluation mode.
         size: Side in pixels that images are brought to for it.
         antialias: Whether that takes means over pixels. Without, an image that was enlarged by an
             odd factor comes back as it was.
-        seen: What the student's images are normalised with.
-        known: What the teacher's were in its training; None feeds it the student's unchanged.
+        seen: How the student's images are normalised.
+        known: How the teacher's were in its training; None: the student's are not changed.
     """
 
     def __init__(

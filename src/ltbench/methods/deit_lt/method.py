@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.datasets import Batch
@@ -21,15 +22,8 @@ from ltbench.errors import UserError
 from ltbench.losses import bind_loss
 from ltbench.methods import stages
 from ltbench.methods.base import Paper, always
-from ltbench.methods.deit_lt.distillation import (
-    Form,
-    Teacher,
-    drw_weights,
-    hard_distillation_loss,
-    resize,
-    soft_distillation_loss,
-    weighted_mean,
-)
+from ltbench.methods.deit_lt import distillation as equations
+from ltbench.methods.deit_lt.distillation import Form, Teacher, resize
 from ltbench.methods.deit_lt.mixing import PairMixing
 from ltbench.methods.erm import Reweighting
 from ltbench.methods.optimised import OptimisedModule
@@ -51,7 +45,7 @@ class DeiTLT(OptimisedModule):
     Without a teacher both heads learn from the labels: the same student without distillation.
 
     Args:
-        teacher: The run, checkpoint or timm network to learn from; null trains on labels alone.
+        teacher: The trained network to learn from; null trains on labels alone.
         teacher_size: Side in pixels of the images that the teacher sees; default: the student's.
         teacher_antialias: Whether images are averaged on the way to that size.
         teacher_scale: Factor on the teacher's logits in soft distillation; 30 for a cosine head.
@@ -128,17 +122,16 @@ class DeiTLT(OptimisedModule):
         micro_batch: int | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Build the student; the teacher is loaded when training needs it."""
         super().__init__(num_classes, in_chans, **kwargs)
         if not (self.network and isinstance(self.net, VisionTransformerDistilled)):
             raise UserError(
-                f"backbone '{self.network.get('name')}' has no DIST token: take a distilled ViT, "
+                f"backbone '{self.network.get('name')}' has no DIST token: choose a distilled ViT, "
                 "such as deit_base_distilled_patch16_224 or deit_tiny_distilled_patch4_32."
             )
         if not 0 <= alpha <= 1 or temperature <= 0 or (micro_batch is not None and micro_batch < 1):
             raise UserError(
-                f"alpha {alpha}, temperature {temperature}, micro_batch {micro_batch}: alpha lies "
-                "in [0, 1], the others are above 0."
+                f"alpha {alpha}, temperature {temperature}, micro_batch {micro_batch}: alpha must "
+                "lie in [0, 1], the others above 0."
             )
         if micro_batch is not None:
             if not isinstance(self.gradient_rule, Plain):
@@ -172,32 +165,24 @@ class DeiTLT(OptimisedModule):
         side: int = self.student.patch_embed.img_size[0]
         return side
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check the batch and load the teacher."""
         super().setup(stage)
         if stage != "fit":
             return
-        self._check_batch()
-        if "teacher" in self.starts and self.teacher is None:
-            self.load_teacher()
-
-    def _check_batch(self) -> None:
-        batch, world = self.data.batch_size, self.trainer.world_size
-        unit = world * (self.micro_batch or 1)
+        batch, unit = self.data.batch_size, self.trainer.world_size * (self.micro_batch or 1)
         if self.micro_batch and batch % unit:
             near = [n for n in (batch // unit * unit, -(-batch // unit) * unit) if n]
             raise UserError(
-                f"data.batch_size {batch} is the batch over all {world} ranks and no multiple of "
-                f"{world} x micro_batch {self.micro_batch}: take {' or '.join(map(str, near))}, or "
-                "another micro_batch."
+                f"data.batch_size {batch} is not a multiple of micro_batch {self.micro_batch} x "
+                f"{self.trainer.world_size} ranks: set it to {' or '.join(map(str, near))}, or "
+                "choose another micro_batch."
             )
+        if "teacher" in self.starts and self.teacher is None:
+            self.load_teacher()
 
     def load_teacher(self) -> None:
-        """Load the teacher onto this device; training does so itself.
-
-        Raises:
-            UserError: There is none, it does not fit, or it was trained on images of another size.
-        """
+        """Load the teacher, which has to fit classes and image size; training does so itself."""
         if "teacher" not in self.starts:
             raise UserError("this run has no teacher: set model.init_args.teacher.")
         channels = self.network["in_chans"]
@@ -221,8 +206,9 @@ class DeiTLT(OptimisedModule):
         self.lineage = [entry for entry in self.lineage if entry["role"] != "teacher"]
         self.lineage.append(start.lineage)
 
+    @override
     def on_fit_start(self) -> None:
-        """Measure the teacher before the student starts: a weak one explains a weak student."""
+        # A weak teacher explains a weak student.
         if self.teacher is None:
             return
         self.teacher.to(self.device)
@@ -250,13 +236,13 @@ class DeiTLT(OptimisedModule):
                 collector.update(self.teacher(images), batch["label"])
         return {name: float(value) for name, value in collector.compute().items()}
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Fix the weights of DIST, and whether images are mixed in this epoch."""
         super().on_train_epoch_start()
         rule = self.reweighting
         self.weight = None
         if rule is not None and self.current_epoch >= epoch_of(rule.start, self.epochs):
-            self.weight = drw_weights(self.class_counts, rule.beta, self.drw_form)
+            self.weight = equations.drw_weights(self.class_counts, rule.beta, self.drw_form)
         self.mixed = self.weight is None or self.mix_in_drw
 
     def prepare_step(self, batch: Batch) -> Batch:
@@ -283,8 +269,8 @@ class DeiTLT(OptimisedModule):
         logits = self.teacher(images)
         return logits.argmax(1) if self.distillation == "hard" else self.teacher_scale * logits
 
+    @override
     def loss_of(self, batch: Batch) -> Loss:
-        """Return (1 - alpha) L_cls + alpha L_dist of these images."""
         tokens = head_features(self.net, batch["image"])
         cls, dist = head_logits(self.net, tokens).values()
         cls_loss = self.loss(cls, batch["target"], self.class_counts)
@@ -296,8 +282,8 @@ class DeiTLT(OptimisedModule):
 
     def _dist_loss(self, logits: Tensor, taught: Tensor) -> Tensor:
         if self.teacher and self.distillation == "soft":
-            losses = soft_distillation_loss(logits, taught, self.temperature)
+            losses = equations.soft_distillation_loss(logits, taught, self.temperature)
             taught = taught.argmax(1)
         else:
-            losses = hard_distillation_loss(logits, taught)
-        return weighted_mean(losses, taught, self.weight, self.drw_form)
+            losses = equations.hard_distillation_loss(logits, taught)
+        return equations.weighted_mean(losses, taught, self.weight, self.drw_form)

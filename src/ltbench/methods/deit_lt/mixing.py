@@ -13,19 +13,16 @@ from ltbench.errors import UserError
 
 
 class PairMixing:
-    """Mix each image with the one that stands in its place from the end, all by one lambda.
+    """Mix each image with the one at its place counted from the end, all by one lambda.
 
-    Mixup: arXiv 1710.09412. CutMix: arXiv 1905.04899; a draw of 1/2 says which of the two a batch
-    takes, and CutMix's lambda is the share that its box leaves. Targets are smoothed first.
+    Mixup: arXiv 1710.09412. CutMix: arXiv 1905.04899; a fair coin says which of the two a batch
+    gets, and CutMix's lambda is the share that its box leaves. Targets are smoothed first.
 
     Args:
         num_classes: C.
         mixup: Alpha of mixup's Beta distribution; 0 is off.
         cutmix: Alpha of CutMix's; 0 is off.
         smoothing: Share of each target that is spread over all classes, in [0, 1].
-
-    Raises:
-        UserError: An argument is out of its range.
     """
 
     def __init__(self, num_classes: int, mixup: float, cutmix: float, smoothing: float) -> None:
@@ -43,13 +40,8 @@ class PairMixing:
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """Mix images (B, C, H, W) in place; of an odd number the last stays as it is.
 
-        Args:
-            images: Floats.
-            labels: (B,) int64.
-            seed: Of lambda, the choice and the box.
-
         Returns:
-            The share that each class has in each image, (B, C), rows summing to 1.
+            The share of each class in each image, (B, C), rows summing to 1.
         """
         even = len(images) // 2 * 2 if self.mixer else 0
         targets: Tensor = mixup_target(labels[even:], **self.target)  # type: ignore[no-untyped-call]
@@ -62,7 +54,7 @@ class PairMixing:
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed the global generator, which timm draws from, and give it back as it was."""
+    """Seed the global generator, which timm draws from, and restore its state at the end."""
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:

@@ -69,7 +69,7 @@ def folded(network: nn.Module) -> nn.Module:
         return network
     try:
         return fuse(network)
-    except Exception:  # whatever a network does with what are no numbers yet
+    except Exception:  # a network may do anything with torch.fx's proxies
         return network
 
 
@@ -77,22 +77,17 @@ class Judge(nn.Module):
     """A classifier of the suite that looks at images in [-1, 1]; frozen, in evaluation mode.
 
     Args:
-        trained: Which one.
-        num_classes: Classes that it must have; of timm's own weights whose features alone are asked
-            for, any will do.
-        in_chans: Image channels that it must take.
+        trained: The classifier.
+        num_classes: Its number of classes; any for ``fid_features``.
+        in_chans: Its number of image channels.
         image_size: Side of the images in pixels.
-        resize: Whether images are brought to the size it was trained on; if not, another size is
-            refused.
-        role: What it is for, in messages and the lineage.
+        resize: Whether images are brought to the size that it was trained on, or have to have it.
+        role: Its argument's name: ``annotator``, ``classifier`` or ``fid_features``.
 
     Attributes:
         name: ``<backbone>:<job id>`` or ``<backbone>:<hash>``, for the name of a metric.
         lineage: Where it came from.
         training_set: What its checkpoint says of its training images, if anything.
-
-    Raises:
-        UserError: It cannot be loaded, or has other classes, channels or another image size.
     """
 
     def __init__(
@@ -107,17 +102,16 @@ class Judge(nn.Module):
         super().__init__()
         any_classes = role == "fid_features"
         start = stages.load(trained, num_classes, in_chans, role=role, any_classes=any_classes)
-        theirs = start.data.get("image_size", image_size)
-        if theirs != image_size and not resize:
+        trained_at = start.data.get("image_size", image_size)
+        if trained_at != image_size and not resize:
             raise UserError(
-                f"{role} {trained.path or trained.backbone} was trained on {theirs} pixels, the "
-                f"GAN makes {image_size}: give a run at that size, or set resize: true to bring "
-                "the images to its size."
+                f"{role} {trained.path or trained.backbone} was trained on {trained_at} pixels, "
+                f"but the GAN makes {image_size}: name a run at that size, or set resize: true."
             )
         self.normalise = Normalise(
             start.data.get("mean", [0.5] * in_chans),
             start.data.get("std", [0.5] * in_chans),
-            theirs if theirs != image_size else None,
+            trained_at if trained_at != image_size else None,
         )
         self.network = start.network.to(memory_format=torch.channels_last)
         self.classify = folded(self.network)
@@ -145,11 +139,8 @@ class Inception(nn.Module):
     """The Inception-v3 of the standard FID, by torch-fidelity; images are rounded to 8 bits.
 
     Args:
-        weights: File with the standard weights; None takes those of torch.hub's folder, which are
-            downloaded when missing.
-
-    Raises:
-        UserError: torch-fidelity is not installed, or these are not the standard weights.
+        weights: File with the standard weights; None takes those in torch.hub's folder, or
+            downloads them.
     """
 
     name = ""  # the standard one is what `fid` alone means
@@ -182,12 +173,12 @@ class Inception(nn.Module):
 
 
 def _check_inception(path: Path) -> None:
-    stages.read(path)  # refuses what is no state dict before anything in it is executed
+    stages.read(path)  # refuses other files before anything in them is executed
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(INCEPTION_SHA256):
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256.startswith(INCEPTION_SHA256):
         raise UserError(
-            f"{path} (sha256 {found[:8]}...) is not {INCEPTION_FILE}: a FID with other weights "
+            f"{path} (sha256 {sha256[:8]}...) is not {INCEPTION_FILE}: a FID with other weights "
             "cannot be compared with any other."
         )
 

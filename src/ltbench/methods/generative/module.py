@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from ltbench.data import profiles
 from ltbench.data.base import DataModule
@@ -55,10 +56,11 @@ class GenerativeModule(Method):
         image_size: Side of the images in pixels.
         latent: Length of a latent vector.
         conditional: Whether :meth:`sample` makes the class that it is asked for.
-        annotator: Classifier that says of which class a sample is: a run on balanced data.
-        classifier: A run on the training data of this one, which the method itself uses.
-        fid_features: A run whose pooled features the FID takes; None is the standard Inception.
-        inception_weights: File with the weights of the latter; None downloads them.
+        annotator: Classifier that names the class of a sample: a run on balanced data, which the
+            generator never sees.
+        classifier: The classifier in the loop: a run on the same long-tailed data.
+        fid_features: A run whose pooled features the FID takes; null is the standard Inception.
+        inception_weights: File with the weights of the latter; null downloads them.
         resize: Whether samples are resized for networks that were trained on another size.
         samples: Samples that a test draws, and ``ltbench predict`` writes.
         watch_samples: Samples that a validation draws.
@@ -73,15 +75,14 @@ class GenerativeModule(Method):
         image_size: int,
         latent: int,
         conditional: bool,
-        annotator: Trained | None,
-        classifier: Trained | None,
-        fid_features: Trained | None,
-        inception_weights: str | None,
-        resize: bool,
-        samples: int,
-        watch_samples: int,
+        annotator: Trained | None = None,
+        classifier: Trained | None = None,
+        fid_features: Trained | None = None,
+        inception_weights: str | None = None,
+        resize: bool = False,
+        samples: int = 50_000,
+        watch_samples: int = 10_000,
     ) -> None:
-        """Wait with loading until ``setup``."""
         super().__init__()
         if min(samples, watch_samples) < 2:
             raise UserError("samples and watch_samples must be at least 2.")
@@ -111,12 +112,8 @@ class GenerativeModule(Method):
             labels: (B,) classes, for a conditional generator.
         """
 
+    @override
     def setup(self, stage: str) -> None:
-        """Load the classifiers, and check what would otherwise be found out hours later.
-
-        Raises:
-            UserError: A classifier is missing or does not fit, or the images have another size.
-        """
         super().setup(stage)
         if self.data.image_size != self.image_size:
             raise UserError(
@@ -131,25 +128,25 @@ class GenerativeModule(Method):
                 if role in self._judges:
                     self._try_judge(role)
 
+    @override
     def to_predict(self, data: DataModule) -> Latents:
-        """Return latents: a generator needs no images."""
         return Latents(self.samples, self.latent, self.num_classes)
 
     def _load_judges(self, stage: str) -> None:
         if "annotator" not in self.starts:
             raise UserError(
-                "an annotator says of which class a sample is: name a run on balanced data with "
+                "an annotator names the class of each sample: name a run on balanced data with "
                 "--model.annotator.path RUN."
             )
         device = self.trainer.strategy.root_device
         shape = (self.num_classes, self.in_chans, self.image_size, self.resize)
-        found = {
+        judges = {
             role: self._judges.get(role) or Judge(trained, *shape, role=role).to(device)
             for role, trained in self.starts.items()
         }
-        self.lineage = [judge.lineage for judge in found.values()]
-        self._judges = found
-        annotator, classifier = found["annotator"], found.get("classifier")
+        self.lineage = [judge.lineage for judge in judges.values()]
+        self._judges = judges
+        annotator, classifier = judges["annotator"], judges.get("classifier")
         if classifier and _same(annotator, classifier):
             raise UserError(
                 "annotator and classifier are the same model: what the generator learns from "
@@ -160,12 +157,12 @@ class GenerativeModule(Method):
                 "the annotator was trained on the long-tailed images, not balanced ones."
             )
         if stage != "predict" and not self._features:
-            standard = None if "fid_features" in found else Inception(self.inception_weights)
-            self._features = [(standard or found["fid_features"]).to(device)]
+            standard = None if "fid_features" in judges else Inception(self.inception_weights)
+            self._features = [(standard or judges["fid_features"]).to(device)]
 
     @torch.no_grad()
     def _try_judge(self, role: str) -> None:
-        """Warn of a judge that is near chance on images as the generator will make them."""
+        """Warn of a judge that is near chance on training images at the generator's size."""
         judge, labels = self._judges[role], self.data.splits["train"].labels
         each = max(1, CHECKED // self.num_classes)
         recalls = []
@@ -186,24 +183,26 @@ class GenerativeModule(Method):
         """Return the images of a normalised batch in [-1, 1]."""
         return self.scaling.inverse(batch["image"])
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Do nothing: samples are what is judged, once, when the loaders have ended."""
+        pass  # samples are judged, once, at the end of the epoch
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Judge ``watch_samples`` samples against each watched split."""
         for split in self.data.watched:
             prefix = "val" if split == "val" else f"{split}_watched"
             self._evaluate(split, prefix, self.watch_samples, f"epoch_{self.current_epoch + 1:05}")
 
+    @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Do nothing, as in validation."""
+        pass
 
+    @override
     def on_test_epoch_end(self) -> None:
-        """Judge ``samples`` samples against the test split."""
         self._evaluate("test", "test", self.samples, "last")
 
+    @override
     def test_details(self) -> dict[str, Any]:
-        """Return the samples of each class and, where there are enough images, its FID."""
         return self._details
 
     @torch.no_grad()
@@ -226,13 +225,12 @@ class GenerativeModule(Method):
             sums.update(features.features(images), predicted)
             grid.add(pixels, predicted)
         generated = sums.compute()
-        found = {metric: frechet_distance(generated.moments(), reference.moments())}
         counts, balance = seen.compute()
-        found |= balance
+        metrics = {metric: frechet_distance(generated.moments(), reference.moments())} | balance
         if classifier:
-            found |= {f"in_loop/{name}": value for name, value in in_loop.compute()[1].items()}
+            metrics |= {f"in_loop/{name}": value for name, value in in_loop.compute()[1].items()}
         self.log_dict(
-            {f"{prefix}/{k}": torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
+            {f"{prefix}/{k}": torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()}
         )
         self.traces["generated_classes"] = torch.from_numpy(counts)
         self._details = {
@@ -260,7 +258,7 @@ class GenerativeModule(Method):
         return class_groups(counts, features.width)
 
     def _reference(self, split: str) -> FeatureSums:
-        """Return the sums of a split's features, computed once for the same images and network."""
+        """Return the sums of a split's features, stored by a hash of images and network."""
         if split in self._references:
             return self._references[split]
         (features,) = self._features
@@ -271,25 +269,23 @@ class GenerativeModule(Method):
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         path = Path(self.trainer.default_root_dir) / "reference_features" / f"{name}.npz"
         first, broadcast = self.trainer.is_global_zero, self.trainer.strategy.broadcast
-        found: FeatureSums | None = None
+        reference: FeatureSums | None = None
         if broadcast(path.is_file()):
-            found = broadcast(_stored_sums(path) if first else None)
-        if found is None:
+            reference = broadcast(_stored_sums(path) if first else None)
+        if reference is None:
             sums = FeatureMoments(features.width, self._groups(split)).to(self.device)
             for batch in self.data.evaluation_batches(split, self.device):
                 sums.update(features.features(self.real_images(batch)), batch["label"])
-            found = sums.compute()
+            reference = sums.compute()
             if first:
-                write_npz(path, found._asdict())
-        self._references[split] = found
-        return found
+                write_npz(path, reference._asdict())
+        self._references[split] = reference
+        return reference
 
+    @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Return samples as PNG, with labels: the classes asked for, or else those seen.
-
-        They are seen by the classifier, which like the generator knows the training set alone; by
-        the annotator where there is none.
-        """
+        # An unconditional sample gets the label that the classifier predicts: like the generator,
+        # that knows the training set alone.
         pixels = self._pixels(batch)
         judge = self._judges.get("classifier") or self._judges["annotator"]
         with torch.autocast(self.device.type, enabled=False):
@@ -301,8 +297,8 @@ class GenerativeModule(Method):
             "confidence": probabilities.gather(1, labels[:, None]).squeeze(1).cpu(),
         }
 
+    @override
     def write_predictions(self, batches: Sequence[Any], output: str | None) -> str:
-        """Write the samples into class folders that ``--data.source folder`` reads."""
         root = Path(output or "samples")
         images = [image for batch in batches for image in batch["png"]]
         labels, confidences = (
@@ -316,20 +312,18 @@ class GenerativeModule(Method):
 
 
 def _same(one: Judge, other: Judge) -> bool:
-    """Say whether two judges are of one run, or one a copy of the other's weights."""
+    """Whether two judges come from one run, or have the same weights."""
     job = one.lineage.get("job_id")
     if job and job == other.lineage.get("job_id"):
         return True
-    ours, theirs = one.network.state_dict(), other.network.state_dict()
-    return ours.keys() == theirs.keys() and all(
-        value.shape == theirs[name].shape and torch.equal(value, theirs[name])
-        for name, value in ours.items()
+    weights, others = one.network.state_dict(), other.network.state_dict()
+    return weights.keys() == others.keys() and all(
+        torch.equal(value, others[name]) for name, value in weights.items()
     )
 
 
 def _stored_sums(path: Path) -> FeatureSums | None:
-    """Read stored sums; None where they are damaged and have to be made again."""
     try:
         return FeatureSums(**read_npz(path))
     except (UserError, TypeError):
-        return None
+        return None  # damaged: they are made again

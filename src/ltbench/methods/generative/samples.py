@@ -39,7 +39,6 @@ class Latents(Dataset[dict[str, Tensor]]):
         self.num_classes = num_classes
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return self.number
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
@@ -55,7 +54,6 @@ class Latents(Dataset[dict[str, Tensor]]):
         }
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        """Return one sample, as a batch of one."""
         return self.__getitems__([row])
 
 
@@ -82,28 +80,24 @@ class Grid:
         rows = min(len(class_names), GRID_ROWS)
         shown = np.linspace(0, len(class_names) - 1, rows).round().astype(int).tolist()
         self.names = {c: class_names[c] for c in shown}
-        self.kept: dict[int, list[Tensor]] = {c: [] for c in shown}
+        self.images: dict[int, list[Tensor]] = {c: [] for c in shown}
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Keep what there is still room for, of uint8 images (B, C, H, W) of classes (B,)."""
-        for c, kept in self.kept.items():
-            if len(kept) < GRID_COLUMNS:
-                kept.extend(images[labels == c][: GRID_COLUMNS - len(kept)].cpu())
+        """Add uint8 images (B, C, H, W) of classes (B,), as far as there is room."""
+        for c, row in self.images.items():
+            if len(row) < GRID_COLUMNS:
+                row.extend(images[labels == c][: GRID_COLUMNS - len(row)].cpu())
 
     def png(self, class_counts: Labels) -> bytes:
-        """Draw a row a class, with its name and its share of all samples, as a PNG file.
-
-        Args:
-            class_counts: Samples of each predicted class, (K,), of which these are some.
-        """
-        blank = torch.full_like(next(filter(None, self.kept.values()))[0], 255)
+        """Draw a row per class, with its name and its share of all samples (K,), as a PNG file."""
+        blank = torch.full_like(next(filter(None, self.images.values()))[0], 255)
         tiles = [
             image
-            for images in self.kept.values()
+            for images in self.images.values()
             for image in [*images, *[blank] * (GRID_COLUMNS - len(images))]
         ]
         picture = make_grid(tiles, GRID_COLUMNS, GAP, pad_value=255).permute(1, 2, 0).numpy()
-        rows, shares = len(self.kept), class_counts / class_counts.sum()
+        rows, shares = len(self.images), class_counts / class_counts.sum()
         figure = Figure(figsize=(6, 0.5 * rows + 0.2), layout="constrained")
         axes = figure.subplots()
         axes.imshow(picture, interpolation="nearest")
@@ -133,20 +127,20 @@ def write_image_folder(
 ) -> None:
     """Write ``root/train/<class>/<i>.png``, which the source ``folder`` reads, and a table.
 
-    ``root/labels.csv`` has a row an image: ``image``, ``class``, ``confidence`` of the label.
+    ``root/labels.csv`` has a row per image: ``image``, ``class``, ``confidence`` of the label.
 
     Args:
-        root: A folder that does not exist yet, or is empty.
+        root: The folder.
         images: N encoded images.
         labels: (N,) their classes.
-        confidences: (N,) how sure the classifier is that labelled them.
+        confidences: (N,) of the classifier that labelled them.
         class_names: Names of the classes.
 
     Raises:
-        UserError: There is something in the folder already.
+        UserError: The folder is not empty.
     """
     if root.exists() and any(root.iterdir()):
-        raise UserError(f"{root} is not empty: give --output a new folder for the images.")
+        raise UserError(f"{root} is not empty: choose a new folder as --output.")
     names = [class_names[c] for c in labels]
     files = [f"train/{name}/{i:06}.png" for i, name in enumerate(names)]
     for name in sorted(set(names)):

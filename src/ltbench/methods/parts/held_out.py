@@ -1,4 +1,4 @@
-"""An objective that is followed on the validation images while a method trains: CSST, SelMix."""
+"""An objective followed on the validation images while a method trains: CSST, SelMix."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,13 @@ from ltbench.objectives import (
 
 
 class Look(NamedTuple):
-    """What a look at the validation images shows.
+    """What the validation images show.
 
     Attributes:
         joint: (K, K) joint confusion matrix.
         smoothed: The same of smoothed counts, for derivatives.
         multipliers: (n,) that follow from it.
-        report: Value of the objective, by how much its worst constraint is missed, and the number
-            of classes whose recall is 0.
+        report: Value and violation of the objective, and the number of classes with a recall of 0.
     """
 
     joint: Tensor
@@ -41,8 +40,8 @@ class HeldOut:
         coverage_target: Least coverage as a share of 1/K, for objectives that constrain it.
 
     Attributes:
-        objective: It; which classes are head and tail is known after :meth:`setup`.
-        monitor: The validation metric that it is about.
+        objective: The objective; it knows head and tail after :meth:`setup`.
+        monitor: Its validation metric.
     """
 
     def __init__(self, name: str, num_classes: int, coverage_target: float) -> None:
@@ -52,36 +51,27 @@ class HeldOut:
         self.monitor = f"val/{self.objective.metric}"
 
     def setup(self, data: DataModule, class_counts: Tensor) -> None:
-        """Look whether the data has what it takes, and learn which classes are head and tail.
-
-        Args:
-            data: Its validation split is what is looked at.
-            class_counts: (K,) training images per class.
+        """Check the validation images, and tell head from tail by the training images per class.
 
         Raises:
             UserError: There are no validation images, or none of some class.
         """
         if "val" not in data.splits:
             raise UserError(
-                f"the objective {self.name} is followed on validation images, and this data has "
-                "none: hold some out (data.val_fraction, a protocol with validation images, or a "
-                "folder val)."
+                f"the objective {self.name} needs validation images: hold some out "
+                "(data.val_fraction, a protocol with validation images, or a folder val)."
             )
         labels = torch.from_numpy(data.splits["val"].labels)
         images = labels.bincount(minlength=data.num_classes)
-        joint_confusion(images.diag(), class_names=data.source.class_names)  # refuses a missing one
+        joint_confusion(images.diag(), class_names=data.source.class_names)  # every class is there
         self.objective = build_objective(self.name, class_counts, self.coverage_target)
 
     def look(
         self, counts: Tensor, multipliers: Tensor, rule: MultiplierRule, smoothing: float = 0.5
     ) -> Look:
-        """Update the multipliers by what the validation images show.
+        """Update the multipliers (n,) by confusion counts (K, K) of the validation images.
 
-        Args:
-            counts: (K, K) of the network that is evaluated.
-            multipliers: (n,) of the last look, on the same device.
-            rule: How they move.
-            smoothing: Added to each entry of the counts for derivatives.
+        ``smoothing`` is added to each entry of the counts for derivatives.
         """
         joint = joint_confusion(counts)
         report: dict[str, Tensor | int] = {

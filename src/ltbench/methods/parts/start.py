@@ -16,12 +16,7 @@ HeadInit = Literal["own", "random", "class_means"]
 
 
 def require_same_network(start: Start, spec: Mapping[str, Any], new_head: bool) -> None:
-    """Refuse a start whose network is not the one of the config.
-
-    Args:
-        start: The trained network.
-        spec: Arguments of :func:`~ltbench.models.build_backbone` by the config.
-        new_head: Whether classes and kind of the head may differ.
+    """Refuse a start whose network is not the config's (``spec``); a new head may differ.
 
     Raises:
         UserError: Naming what differs.
@@ -34,20 +29,13 @@ def require_same_network(start: Start, spec: Mapping[str, Any], new_head: bool) 
     ]
     if differing:
         raise UserError(
-            f"{start.lineage['role']} is another network than the config's "
-            f"({'; '.join(differing)}): set model.backbone, backbone_args and head to its own, or "
-            "backbone to null."
+            f"{start.lineage['role']} is not the network of the config ({'; '.join(differing)}): "
+            "set model.backbone, backbone_args and head to its own, or backbone to null."
         )
 
 
 def take_over(net: nn.Module, start: Start, head: bool) -> None:
-    """Give a network the weights of a trained one.
-
-    Args:
-        net: Of the same architecture.
-        start: The trained one.
-        head: Whether with its classifiers, which otherwise stay as they are.
-    """
+    """Give a network the weights of a trained one; without ``head`` its classifiers stay."""
     weights = start.network.state_dict()
     if not head:
         heads = [*penultimate.classifiers(net).values()]
@@ -64,7 +52,7 @@ def set_class_means(
     device: torch.device,
     summed: Callable[[Tensor], Tensor],
 ) -> None:
-    """Let the class vectors of each head be the class means of its features, of length 1, no bias.
+    """Set the class vectors of each head to the class means of its features, of length 1, no bias.
 
     The head then predicts the class whose mean has the largest cosine with the feature.
 

@@ -33,15 +33,11 @@ SELECTIONS: dict[str, Callable[[nn.Module], Iterable[nn.Parameter]]] = {
     "norms": _norms,
     "biases": _biases,
 }
-"""What a config may let learn -> those parameters of a network."""
+"""Names in a config -> those parameters of a network."""
 
 
 def check_selections(names: Sequence[str]) -> None:
-    """Refuse a name that is not in :data:`SELECTIONS`.
-
-    Raises:
-        UserError: Naming it.
-    """
+    """Raise a UserError for a name that is not in :data:`SELECTIONS`."""
     for name in names:
         if name not in SELECTIONS:
             raise unknown_name("selection in trainable", name, SELECTIONS)

@@ -39,7 +39,7 @@ def pair_gains(
         weight: W (K, d) of the linear classifier.
         bias: (K,) of the classifier.
         slopes: D (K, K), derivative of the objective by the logits of the rows of the confusion
-            matrix (:meth:`ltbench.objectives.Objective.logit_gradient`).
+            matrix (:meth:`~ltbench.objectives.Objective.logit_gradient`).
         share: Mean weight s of the first element of a pair, in (0, 1].
         block: Rows that are computed at a time.
 
@@ -53,8 +53,8 @@ def pair_gains(
     for name, tensor in {"features": z, "classifier weights": w}.items():
         if not tensor.isfinite().all():
             raise UserError(
-                f"the {name} of the network are not finite, so no gain can be computed: start from "
-                "another checkpoint, or lower the learning rate."
+                f"the {name} of the network are not finite: start from another checkpoint, or "
+                "lower the learning rate."
             )
     logits = z @ w.T
     pull = z @ z.T @ d
@@ -71,8 +71,8 @@ def pair_gains(
         gains[rows] = share * label[rows, None] + (1 - share) * pull.T[rows] - expected
     if not gains.isfinite().all():
         raise UserError(
-            "the logits of the network are thousands apart, so no gain can be computed: start from "
-            "another checkpoint, or lower the learning rate."
+            "the logits of the network are thousands apart: start from another checkpoint, or "
+            "lower the learning rate."
         )
     return gains
 
@@ -83,13 +83,10 @@ def _exp_of_rows(logits: Tensor) -> Tensor:
 
 
 def selective(gains: Tensor, sharpness: float = 10.0, positive_only: bool = True) -> Tensor:
-    """Return P = softmax(sharpness G) over all pairs; arXiv 2403.18301, section 4.
+    """Return P (K, K) = softmax(sharpness G) over all pairs; arXiv 2403.18301, section 4.
 
-    Args:
-        gains: G (K, K).
-        sharpness: s > 0; its effect depends on the scale of the features.
-        positive_only: Give pairs without a gain no share, as the published code does; if no pair
-            has one, all get the same.
+    ``positive_only`` gives pairs without a gain no share, as the published code does; if no pair
+    has one, all get the same.
     """
     weights = (sharpness * (gains - gains.max())).exp()
     if positive_only:
@@ -108,10 +105,10 @@ def class_balanced(gains: Tensor) -> Tensor:
 
 
 def greedy(gains: Tensor) -> Tensor:
-    """Return all of the share for the pair with the largest gain."""
-    chosen = torch.zeros_like(gains)
-    chosen.view(-1)[gains.argmax()] = 1
-    return chosen
+    """Return the whole share for the pair with the largest gain."""
+    shares = torch.zeros_like(gains)
+    shares.view(-1)[gains.argmax()] = 1
+    return shares
 
 
 CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -119,7 +116,7 @@ CONTROLS: dict[str, Callable[[Tensor], Tensor]] = {
     "class_balanced": class_balanced,
     "greedy": greedy,
 }
-"""Policies to compare :func:`selective` with, by the name that a config gives them."""
+"""Policies to compare :func:`selective` with, by their names in a config."""
 
 
 def smooth(shares: Tensor) -> Tensor:
@@ -129,11 +126,11 @@ def smooth(shares: Tensor) -> Tensor:
 
 
 def without_empty(shares: Tensor, available: Tensor) -> Tensor:
-    """Take partners away that have no image; a row keeps its share, a row that lost all loses it.
+    """Take the shares of partners without images away; the rest of a row gets them.
 
     Args:
         shares: P (K, K).
-        available: (K,) bool, classes that a partner can be drawn from.
+        available: (K,) bool, classes with images.
 
     Raises:
         UserError: No pair is left.
@@ -143,20 +140,20 @@ def without_empty(shares: Tensor, available: Tensor) -> Tensor:
     left = torch.where(sums > 0, left * (shares.sum(1, keepdim=True) / sums), 0)
     if not left.any():
         raise UserError(
-            "no pair of classes is left to mix: no image has a pseudo-label of a class that would "
-            "gain. Set pair_smoothing to true, or start from a better checkpoint."
+            "no pair of classes is left to mix: no pseudo-label names a class that would gain. "
+            "Set pair_smoothing to true, or start from a better checkpoint."
         )
     return left / left.sum()
 
 
 @dataclass
 class GainHistory:
-    """What gains promised in each cycle, and what came of it.
+    """What gains predicted in each cycle, and what happened.
 
     Attributes:
-        predicted: Change of the objective that the gains of a cycle add up to, to first order and
-            by the classifier alone, so that its order counts and not its size.
-        actual: Change that the next look at the validation images found; at most one cycle behind.
+        predicted: Change of the objective by the gains of a cycle, to first order and by the
+            classifier alone, so that its rank matters and not its size.
+        actual: Change at the next look at the validation images; at most one cycle behind.
         rates: Learning rate of the classifier in each cycle.
     """
 
@@ -165,12 +162,12 @@ class GainHistory:
     rates: list[float] = field(default_factory=list)
 
     def begin(self, gain: float, rate: float, steps: int) -> None:
-        """Note the expected gain of a step of a cycle, at the rate that it has, and its steps."""
+        """Note the expected gain per step of a cycle, its learning rate and its steps."""
         self.rates.append(rate)
         self.predicted.append(rate * steps * gain)
 
     def last_change(self) -> tuple[float, float] | None:
-        """Return what was predicted for the last cycle that was looked at, and its change."""
+        """Return predicted and actual change of the last cycle whose effect is known."""
         done = len(self.actual)
         return (self.predicted[done - 1], self.actual[-1]) if done else None
 
@@ -180,9 +177,9 @@ class GainHistory:
         ``change_correlation`` is that of predicted and actual changes. Both fall with the learning
         rate, which alone makes them agree; ``gain_correlation`` is that of both over the rate.
         """
-        found = {"predicted_change": self.predicted[-1]}
+        summary = {"predicted_change": self.predicted[-1]}
         if self.actual:
-            found["actual_change"] = self.actual[-1]
+            summary["actual_change"] = self.actual[-1]
         changes = list(zip(self.predicted, self.actual, self.rates, strict=False))
         pairs = {
             "change_correlation": [(predicted, actual) for predicted, actual, _ in changes],
@@ -190,5 +187,5 @@ class GainHistory:
         }
         for name, values in pairs.items():
             if values and all(len(set(column)) > 1 for column in zip(*values, strict=True)):
-                found[name] = float(stats.spearmanr(values).statistic)
-        return found
+                summary[name] = float(stats.spearmanr(values).statistic)
+        return summary

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.base import DataModule
@@ -23,14 +24,7 @@ from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.methods.parts.held_out import HeldOut
 from ltbench.methods.parts.trainable import evaluation_mode
-from ltbench.methods.selmix.gain import (
-    CONTROLS,
-    GainHistory,
-    pair_gains,
-    selective,
-    smooth,
-    without_empty,
-)
+from ltbench.methods.selmix import gain
 from ltbench.methods.selmix.pairs import PairSampler
 from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
@@ -47,14 +41,13 @@ class SelMix(OptimisedModule):
     The scale and shift of batch norm are not trained, and its statistics stay those of the start.
 
     Args:
-        num_classes: Number of classes; the command line takes it from the data.
-        in_chans: Number of image channels; the command line takes it from the data.
-        init_from: The run, checkpoint or timm network to start from.
+        num_classes: As in :class:`~ltbench.methods.optimised.OptimisedModule`.
+        in_chans: Likewise.
+        init_from: The trained network to start from.
         objective: A name in :data:`ltbench.objectives.OBJECTIVES`, or the import path of the
             user's own.
         coverage_target: Least coverage as a share of 1/K, for objectives that constrain it.
-        policy: ``selmix``, or a control: ``uniform`` pairs, ``class_balanced`` pairs of a class
-            with itself, or the pair with the largest gain alone (``greedy``).
+        policy: ``selmix``, or a control (:data:`ltbench.methods.selmix.gain.CONTROLS`).
         sharpness: s in softmax(s G); its effect depends on the scale of the features.
         positive_only: Whether pairs without a gain are left out.
         pair_smoothing: Whether all pairs get 1/K^3 more, which softens ``positive_only``.
@@ -68,9 +61,6 @@ class SelMix(OptimisedModule):
         lr_schedule: Factor on the learning rate; default: ``Cosine``.
         backbone_lr: Learning rate of the backbone over that of the classifier.
         **kwargs: The rest of :class:`~ltbench.methods.optimised.OptimisedModule`.
-
-    Raises:
-        UserError: There is nothing to start from, or an argument is out of its range.
     """
 
     paper = Paper(
@@ -125,7 +115,6 @@ class SelMix(OptimisedModule):
         backbone_lr: float = 0.1,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Check the arguments; the network is loaded when training needs it."""
         if init_from is None:
             raise UserError(
                 "SelMix fine-tunes a trained network: name its run with "
@@ -158,17 +147,13 @@ class SelMix(OptimisedModule):
         self.cycle = cycle
         self.min_share = min_share
         self.backbone_lr = backbone_lr
-        self.history = GainHistory()
+        self.history = gain.GainHistory()
         self.level: float | None = None  # of the surrogate, with the multipliers of the last look
         self.looked = False
-        self.found: dict[str, float] = {}  # by the last look, for the log
+        self.report: dict[str, float] = {}  # by the last look, for the log
 
+    @override
     def setup(self, stage: str) -> None:
-        """Check the data, and make the sampler of the pairs.
-
-        Raises:
-            UserError: The start or the data does not fit.
-        """
         super().setup(stage)
         if stage != "fit":
             return
@@ -185,26 +170,22 @@ class SelMix(OptimisedModule):
             seeding.run_seed(),
         )
 
+    @override
     def load_start(self) -> None:
-        """Load the network, whose batch norm stays as it is.
-
-        Raises:
-            UserError: It does not fit, or its classifier is not linear.
-        """
         super().load_start()
         penultimate.linear_heads(self.net)
         for module in self.net.modules():
             if isinstance(module, _BatchNorm):
                 module.requires_grad_(False)
 
+    @override
     def streams(self, data: DataModule) -> Streams:
-        """Return the training images, each with a partner, which the sampler pairs by class."""
         partners = Stream("train" if self.partners == "labelled" else "unlabelled")
         images = Stream("train", {"image": data.augment})
         return Streams(self.sampler, {MAIN: images, "partner": partners})
 
+    @override
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return classifier, its bias without weight decay, and backbone at its own rate."""
         rate = self.optimizer(self.net.parameters()).defaults["lr"]
         heads = [dict(head.named_parameters()) for head in penultimate.linear_heads(self.net)]
         classifier = {id(p) for head in heads for p in head.values()}
@@ -216,28 +197,28 @@ class SelMix(OptimisedModule):
             {"params": others, "lr": rate * self.backbone_lr},
         ]
 
+    @override
     def on_fit_start(self) -> None:
-        """Look for the first time: a loader with workers draws pairs before an epoch starts."""
+        # A loader with workers draws pairs before an epoch starts.
         self._look()
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Look at the validation images, and say what was found."""
         super().on_train_epoch_start()
         if not self.looked:
             self._look()
         self.looked = False
         rate = self._optimizer.param_groups[0]["lr"]
-        self.history.begin(self.found["expected_gain"], rate, self.cycle)
-        found = self.found | self.history.summary()
-        self.log_dict({f"train/{name}": value for name, value in found.items()})
-        self.traces |= {name: torch.tensor(found[name]) for name in TRACED if name in found}
+        self.history.begin(self.report["expected_gain"], rate, self.cycle)
+        report = self.report | self.history.summary()
+        self.log_dict({f"train/{name}": value for name, value in report.items()})
+        self.traces |= {name: torch.tensor(report[name]) for name in TRACED if name in report}
         if change := self.history.last_change():
             self.traces["actual_vs_predicted_change"] = torch.tensor(change)
         self.net.eval()
 
     @torch.no_grad()
     def _look(self) -> None:
-        """Find the shares of the pairs from the validation images."""
         self.agree_on(self.net)
         with evaluation_mode(self.net):
             counts, centroids = self._survey()
@@ -249,7 +230,7 @@ class SelMix(OptimisedModule):
         self.multipliers.copy_(look.multipliers)
         self.level = self._level(look.joint)
         slopes = objective.logit_gradient(look.smoothed, self.multipliers)
-        gains = pair_gains(
+        gains = gain.pair_gains(
             centroids,
             *penultimate.linear_map(self.net),
             slopes / objective.scale(self.multipliers),
@@ -257,10 +238,10 @@ class SelMix(OptimisedModule):
         )
         shares = self._shares(gains)
         available = torch.bincount(labels, minlength=self.num_classes) > 0
-        shares = without_empty(shares, available)
+        shares = gain.without_empty(shares, available)
         self.sampler.draw_from(shares, labels)
-        self.found |= {name: float(value) for name, value in look.report.items()}
-        self.found |= {
+        self.report |= {name: float(value) for name, value in look.report.items()}
+        self.report |= {
             "positive_gains": float((gains > 0).double().mean()),
             "largest_gain": float(gains.max()),
             "mean_gain": float(gains.mean()),
@@ -279,8 +260,8 @@ class SelMix(OptimisedModule):
         """Return confusion counts (K, K) and centroids (K, d) of the validation images."""
         batches = self.data.evaluation_batches("val", self.device)
         with self.trainer.precision_plugin.forward_context():
-            found = penultimate.class_statistics(self.net, batches, self.num_classes, self.device)
-        counts, sums = map(self.summed, found)
+            own = penultimate.class_statistics(self.net, batches, self.num_classes, self.device)
+        counts, sums = map(self.summed, own)
         return counts, sums / counts.sum(1, keepdim=True)
 
     def _level(self, joint: Tensor) -> float:
@@ -291,15 +272,15 @@ class SelMix(OptimisedModule):
 
     def _shares(self, gains: Tensor) -> Tensor:
         if self.policy != "selmix":
-            return CONTROLS[self.policy](gains)
+            return gain.CONTROLS[self.policy](gains)
         if not self.history.predicted and not (gains > 0).any():
             raise UserError(
-                f"no pair of classes can raise {self.held_out.name}: on the validation images the "
-                "start is at its optimum already. Choose another objective, or validate on more."
+                f"no pair of classes can raise {self.held_out.name}: the start is at its optimum "
+                "on the validation images. Choose another objective, or validate on more images."
             )
-        shares = selective(gains, self.sharpness, self.positive_only)
-        self.found["largest_share"] = float(shares.max())
-        return smooth(shares) if self.pair_smoothing else shares
+        shares = gain.selective(gains, self.sharpness, self.positive_only)
+        self.report["largest_share"] = float(shares.max())
+        return gain.smooth(shares) if self.pair_smoothing else shares
 
     def _partner_labels(self) -> Tensor:
         """Return labels or pseudo-labels of the images that second images are drawn from."""
@@ -314,32 +295,31 @@ class SelMix(OptimisedModule):
         labels = self.summed(labels)
         if data.oracle:
             right = labels == data.oracle_labels().to(self.device)
-            self.found["pseudo_label_accuracy"] = float(right.double().mean())
+            self.report["pseudo_label_accuracy"] = float(right.double().mean())
         return labels
 
+    @override
     def prepare_step(self, batch: dict[str, Any]) -> Batch:
-        """Draw the weight of each first image."""
         labels = batch["label"]
         draws = torch.rand(len(labels), 1, device=labels.device)
         share = self.min_share + (1 - self.min_share) * draws
         images = {"first": batch["image"], "second": batch["partner"]["image"]}
         return {**images, "label": labels, "share": share}
 
+    @override
     def loss_of(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy of the mixed features with the label of the first image."""
         pairs = torch.cat([batch["first"], batch["second"]])
         one, other = penultimate.features(self.net, pairs).chunk(2)
         logits = penultimate.classify(self.net, other.lerp(one, batch["share"].to(one.dtype)))
         return cross_entropy_loss(logits, batch["label"], self.class_counts)
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the next look compares itself with."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["selmix"] = {"history": asdict(self.history), "level": self.level}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from it."""
         super().on_load_checkpoint(checkpoint)
-        history = checkpoint["selmix"]["history"]
-        self.history = GainHistory(history["predicted"], history["actual"], history["rates"])
+        self.history = gain.GainHistory(**checkpoint["selmix"]["history"])
         self.level = checkpoint["selmix"]["level"]

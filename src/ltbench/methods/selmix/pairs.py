@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.samplers import ImagesByClass, Labels, TrainingSampler
 from ltbench.errors import UserError
@@ -17,14 +18,13 @@ class PairSampler(TrainingSampler):
     Args:
         labels: (n,) labels of the first images.
         classes: K.
-        length: Pairs of an epoch, all ranks together.
+        length: Pairs per epoch, over all ranks.
         seed: Seed of the run.
     """
 
     together = 2
 
     def __init__(self, labels: Labels, classes: int, length: int, seed: int) -> None:
-        """Sort the first images by class; :meth:`draw_from` gives the rest."""
         super().__init__(labels, seed, length)
         self.classes = classes
         self.first = ImagesByClass(torch.from_numpy(labels), classes)
@@ -41,10 +41,10 @@ class PairSampler(TrainingSampler):
         self.second = ImagesByClass(labels.cpu(), self.classes)
         self.bounds = shares.cpu().flatten().cumsum(0)
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw class pairs, then the first images, then the second ones."""
         if self.second is None:
-            raise UserError("pairs cannot be drawn before their shares are known.")
+            raise UserError("PairSampler: call draw_from before drawing.")
         point = torch.rand(self.length, generator=generator, dtype=torch.float64)
         # Right of equal bounds, so that a pair with share 0 is never drawn.
         pair = torch.searchsorted(self.bounds, point * self.bounds[-1], right=True)

@@ -79,5 +79,5 @@ def test_draws_come_from_the_seed_and_leave_numpy_alone():
 
 @pytest.mark.parametrize("wrong", [(-1, 0, 0), (0, -1, 0), (0, 0, 1.5)])
 def test_arguments_out_of_range_are_refused(wrong):
-    with pytest.raises(UserError, match="smoothing in"):
+    with pytest.raises(UserError, match="smoothing"):
         PairMixing(10, *wrong)

@@ -146,14 +146,14 @@ def test_sharp_predictions_do_not_underflow():
 
 
 def test_logits_that_overflow_are_named():
-    with pytest.raises(UserError, match="logits of the network are thousands apart"):
+    with pytest.raises(UserError, match="logits"):
         pair_gains(1000 * torch.eye(4), torch.eye(4) * 10, torch.zeros(4), torch.eye(4) - 0.25)
 
 
 def test_features_that_are_not_finite_are_named():
-    with pytest.raises(UserError, match="features of the network are not finite"):
+    with pytest.raises(UserError, match="features"):
         pair_gains(CENTROIDS * torch.inf, WEIGHT, BIAS, SLOPES)
-    with pytest.raises(UserError, match="classifier weights of the network are not finite"):
+    with pytest.raises(UserError, match="classifier weights"):
         pair_gains(CENTROIDS, WEIGHT * torch.nan, BIAS, SLOPES)
 
 
@@ -187,7 +187,7 @@ def test_empty_classes_are_no_partners():
     assert (left[:, 1] == 0).all()
     close(left, [[0.3125, 0, 0.3125], [0, 0, 0], [0.1875, 0, 0.1875]])  # the second row lost all
     assert_close(without_empty(shares, torch.ones(3, dtype=torch.bool)), shares)
-    with pytest.raises(UserError, match="no pair of classes is left"):
+    with pytest.raises(UserError, match="pair_smoothing"):
         without_empty(CONTROLS["greedy"](shares), torch.tensor([True, False, True]))
 
 

@@ -145,9 +145,9 @@ def test_unknown_backbone_names_the_nearest_and_not_all():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("wrn_28_2", {"pretrained": True}, "no pretrained weights"),
+        ("wrn_28_2", {"pretrained": True}, "pretrained"),
         ("wrn_28_2", {"widen": 3}, "widen"),
-        ("deit_tiny_distilled_patch16_224", {"head": "cosine"}, "no single linear classifier"),
+        ("deit_tiny_distilled_patch16_224", {"head": "cosine"}, "head"),
     ],
 )
 def test_other_mistakes_say_what_to_change(name, options, message):

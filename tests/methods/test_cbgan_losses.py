@@ -80,5 +80,5 @@ def test_half_precision_scores_give_a_finite_float32_loss(name):
 
 
 def test_a_wrong_name_names_the_nearest():
-    with pytest.raises(UserError, match="Did you mean 'hinge'"):
+    with pytest.raises(UserError, match="hinge"):
         gan_loss("hing")

@@ -48,5 +48,5 @@ def test_a_point_is_epochs_or_a_fraction() -> None:
 
 @pytest.mark.parametrize("point", [-1, -0.1, 1.5, math.inf])
 def test_no_point_in_training(point: float) -> None:
-    with pytest.raises(UserError, match="fraction of training"):
+    with pytest.raises(UserError, match="point in training"):
         epoch_of(point, 200)
