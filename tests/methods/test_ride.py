@@ -90,7 +90,7 @@ def test_every_expert_is_measured_kept_and_analysed(ltbench, tmp_path):
             assert expert in done.out
     for name in ("predictions_last.npz", "val_predictions_last.npz"):
         with np.load(folder / name) as stored:
-            assert {*EXPERTS} <= {*stored}
+            assert {f"prediction_{name}" for name in EXPERTS} <= {*stored}
             logits, label = stored["logits"], stored["label"]
             shares = np.exp(logits - logits.max(1, keepdims=True))
             shares /= shares.sum(1, keepdims=True)
@@ -98,7 +98,7 @@ def test_every_expert_is_measured_kept_and_analysed(ltbench, tmp_path):
         split = record["metrics"]["last"]["val" if name.startswith("val") else "test"]
         with np.load(folder / name) as stored:
             for expert in EXPERTS:
-                right = (stored[expert] == label).mean()
+                right = (stored[f"prediction_{expert}"] == label).mean()
                 assert split[f"{expert}/accuracy"] == pytest.approx(right)
     for analysis in ("confusion", "calibration", "features"):
         done = ltbench("analyze", analysis, "--run", folder, "--device", "cpu")
