@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from types import SimpleNamespace
 
 import lightning as L
@@ -155,6 +158,18 @@ def assert_same(one, other, where="", same=torch.equal):
         assert repr(one) == repr(other), where  # a NaN is itself
 
 
+def columns(table):
+    """The cells of a printed result table, by row."""
+    rows = (line.strip("│").split("│") for line in table.splitlines() if line.startswith("│"))
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def only_run(home):
+    """The only run folder below ``home/runs``."""
+    (folder,) = (home / "runs").iterdir()
+    return folder
+
+
 TINY = """
 seed_everything: 3
 trainer:
@@ -198,6 +213,16 @@ def write_images(folder, counts, size=12, seed=0):
 def pixels(*shape, seed=0):
     """Noise: an array of uint8."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def change_record(folder, **changes):
+    """Change parts of a run's record; ``a__b`` is part b of part a."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        reduce(getitem, above, record)[last] = value
+    path.write_text(json.dumps(record))
 
 
 def record_of(name="ce", seed=0, **changes):

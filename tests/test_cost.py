@@ -35,7 +35,7 @@ def test_counts_are_those_of_the_run(dry, tiny, digits_run, tmp_path, capsys):
     assert found["precision"] == record["precision"]
     assert found["timed_steps"] == 10  # more than an epoch has
     assert found["hours"] == pytest.approx(found["steps"] * found["seconds_per_step"] / 3600)
-    assert "a step" in capsys.readouterr().out
+    assert "per step" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml", "cost.json"}
 
 

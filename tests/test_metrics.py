@@ -226,9 +226,9 @@ def test_any_partition_gives_the_same_bits(seed, cuts, ranks, dtype):
 
     for name in STATES:
         assert torch.equal(getattr(merged, name), getattr(whole, name)), name
-    ours, theirs = merged.compute(), whole.compute()
-    assert all(torch.equal(ours[k].isnan(), theirs[k].isnan()) for k in theirs)
-    assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in theirs)
+    before, expected = merged.compute(), whole.compute()
+    assert all(torch.equal(before[k].isnan(), expected[k].isnan()) for k in expected)
+    assert all(torch.equal(before[k].nan_to_num(), expected[k].nan_to_num()) for k in expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -253,7 +253,7 @@ def test_scores_that_are_not_finite_give_no_number(row):
     metric = LongTailMetrics(3)
     metric.update(torch.tensor([[1.0, 0, 0], row]), torch.tensor([0, 0]))
     for call in (metric.compute, metric.per_class_recall):
-        with pytest.raises(UserError, match="1 of 2 samples are NaN or infinite"):
+        with pytest.raises(UserError, match="1 of 2 samples"):
             call()
     metric.reset()
     metric.update(torch.tensor([[1.0, 0, 0]]), torch.tensor([0]))
@@ -268,7 +268,7 @@ def test_a_masked_class_is_not_an_error():
 def test_no_samples():
     metric = LongTailMetrics(3)
     metric.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(UserError, match="no test images"):
+    with pytest.raises(UserError, match="test images"):
         metric.compute()
 
 
@@ -277,7 +277,7 @@ def test_shapes_that_do_not_fit():
         LongTailMetrics(3).update(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"\(B,\)"):
         LongTailMetrics(3).update(torch.zeros(3, 3), torch.zeros(3, 3))
-    with pytest.raises(UserError, match="3 classes need one training count each"):
+    with pytest.raises(UserError, match="train_counts"):
         LongTailMetrics(3, train_counts=[1, 2])
 
 

@@ -21,8 +21,8 @@ UNKNOWN = [
     ),
     (
         "unrecognized arguments: runs/a-2 runs/a-3",
-        "unrecognized arguments: runs/a-2 runs/a-3. If these are what a pattern such as "
-        "runs/NAME-* stands for, it fits more than one: name the one that you mean.",
+        "unrecognized arguments: runs/a-2 runs/a-3. If a pattern such as runs/NAME-* matches "
+        "several files, name one.",
     ),
     ("unrecognized arguments: --zzz", "unknown option '--zzz'."),
     (
@@ -88,7 +88,7 @@ def test_arguments_that_another_class_does_not_take_are_told(caplog):
     parser.add_argument("--rule", type=GradientRule)
     parser.parse_args(["--rule", "SAM", "--rule.rho", "0.3", "--rule", "LPFSGD"])
     (told,) = caplog.messages
-    assert told.startswith("warning: LPFSGD takes the place of SAM, whose 'rho': 0.3")
+    assert told.startswith("warning: LPFSGD replaces SAM, whose 'rho': 0.3")
     assert told.endswith("is dropped.")
 
 
@@ -99,4 +99,4 @@ def test_defaults_that_another_class_does_not_take_are_not_told(caplog):
     assert caplog.messages == []
     parser.parse_args(["--data.val_fraction", "0.2", "--data", "SemiSupervisedDataModule"])
     (told,) = caplog.messages
-    assert told.endswith("of LongTailDataModule, whose 'val_fraction': 0.2 is dropped.")
+    assert told.endswith("replaces LongTailDataModule, whose 'val_fraction': 0.2 is dropped.")

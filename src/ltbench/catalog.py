@@ -1,4 +1,4 @@
-"""``ltbench list`` and ``ltbench show``: what there is, read from the files without torch."""
+"""``ltbench list`` and ``ltbench show``: read from the source files, without torch."""
 
 import ast
 import json
@@ -20,12 +20,12 @@ KINDS = ("methods", "datasets", "configs", "suites")
 
 def methods() -> dict[str, str]:
     """Return method name -> first line of its file, for each method of ``ltbench.methods``."""
-    found = {}
+    lines = {}
     for name, path in _method_files().items():
         tree = ast.parse(path.read_text())
-        if _card(tree):  # a file without one is a base that methods share
-            found[name] = _first_line(ast.get_docstring(tree))
-    return found
+        if _card(tree):  # a file without a card is a base of methods
+            lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return lines
 
 
 def configs() -> dict[str, str]:
@@ -35,8 +35,8 @@ def configs() -> dict[str, str]:
 
 def suites() -> dict[str, str]:
     """Return suite name -> its leading comment, for the suites at hand."""
-    found = sorted(folder("benchmarks").glob("*.yaml"))
-    return {path.stem: _comment(path) for path in found if path.stem != "claims"}
+    paths = sorted(folder("benchmarks").glob("*.yaml"))
+    return {path.stem: _comment(path) for path in paths if path.stem != "claims"}
 
 
 def paper(method: str) -> dict[str, Any]:
@@ -64,16 +64,16 @@ def _card(tree: ast.AST) -> ast.Call | None:
 
 
 def list_command(args: Sequence[str]) -> None:
-    """Print what there is of one kind, or of every kind."""
+    """List methods, data sets, configs and suites, or one of these kinds."""
     parser = Arguments("ltbench list")
     parser.add_argument("kind", nargs="?", help="|".join(KINDS))
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(args)
-    if given.kind and given.kind not in KINDS:
-        raise unknown_name("kind", given.kind, KINDS)
-    sections = {kind: _SECTIONS[kind]() for kind in ([given.kind] if given.kind else KINDS)}
-    if given.json:
-        print(json.dumps(sections[given.kind] if given.kind else sections, indent=1))
+    options = parser.parse_args(args)
+    if options.kind and options.kind not in KINDS:
+        raise unknown_name("kind", options.kind, KINDS)
+    sections = {kind: _SECTIONS[kind]() for kind in ([options.kind] if options.kind else KINDS)}
+    if options.json:
+        print(json.dumps(sections[options.kind] if options.kind else sections, indent=1))
         return
     for kind, rows in sections.items():
         _print_rows(kind, rows)
@@ -95,7 +95,7 @@ def show_command(args: Sequence[str]) -> None:
         try:
             print(path.read_text(), end="")
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text: {error}.") from error
+            raise UserError(f"{path} is not a text file: {error}.") from error
 
 
 def _show_method(name: str) -> None:
@@ -106,7 +106,7 @@ def _show_method(name: str) -> None:
     for deviation in card.get("deviations", ()):
         console.print(f"differs: {escape(deviation)}")
     users = [c for c in configs() if _uses(folder("configs") / f"{c}.yaml", name)]
-    console.print(f"\nconfigs: {', '.join(users) or 'none at hand'}")
+    console.print(f"\nconfigs: {', '.join(users) or 'none'}")
 
 
 def _uses(config: Path, method: str) -> bool:
@@ -126,7 +126,7 @@ def _print_rows(title: str, rows: dict[str, str]) -> None:
 
 
 def _method_files() -> dict[str, Path]:
-    """Return the file of each method by its name, which is that of the file or of its folder."""
+    """Return method name -> its file; the name is that of the file, or of its folder."""
     place = Path(__file__).parent / "methods"
     files = {path.stem: path for path in place.glob("*.py")}
     folders = {path.parent.name: path for path in place.glob("*/method.py")}
@@ -136,10 +136,6 @@ def _method_files() -> dict[str, Path]:
 def _comment(path: Path) -> str:
     first = path.read_text(errors="replace").splitlines()[:1]
     return first[0].removeprefix("#").strip() if first else ""
-
-
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").partition("\n")[0]
 
 
 _SECTIONS = {

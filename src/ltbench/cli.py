@@ -25,9 +25,9 @@ usage: ltbench COMMAND ...
   predict   classify a folder of images to a CSV  --config FILE --ckpt_path FILE
                                                   --data.predict_folder DIR [--output CSV]
   data      show counts, imbalance, groups        --config FILE [overrides]
-  list      what there is                         [methods|datasets|configs|suites] [--json]
+  list      methods, data sets, configs, suites   [methods|datasets|configs|suites] [--json]
   show      one method, data set or config        NAME
-  bench     run a suite, say how far it is        run|status|reproduce SUITE
+  bench     run a suite, show its progress        run|status|reproduce SUITE
   leaderboard  tables and report of runs          SUITE_OR_FOLDER [--format html --output FILE]
   analyze   why it does what it does              hessian|confusion|... --run FOLDER
 
@@ -52,34 +52,34 @@ def main(args: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have letters that it cannot write
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may lack letters of a name
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _plain_warnings(), _stoppable():
             _run(argv)
-        if sys.stdout is not None:  # what cannot be written is found here, not after the end
+        if sys.stdout is not None:  # errors in writing show here, not after the end
             sys.stdout.flush()
     except UserError as error:
         _stop(f"error: {error}", 2, debug)
     except KeyboardInterrupt as stop:
         number = signal.Signals[stop.args[0] if stop.args else "SIGINT"]
-        told = "interrupted; the same command goes on from the last checkpoint."
-        _stop(told, 128 + number, debug)
+        message = "interrupted; the same command resumes from the last checkpoint."
+        _stop(message, 128 + number, debug)
     except (RuntimeError, MemoryError) as error:
         _stop(f"error: {_failure(error)}", 1, debug)
-    except BrokenPipeError:  # by `| head`; what is left in the buffer goes nowhere
+    except BrokenPipeError:  # by `| head`; discard what is left in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
                 raise
-            told = f"error: {error.filename}: {error.strerror}. Is it the right place, and yours?"
-            _stop(told, 2, debug)
+            message = f"error: {error.filename}: {error.strerror}. Are path and permissions right?"
+            _stop(message, 2, debug)
         where = f" while writing {error.filename}" if error.filename else ""
         _stop(
-            f"error: the disk is full{where}. Finished files are whole; make room, then give the "
-            "same command again: it goes on from the last checkpoint.",
+            f"error: the disk is full{where}. Finished files are intact; free some space, then run "
+            "the same command again: it resumes from the last checkpoint.",
             1,
             debug,
         )
@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show what a user is warned of without the line of code that found it."""
+    """Show warnings for users without the line of code that raised them."""
     before = warnings.formatwarning
 
     def plain(
@@ -110,7 +110,7 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let the signals that ask a process to end do what Ctrl-C does, once."""
+    """Let the signals that ask a process to end act like Ctrl-C, once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,16 +129,16 @@ def _stoppable() -> Iterator[None]:
 
 
 def _failure(error: RuntimeError | MemoryError) -> str:
-    """Say what happened to a run where that is known; else raise the error again."""
-    told = str(error)
-    if "DataLoader worker" in told:
+    """Explain an error that is known; raise any other again."""
+    message = str(error)
+    if "DataLoader worker" in message:
         from ltbench.data import loading as workers
 
-        return workers.death(error) or told
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", told):
-        asked = re.search("tried to allocate [^.(]*", told, re.IGNORECASE)
+        return workers.death(error) or message
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", message):
+        request = re.search("tried to allocate [^.(]*", message, re.IGNORECASE)
         return (
-            f"memory ran out{f' ({asked[0].strip()})' if asked else ''}: set a smaller "
+            f"memory ran out{f' ({request[0].strip()})' if request else ''}: set a smaller "
             "data.batch_size, data.eval_batch_size or data.image_size."
         )
     raise error
@@ -147,7 +147,7 @@ def _failure(error: RuntimeError | MemoryError) -> str:
 def _stop(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    # A file name may hold what a terminal would obey.
+    # A file name may contain control characters, which a terminal would obey.
     plain = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
     sys.stderr.write("".join(plain) + "\n")
     raise SystemExit(code)
@@ -178,7 +178,7 @@ def _run(argv: list[str]) -> None:
         except MisconfigurationException as error:
             hint = " Clip with --model.clip_norm." if "clip" in str(error) else ""
             raise UserError(f"{str(error).splitlines()[0]}{hint}") from error
-        except (ValueError, RuntimeError) as error:  # what Lightning finds when it knows the data
+        except (ValueError, RuntimeError) as error:  # Lightning's, once it knows the data
             if not re.search("val_check_interval|conditioned on metric", str(error)):
                 raise
             raise UserError(f"trainer: {str(error).split('. If')[0].strip()}.") from error

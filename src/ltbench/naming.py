@@ -1,4 +1,4 @@
-"""Open names: what a config names is one of ours by a short name, or the user's by its path."""
+"""Open names: a config names one of our parts by a short name, or the user's by its path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Name = str | dict[str, Any]
 """A short name, an import path such as ``my_package.Sampler``, or ``{class_path, init_args}``."""
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-"""All that is ever imported looks like this: `ltbench.runs.trust` judges texts by it."""
+"""Whatever is imported looks like this: `ltbench.runs.trust` judges texts by it."""
 
 T = TypeVar("T")
 
@@ -27,12 +27,12 @@ def resolve(kind: str, name: Name, table: Mapping[str, T | str], base: type | No
         kind: The option that names it, such as ``"loss"`` or ``"sampler"``.
         name: A key of ``table``, an import path, or either with its arguments as
             ``{"class_path": ..., "init_args": {...}}``.
-        table: Ours by their short names; a text is an import path, followed when it is asked for.
-        base: The class that it must be a subclass of; default: anything that can be called.
+        table: Our parts by their short names; a text is an import path, imported on demand.
+        base: The class that it must be a subclass of; default: any class or function.
 
     Raises:
         UserError: There is no such name, it cannot be imported, is of another kind, or does not
-            take these arguments.
+            accept these arguments.
     """
     path, arguments = _parts(kind, name)
     target: Any = table.get(path)

@@ -11,7 +11,7 @@ import torch
 
 
 def run_seed() -> int:
-    """Return the seed of this run: what ``lightning.seed_everything`` was last given, else 0."""
+    """Return the seed of this run: that of the last ``lightning.seed_everything``, else 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
@@ -20,17 +20,17 @@ def derive(seed: int, *key: int | str) -> int:
 
     Args:
         seed: The run's seed, non-negative.
-        *key: What the stream is for, for example ``("augment", rank, step)``; strings are hashed.
+        *key: What the seed is for, for example ``("augment", rank, step)``; strings are hashed.
     """
     words = [zlib.crc32(k.encode()) if isinstance(k, str) else k for k in key]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def seed_device(device: torch.device, seed: int) -> None:
-    """Seed torch's own generator of the host, and that of a device.
+    """Seed torch's own generators of the host and of a device.
 
-    ``torch.manual_seed`` seeds those of all kinds of devices, and for each kind that was never used
-    it keeps the stack: milliseconds, in every step.
+    ``torch.manual_seed`` seeds those of all kinds of devices; for each kind that is not in use it
+    records the stack, which takes milliseconds in every step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

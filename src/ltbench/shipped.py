@@ -13,13 +13,13 @@ def folder(name: str) -> Path:
 
 
 def config_file(name: str) -> Path:
-    """Return the file of a config that is given by its path, or by its name in ``ltbench list``."""
+    """Return the file of a config, named by its path or as in ``ltbench list configs``."""
     path = Path(name)
     return path if path.suffix or path.is_file() else folder("configs") / f"{name}.yaml"
 
 
 def existing_config(name: str) -> Path:
-    """Return what :func:`config_file` does; whether a path is a file is for its reader to find out.
+    """Do the same, but refuse an unknown name; a path need not exist.
 
     Raises:
         UserError: There is no config of that name.

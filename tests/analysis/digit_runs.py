@@ -19,15 +19,15 @@ def analyze(ltbench, analysis, folder, output, *words):
     assert done.code == 0, done.err
     path = Path(done.out.rpartition("Result: ")[2].strip())
     assert path.parent == Path(output)
-    found = json.loads(path.read_text())
-    assert found["analysis"] == analysis
-    assert found["title"]
-    assert found["summary"]
-    assert all(isinstance(text, str) for row in found["summary"] for text in row)
-    assert {len(row) for row in found["summary"]} == {2}
-    for name in [*found["figures"], *found["tables"]]:
+    result = json.loads(path.read_text())
+    assert result["analysis"] == analysis
+    assert result["title"]
+    assert result["summary"]
+    assert all(isinstance(text, str) for row in result["summary"] for text in row)
+    assert {len(row) for row in result["summary"]} == {2}
+    for name in [*result["figures"], *result["tables"]]:
         assert (Path(output) / name).stat().st_size > 100
-    return found
+    return result
 
 
 def copy_of(run, tmp_path):

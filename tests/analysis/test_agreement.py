@@ -60,10 +60,10 @@ def test_what_is_said_of_clean_images_is_what_one_pass_over_them_says(
     ltbench, digits_run, tmp_path
 ):
     folder = deit_run(digits_run)
-    found = analyze(ltbench, "agreement", folder, tmp_path, "--batch_size", "32")
+    result = analyze(ltbench, "agreement", folder, tmp_path, "--batch_size", "32")
     teacher, cls, dist, tokens, labels = recomputed(digits_run, folder)
     said = teacher.argmax(1)
-    clean = found["clean"]
+    clean = result["clean"]
     heads = {"cls": cls, "dist": dist, "average": (cls + dist) / 2}
     for head, logits in heads.items():
         same = (logits.argmax(1) == said).double()
@@ -84,14 +84,14 @@ def test_what_is_said_of_clean_images_is_what_one_pass_over_them_says(
 def test_mixed_images_have_two_right_answers_and_the_run_has_its_curve(
     ltbench, digits_run, tmp_path
 ):
-    found = analyze(ltbench, "agreement", deit_run(digits_run), tmp_path, "--images", "60")
+    result = analyze(ltbench, "agreement", deit_run(digits_run), tmp_path, "--images", "60")
     again = analyze(ltbench, "agreement", deit_run(digits_run), tmp_path, "--images", "60")
-    assert found["mixed"] == again["mixed"]
-    assert found["images"] == 60
-    assert 0 <= found["mixed"]["teacher_error"] <= 1
-    assert found["mixed"]["label_prior"] == found["clean"]["label_prior"]
-    assert found["diversity_by_epoch"]["epoch"] == [0, 1]
-    assert "agreement-diversity.png" in found["figures"]
+    assert result["mixed"] == again["mixed"]
+    assert result["images"] == 60
+    assert 0 <= result["mixed"]["teacher_error"] <= 1
+    assert result["mixed"]["label_prior"] == result["clean"]["label_prior"]
+    assert result["diversity_by_epoch"]["epoch"] == [0, 1]
+    assert "agreement-diversity.png" in result["figures"]
 
 
 def test_a_method_without_a_teacher_is_refused(refused, digits_run, tmp_path):

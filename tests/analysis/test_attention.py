@@ -21,7 +21,7 @@ def test_uniform_attention_over_14_by_14_patches_of_16_pixels():
 def test_distances_are_those_of_the_definition():
     high, wide, patch, prefix = 2, 3, 4, 1
     maps = attention(2, 2, 7, 7)
-    found = mean_distance(maps, patch_distances(high, wide, patch), prefix)
+    result = mean_distance(maps, patch_distances(high, wide, patch), prefix)
     places = [(r * patch, c * patch) for r in range(high) for c in range(wide)]
     for image in range(2):
         for head in range(2):
@@ -30,7 +30,7 @@ def test_distances_are_those_of_the_definition():
                 row = maps[image, head, prefix + i, prefix:].numpy()
                 distances = [np.hypot(here[0] - r, here[1] - c) for r, c in places]
                 looked.append((row * distances).sum() / row.sum())
-            assert float(found[image, head]) == pytest.approx(np.mean(looked), rel=1e-5)
+            assert float(result[image, head]) == pytest.approx(np.mean(looked), rel=1e-5)
 
 
 def test_attention_to_oneself_has_no_distance():
@@ -44,9 +44,9 @@ def test_rollout_follows_every_path_through_the_blocks():
     expected = np.zeros((4, 4))
     for i, j, k, end in np.ndindex(4, 4, 4, 4):  # from the last block's query to a patch
         expected[i, end] += steps[2][i, j] * steps[1][j, k] * steps[0][k, end]
-    found = rollout(maps)[0]
-    assert found.numpy() == pytest.approx(expected, rel=1e-5)
-    assert torch.allclose(found.sum(-1), torch.ones(4))
+    result = rollout(maps)[0]
+    assert result.numpy() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(result.sum(-1), torch.ones(4))
 
 
 def test_heads_of_a_trained_student_look_no_further_than_the_image_is_wide(
@@ -55,13 +55,13 @@ def test_heads_of_a_trained_student_look_no_further_than_the_image_is_wide(
     folder = deit_run(digits_run)
     make_images(tmp_path / "mine", {"": 2}, size=20)
     words = ("--images", "30", "--batch_size", "7", "--pictures", tmp_path / "mine")
-    found = analyze(ltbench, "attention", folder, tmp_path / "a", *words)
-    distances = np.array(found["distance_px"])
+    result = analyze(ltbench, "attention", folder, tmp_path / "a", *words)
+    distances = np.array(result["distance_px"])
     assert distances.shape == (2, 2)
     assert (np.diff(distances) >= 0).all()
     assert ((distances > 0) & (distances < 12 * np.sqrt(2))).all()
-    assert found["uniform_px"] == pytest.approx(float(patch_distances(4, 4, 4).mean()))
-    assert found["images"] == 30
+    assert result["uniform_px"] == pytest.approx(float(patch_distances(4, 4, 4).mean()))
+    assert result["images"] == 30
     other = analyze(ltbench, "attention", folder, tmp_path / "b", "--images", "30")
     assert np.array(other["distance_px"]) == pytest.approx(distances, rel=1e-5)
     assert set(other["figures"]) == {"attention.png", "attention-rollout.png"}

@@ -132,7 +132,7 @@ def test_a_network_without_a_second_derivative_is_refused():
     net, (images, labels) = conv_net(), data()
     net[2] = nn.Hardsigmoid()
     target = mean_loss(net, images, labels)
-    with pytest.raises(UserError, match=r"no second derivative in torch \(.*hardsigmoid"):
+    with pytest.raises(UserError, match="hardsigmoid"):
         target.products(torch.ones(1, target.size, dtype=torch.float64))
 
 
@@ -152,11 +152,11 @@ def test_lanczos_finds_the_exact_eigenvalues_of_a_small_network(case):
     net, images, labels, exact = case
     target = mean_loss(net, images, labels)
     start = rademacher(target.size, 0).double()[None]
-    (found,) = lanczos(target.products, start, 60)
+    (result,) = lanczos(target.products, start, 60)
     values = torch.linalg.eigvalsh(exact)
     assert values[0] < -1e-3  # the case is a saddle, or it would show little
-    assert found.nodes[0] == pytest.approx(float(values[0]), abs=1e-8)
-    assert found.nodes[-1] == pytest.approx(float(values[-1]), abs=1e-8)
+    assert result.nodes[0] == pytest.approx(float(values[0]), abs=1e-8)
+    assert result.nodes[-1] == pytest.approx(float(values[-1]), abs=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_products_of_real_networks_are_torchs_own(name, sizes):
     images, labels = data(2, 32, 3)
     target = mean_loss(net, images, labels)
     pair = torch.randn(2, target.size, generator=DRAW, dtype=torch.float64)
-    found = target.products(pair)
+    result = target.products(pair)
     with sdpa_kernel(SDPBackend.MATH):
         loss = F.cross_entropy(net(images), labels)
         slope = torch.autograd.grad(loss, target.parameters, create_graph=True)
     flat = torch.cat([s.reshape(-1) for s in slope])
-    for vector, product in zip(pair, found, strict=True):
+    for vector, product in zip(pair, result, strict=True):
         exact = torch.autograd.grad(flat, target.parameters, vector, retain_graph=True)
         exact = torch.cat([e.reshape(-1) for e in exact])
         assert exact.norm() > 0
@@ -199,13 +199,13 @@ def test_a_parameter_that_plays_no_part_has_no_curvature():
 def test_what_is_spelled_out_leaves_values_and_gradients_as_they_are():
     net, (images, labels) = conv_net(), data()
 
-    def found():
+    def loss_and_gradients():
         loss = F.cross_entropy(net(images), labels)
         return loss, *torch.autograd.grad(loss, list(net.parameters()))
 
-    plain = found()
+    plain = loss_and_gradients()
     with second_order():
-        spelled = found()
+        spelled = loss_and_gradients()
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(plain, spelled, strict=True))
     before = net[1].running_mean.clone()
     assert torch.equal(before, net[1].running_mean)

@@ -10,8 +10,8 @@ from ltbench.analysis.spectra import extremes
 
 def symmetric(size, seed=0, dtype=torch.float64):
     draw = torch.Generator().manual_seed(seed)
-    found = torch.randn(size, size, generator=draw, dtype=dtype)
-    return found + found.T
+    matrix = torch.randn(size, size, generator=draw, dtype=dtype)
+    return matrix + matrix.T
 
 
 def run(matrix, steps, count=1, seed=0):
@@ -22,10 +22,10 @@ def run(matrix, steps, count=1, seed=0):
 @pytest.mark.paper
 @pytest.mark.parametrize("seed", range(4))
 def test_a_diagonal_hessian_is_known_exactly_from_one_start_of_signs(seed):
-    (found,) = run(torch.diag(torch.tensor([-2.0, 0, 1, 5], dtype=torch.float64)), 4, seed=seed)
-    assert found.nodes == pytest.approx([-2, 0, 1, 5], abs=1e-12)
-    assert found.weights == pytest.approx([0.25] * 4)
-    stored = {"nodes": found.nodes, "weights": found.weights, "errors": found.errors[[0, -1]]}
+    (krylov,) = run(torch.diag(torch.tensor([-2.0, 0, 1, 5], dtype=torch.float64)), 4, seed=seed)
+    assert krylov.nodes == pytest.approx([-2, 0, 1, 5], abs=1e-12)
+    assert krylov.weights == pytest.approx([0.25] * 4)
+    stored = {"nodes": krylov.nodes, "weights": krylov.weights, "errors": krylov.errors[[0, -1]]}
     numbers = extremes([stored], 4)
     assert numbers["trace"] == pytest.approx(4)
     assert numbers["ratio"] == pytest.approx(0.4)
@@ -34,40 +34,40 @@ def test_a_diagonal_hessian_is_known_exactly_from_one_start_of_signs(seed):
 
 def test_as_many_steps_as_dimensions_give_every_eigenvalue():
     matrix = symmetric(40)
-    (found,) = run(matrix, 99)
-    assert found.nodes == pytest.approx(torch.linalg.eigvalsh(matrix).numpy(), abs=1e-9)
+    (krylov,) = run(matrix, 99)
+    assert krylov.nodes == pytest.approx(torch.linalg.eigvalsh(matrix).numpy(), abs=1e-9)
 
 
 def test_few_steps_find_the_extremes_within_the_stated_errors():
     matrix = symmetric(300)
     exact = torch.linalg.eigvalsh(matrix).numpy()
-    (found,) = run(matrix, 30)
-    assert exact[0] <= found.nodes[0]
-    assert found.nodes[-1] <= exact[-1]
-    gaps = np.abs(exact[:, None] - found.nodes).min(0)
-    assert (gaps <= found.errors + 1e-9).all()
-    assert found.nodes[[0, -1]] == pytest.approx(exact[[0, -1]], rel=0.02)
+    (krylov,) = run(matrix, 30)
+    assert exact[0] <= krylov.nodes[0]
+    assert krylov.nodes[-1] <= exact[-1]
+    gaps = np.abs(exact[:, None] - krylov.nodes).min(0)
+    assert (gaps <= krylov.errors + 1e-9).all()
+    assert krylov.nodes[[0, -1]] == pytest.approx(exact[[0, -1]], rel=0.02)
 
 
 def test_the_quadrature_has_the_moments_of_its_start():
     matrix, steps = symmetric(50, 1), 6
-    (found,) = run(matrix, steps)
-    start = found.basis[0]
+    (krylov,) = run(matrix, steps)
+    start = krylov.basis[0]
     power = start
     for order in range(2 * steps):
-        moment = float((found.weights * found.nodes**order).sum())
+        moment = float((krylov.weights * krylov.nodes**order).sum())
         assert moment == pytest.approx(float(start @ power), rel=1e-9)
         power = matrix @ power
 
 
 def test_ritz_vectors_of_converged_nodes_are_eigenvectors():
     matrix = symmetric(60, 2)
-    (found,) = run(matrix, 60)
+    (krylov,) = run(matrix, 60)
     for node in (0, -1):
-        vector = found.vector(node)
+        vector = krylov.vector(node)
         assert vector.norm() == pytest.approx(1)
         image = matrix @ vector
-        assert torch.allclose(image, float(found.nodes[node]) * vector, atol=1e-8)
+        assert torch.allclose(image, float(krylov.nodes[node]) * vector, atol=1e-8)
 
 
 def test_starts_go_in_lock_step_as_they_go_alone():
@@ -92,10 +92,10 @@ def test_a_start_in_a_small_invariant_subspace_ends_early_and_others_go_on():
 def test_a_hundred_steps_in_float32_stay_orthonormal():
     matrix = symmetric(400, dtype=torch.float32)
     matrix[0, 0] = 1e4  # converges at once, which is where plain Lanczos loses orthogonality
-    (found,) = run(matrix, 100)
-    gram = found.basis @ found.basis.T
+    (krylov,) = run(matrix, 100)
+    gram = krylov.basis @ krylov.basis.T
     assert torch.allclose(gram, torch.eye(100), atol=1e-5)
-    assert found.nodes[-1] == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-5)
+    assert krylov.nodes[-1] == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=1e-5)
 
 
 def test_the_trace_is_hutchinsons_with_its_standard_error():

@@ -41,12 +41,12 @@ def test_the_loss_rises_along_the_strongest_curvature_faster_than_along_the_othe
         assert entry["lambda_first"] == pytest.approx(other["lambda_first"])
         assert other["lambda_second"] < 0 < entry["lambda_first"]
         assert abs(entry["lambda_second"]) < 0.1 * entry["lambda_first"]
-        for found, axis in ((entry, 0), (other, 0), (other, 1)):
+        for each, axis in ((entry, 0), (other, 0), (other, 1)):
             # A small step's second difference is the curvature along the direction.
-            loss = np.array(found["loss"])
+            loss = np.array(each["loss"])
             along = loss[:, 1] if axis == 0 else loss[1]
             slope = (along[0] - 2 * along[1] + along[2]) / 0.02**2
-            expected = found["lambda_first" if axis == 0 else "lambda_second"]
+            expected = each["lambda_first" if axis == 0 else "lambda_second"]
             assert slope == pytest.approx(expected, rel=0.25, abs=0.05)
 
 
@@ -66,9 +66,9 @@ def test_another_run_is_drawn_beside_and_an_even_grid_has_no_middle(
     folder = copy_of(digits_run, tmp_path)
     words = ("--points", "3", "--steps", "2", "--images", "4", "--batch_size", "3")
     analyze(ltbench, "landscape", folder, folder / "analysis", *words)
-    found = analyze(
+    result = analyze(
         ltbench, "landscape", digits_run.folder, tmp_path / "b", *words, "--beside", folder
     )
-    assert list(found["classes"]) == ["0", "9"]
+    assert list(result["classes"]) == ["0", "9"]
     command = ("analyze", "landscape", "--run", digits_run.folder, "--output", tmp_path / "b")
-    assert "odd" in refused(*command, "--device", "cpu", "--points", "4")
+    assert "--points" in refused(*command, "--device", "cpu", "--points", "4")

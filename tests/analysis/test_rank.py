@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from digit_runs import analyze, deit_run
 from hypothesis import given
@@ -44,5 +43,4 @@ def test_ranks_of_a_student_grow_with_the_threshold_and_stay_below_its_width(
 
 def test_a_threshold_outside_its_range_is_refused(refused, digits_run, tmp_path):
     command = ("analyze", "rank", "--run", deit_run(digits_run), "--output", tmp_path)
-    assert "(0, 1]" in refused(*command, "--device", "cpu", "--threshold", "1.5")
-    assert pytest.approx(1) == 1.0
+    assert "--threshold" in refused(*command, "--device", "cpu", "--threshold", "1.5")

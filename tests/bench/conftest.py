@@ -121,9 +121,9 @@ def write_suite(rows, name="mine", **more):
 @pytest.fixture(scope="session")
 def program():
     """The installed command, which does not look for modules in the working folder."""
-    found = shutil.which("ltbench", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
-    assert found, "ltbench is not installed beside this Python"
-    return found
+    path = shutil.which("ltbench", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+    assert path, "ltbench is not installed beside this Python"
+    return path
 
 
 def killed_at_random(words, seed, times, longest):

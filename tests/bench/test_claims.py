@@ -41,25 +41,25 @@ def judged(make_run, tmp_path):
 def test_the_status_says_how_far_a_claim_is(judged, offset, status):
     judge, estimates = judged
     claimed = 100 * estimates["accuracy"].mean + offset
-    (found,) = judge({"accuracy": claimed})
-    assert found.status == status
-    assert found.gap == pytest.approx(-offset / 100)
-    assert f"{-offset:+.1f}" in tables.claim_cells(found) or offset == 0
+    (verdict,) = judge({"accuracy": claimed})
+    assert verdict.status == status
+    assert verdict.gap == pytest.approx(-offset / 100)
+    assert f"{-offset:+.1f}" in tables.claim_cells(verdict) or offset == 0
 
 
 def test_what_cannot_be_compared_says_why(judged):
     judge, _ = judged
-    (found,) = judge({"accuracy": 50}, needs={"config.trainer.max_epochs": 200, "data.x": 1})
-    assert found.status == "not comparable"
-    assert found.reasons == ["max epochs is 4, not 200", "x is None, not 1"]
-    (found,) = judge({"fid": 3})
-    assert (found.status, found.reasons) == ("not comparable", ["it has no fid"])
+    (verdict,) = judge({"accuracy": 50}, needs={"config.trainer.max_epochs": 200, "data.x": 1})
+    assert verdict.status == "not comparable"
+    assert verdict.reasons == ["max epochs is 4, not 200", "x is None, not 1"]
+    (verdict,) = judge({"fid": 3})
+    assert (verdict.status, verdict.reasons) == ("not comparable", ["it has no fid"])
 
 
 def test_a_row_that_was_not_run_says_so_and_other_data_is_left_out(judged):
     judge, _ = judged
-    (found,) = judge({"accuracy": 50}, row="vs")
-    assert (found.status, found.ours, found.gap) == ("not run", None, None)
+    (verdict,) = judge({"accuracy": 50}, row="vs")
+    assert (verdict.status, verdict.ours, verdict.gap) == ("not run", None, None)
     assert judge({"accuracy": 50}, dataset="cifar10") == []
 
 
@@ -68,15 +68,15 @@ def test_a_row_is_known_by_its_name_or_its_configs(judged, make_run, tmp_path):
     board = leaderboard.build(results.of_folder(tmp_path / "runs"))
     path = tmp_path / "claims.yaml"
     path.write_text(yaml.safe_dump([{**CLAIM, "rows": {"vs": {"accuracy": 1}}}]))
-    (found,) = claims.judge(claims.read(path), board)
-    assert found.line == "vs_digits"
+    (verdict,) = claims.judge(claims.read(path), board)
+    assert verdict.line == "vs_digits"
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("CIFAR-10 (JPEG)", 1), ("cifar10", 1), ("Flowers", 0)]
+    ("source", "count"), [("CIFAR-10 (JPEG)", 1), ("cifar10", 1), ("Flowers", 0)]
 )
 def test_a_folder_is_judged_by_the_claims_of_the_set_that_it_is_called_after(
-    source, told, make_run, tmp_path
+    source, count, make_run, tmp_path
 ):
     folder = make_run("ce", 0, dataset="folder")
     record = json.loads((folder / "record.json").read_text())
@@ -88,20 +88,20 @@ def test_a_folder_is_judged_by_the_claims_of_the_set_that_it_is_called_after(
     path = tmp_path / "claims.yaml"
     rows = {"ce": {"accuracy": 50}}
     path.write_text(yaml.safe_dump([{**CLAIM, "dataset": "cifar10", "rows": rows}]))
-    assert len(claims.judge(claims.read(path), board)) == told
+    assert len(claims.judge(claims.read(path), board)) == count
 
 
 def test_a_damaged_list_of_claims_is_named(tmp_path):
     path = tmp_path / "claims.yaml"
     path.write_text("- paper: x\n")
-    with pytest.raises(UserError, match="no readable list of claims"):
+    with pytest.raises(UserError, match=r"claims\.yaml"):
         claims.read(path)
 
 
 def test_the_shipped_claims_are_complete_and_about_metrics_that_there_are():
-    found = claims.read(shipped.folder("benchmarks") / "claims.yaml")
-    assert len(found) > 100
-    for claim in found:
+    published = claims.read(shipped.folder("benchmarks") / "claims.yaml")
+    assert len(published) > 100
+    for claim in published:
         assert claim.metric in METRICS
         assert claim.certainty in ("verified", "second-hand", "unverified")
         assert claim.dataset in claims.DATASETS

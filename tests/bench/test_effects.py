@@ -34,10 +34,10 @@ CLAIMED += [
 
 
 def board_of(tmp_path, **baselines):
-    found = results.of_folder(tmp_path / "runs")
-    for row in found.rows:
+    collected = results.of_folder(tmp_path / "runs")
+    for row in collected.rows:
         row.baseline = baselines.get(row.name, "")
-    return leaderboard.build(found)
+    return leaderboard.build(collected)
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ def test_papers_that_report_both_rows_in_one_table_stand_beside(board, judged):
 def test_every_format_shows_it_and_says_what_is_missing(board, judged):
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(terminal.render(board, judged, 200))
-    found = {
+    texts = {
         "rich": console.export_text(),
         "md": tables.markdown(board, judged).replace("\\", ""),
         "html": report.html(board, judged),
     }
-    for text in found.values():
+    for text in texts.values():
         assert "[+10.0]" in text
-        assert "What lost adds is not known: there is no nowhere in this table." in text
+        assert "What lost adds is unknown: its baseline nowhere is not in this table." in text
     content = json.loads(tables.as_json(board, judged))
     (effect,) = content["tables"][0]["effects"]
     assert effect["gains"]["tail_recall"]["claimed"] == pytest.approx([0.10])

@@ -52,11 +52,11 @@ def test_a_jobs_own_epochs_tell_more():
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.integers(1, 10), st.randoms())
 def test_the_time_until_the_end_is_between_its_bounds(seconds, slots, draw):
-    found = []
+    planned = []
     for n in range(len(seconds)):
         needs = [str(k) for k in range(n) if draw.random() < 0.3]
-        found.append(job(str(n), needs))
-    plan, remaining = plan_of(*found), {str(n): s for n, s in enumerate(seconds)}
+        planned.append(job(str(n), needs))
+    plan, remaining = plan_of(*planned), {str(n): s for n, s in enumerate(seconds)}
     chain = {}
     for key, each in plan.jobs.items():
         chain[key] = remaining[key] + max((chain[need] for need in each.needs), default=0)

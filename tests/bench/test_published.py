@@ -30,14 +30,14 @@ def test_the_gains_in_the_text_are_those_of_the_page(text):
 
 def rows_of(page):
     """Return row -> title -> cell of the tables of effects."""
-    found = {}
+    cells_of = {}
     for table in page.split("| row | over |")[1:]:
         header, _, *lines = table.splitlines()
         titles = ["over", *re.split(r" *\| *", header.strip(" |"))]
         for line in itertools.takewhile(lambda line: line.startswith("|"), lines):
             row, *cells = re.split(r" *\| *", line.strip(" |"))
-            found[row] = dict(zip(titles, cells, strict=True))
-    return found
+            cells_of[row] = dict(zip(titles, cells, strict=True))
+    return cells_of
 
 
 def test_the_prior_given_back_makes_of_stored_scores_what_the_table_says(monkeypatch, capsys):

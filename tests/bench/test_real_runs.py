@@ -63,14 +63,14 @@ def test_submitit_runs_a_suite_and_goes_on_after_preemption(suite, program):
     while record is None or record["epochs"] < 2:
         assert time.monotonic() < end
         time.sleep(0.2)
-        found = list(Path("runs/bench").glob("*/*/record.json"))
-        record = json.loads(found[0].read_text()) if found else None
-    notes = json.loads((found[0].parents[1] / "job.json").read_text())
+        paths = list(Path("runs/bench").glob("*/*/record.json"))
+        record = json.loads(paths[0].read_text()) if paths else None
+    notes = json.loads((paths[0].parents[1] / "job.json").read_text())
     parent = re.search(r"^PPid:\s*(\d+)", Path(f"/proc/{notes['pid']}/status").read_text(), re.M)
     os.kill(int(parent[1]), signal.SIGUSR2)  # as Slurm does before it takes the node back
     out, _ = runner.communicate(timeout=1500)
     assert runner.returncode == 0, out
-    assert "Going on from" in (found[0].parents[1] / "log.txt").read_text()
+    assert "Going on from" in (paths[0].parents[1] / "log.txt").read_text()
     assert len(list(Path("runs/bench").glob("*/*/record.json"))) == 2
 
 

@@ -58,11 +58,11 @@ def epochs_run():
 
 def results(folder="runs"):
     """Name and seed -> result, of every record."""
-    found = {}
+    outcome = {}
     for path in Path(folder).glob("*/*/record.json"):
         record = json.loads(path.read_text())
-        found[record["name"], record["seed"]] = (record["status"], record["value"])
-    return found
+        outcome[record["name"], record["seed"]] = (record["status"], record["value"])
+    return outcome
 
 
 def test_stages_run_in_order_and_shared_ones_once(workshop):
@@ -97,11 +97,11 @@ def test_a_failure_blocks_what_needs_it_and_nothing_else(workshop):
     }
     path = workshop(rows)
     plan, states = run(path)
-    found = {plan.jobs[key].name: state for key, state in states.items()}
-    assert {name: state.status for name, state in found.items()} == {
+    outcome = {plan.jobs[key].name: state for key, state in states.items()}
+    assert {name: state.status for name, state in outcome.items()} == {
         **{"bad": "failed", "needs": "blocked", "needs_too": "blocked", "good": "done"}
     }
-    assert found["bad"].cause == "it was asked to fail."
+    assert outcome["bad"].cause == "it was asked to fail."
     # The cause is mended: what failed runs again, and then what it had blocked.
     bad = next(p for p in Path().glob("config*") if "fail" in p.read_text())
     content = json.loads(bad.read_text())
@@ -117,10 +117,10 @@ def test_only_failed_leaves_the_rest_alone(workshop):
     run(path)
     plan = plan_of(path, [0, 1])
     states = Runner(plan, Store(Path("runs")), Local(1), only_failed=True).run()
-    found = {(plan.jobs[k].name, plan.jobs[k].seed): s.status for k, s in states.items()}
-    assert found["good", 1] == "waiting"
-    assert found["bad", 0] == "failed"
-    assert found["bad", 1] == "waiting"
+    outcome = {(plan.jobs[k].name, plan.jobs[k].seed): s.status for k, s in states.items()}
+    assert outcome["good", 1] == "waiting"
+    assert outcome["bad", 0] == "failed"
+    assert outcome["bad", 1] == "waiting"
 
 
 def test_a_run_that_ends_well_without_a_result_has_failed(workshop):
@@ -225,13 +225,13 @@ def test_jobs_share_each_gpu_where_that_is_asked_for(monkeypatch, tmp_path):
         handles.append(launcher.start(folder, [sys.executable, "-c", code]))
     while any(handle.poll() is None for handle in handles):
         time.sleep(0.01)
-    told = [(tmp_path / str(n) / "log.txt").read_text().split()[-1] for n in range(len(handles))]
-    assert sorted(told) == ["3", "3", "7", "7"]
+    message = [(tmp_path / str(n) / "log.txt").read_text().split()[-1] for n in range(len(handles))]
+    assert sorted(message) == ["3", "3", "7", "7"]
 
 
 def test_without_a_gpu_none_can_be_shared(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match="use --jobs"):
+    with pytest.raises(UserError, match="--jobs"):
         Local(pack=2)
 
 

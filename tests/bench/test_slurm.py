@@ -27,12 +27,12 @@ def preempted(monkeypatch):
         before = signal.signal(signal.SIGUSR2, hand_back)
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR2))
         timer.start()
-        with pytest.raises(HandedBack) as found:
+        with pytest.raises(HandedBack) as result:
             work()
         timer.join()
         work.process.wait()
         signal.signal(signal.SIGUSR2, before)
-        return found.value.args[0]
+        return result.value.args[0]
 
     return after
 

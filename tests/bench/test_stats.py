@@ -15,8 +15,8 @@ fractions = st.floats(0, 1)
 
 @given(st.lists(fractions, min_size=2, max_size=6).filter(lambda v: np.ptp(v) > 1e-6))
 def test_t_interval_is_that_of_scipy(values):
-    theirs = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert stats.t_interval(values) == pytest.approx((theirs.low, theirs.high))
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert stats.t_interval(values) == pytest.approx((expected.low, expected.high))
 
 
 def test_one_value_has_no_interval():
@@ -26,9 +26,9 @@ def test_one_value_has_no_interval():
 @given(st.lists(fractions, max_size=8), st.integers(0, 8))
 def test_holm_is_its_definition(p, unknown):
     p = np.array([*p, *[np.nan] * unknown])
-    found = stats.holm(p)
+    comparison = stats.holm(p)
     known = sorted(p[~np.isnan(p)])
-    for value, corrected in zip(p, found, strict=True):
+    for value, corrected in zip(p, comparison, strict=True):
         if np.isnan(value):
             assert np.isnan(corrected)
             continue
@@ -53,11 +53,11 @@ def test_metrics_of_draws_are_the_metrics_of_the_same_counts(pairs, seed):
     with np.errstate(invalid="ignore"):
         recalls = hits / support
     groups = {**shot_groups(counts), **index_groups(counts)}
-    theirs = metrics_from_counts(hits, support, hits, counts)
-    found = resampled(recalls[None], support, groups)
-    assert {"accuracy", "hmean_recall", "gmean_recall", "min_recall"} <= found.keys()
-    for name, value in found.items():
-        assert value == pytest.approx([theirs[name]]), name
+    expected = metrics_from_counts(hits, support, hits, counts)
+    comparison = resampled(recalls[None], support, groups)
+    assert {"accuracy", "hmean_recall", "gmean_recall", "min_recall"} <= comparison.keys()
+    for name, value in comparison.items():
+        assert value == pytest.approx([expected[name]]), name
 
 
 def test_every_draw_has_as_many_images_of_each_class():
@@ -113,15 +113,15 @@ def test_the_error_of_a_difference_is_the_formula_for_stratified_samples():
     variance = sum(
         (np.mean(labels == c) ** 2) * d[labels == c].var() / np.sum(labels == c) for c in range(3)
     )
-    found = stats.compare([[first.mean()], [second.mean()]], draws_of(sampler, first, second))
+    comparison = stats.compare([[first.mean()], [second.mean()]], draws_of(sampler, first, second))
     expected = 2 * scipy.stats.norm.sf(abs(d.mean()) / np.sqrt(variance))
-    assert found.p[0, 1] == pytest.approx(expected, rel=0.15)
+    assert comparison.p[0, 1] == pytest.approx(expected, rel=0.15)
 
 
 def test_without_images_it_is_welchs_test():
     a, b = [0.80, 0.82, 0.81], [0.75, 0.78, 0.74, 0.77]
-    found = stats.compare([a, b], [None, None])
-    assert found.p[0, 1] == pytest.approx(scipy.stats.ttest_ind(a, b, equal_var=False).pvalue)
+    comparison = stats.compare([a, b], [None, None])
+    assert comparison.p[0, 1] == pytest.approx(scipy.stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
 def test_seeds_add_to_the_error_of_images():
@@ -138,36 +138,38 @@ def test_seeds_add_to_the_error_of_images():
 @pytest.mark.parametrize("higher", [True, False])
 def test_rows_that_cannot_be_told_apart_share_a_rank(higher):
     values = [[0.50, 0.51], [0.80, 0.81], [0.801, 0.809], [0.70, 0.71]]
-    found = stats.compare(values, [None] * 4, higher_is_better=higher)
-    assert found.ranks.tolist() == ([4, 1, 1, 3] if higher else [1, 3, 3, 2])
+    comparison = stats.compare(values, [None] * 4, higher_is_better=higher)
+    assert comparison.ranks.tolist() == ([4, 1, 1, 3] if higher else [1, 3, 3, 2])
 
 
 @given(st.lists(st.lists(fractions, min_size=1, max_size=3), min_size=1, max_size=5))
 def test_ranks_follow_from_the_p_values(values):
-    found = stats.compare(values, [None] * len(values))
+    comparison = stats.compare(values, [None] * len(values))
     means = [np.mean(v) for v in values]
-    for i, rank in enumerate(found.ranks):
-        better = [j for j in range(len(values)) if means[j] > means[i] and found.p[i, j] < 0.05]
+    for i, rank in enumerate(comparison.ranks):
+        better = [
+            j for j in range(len(values)) if means[j] > means[i] and comparison.p[i, j] < 0.05
+        ]
         assert rank == 1 + len(better)
-    assert np.array_equal(found.p, found.p.T, equal_nan=True)
-    assert sorted(found.order) == list(range(len(values)))
-    places = [(found.ranks[i], -means[i]) for i in found.order]
+    assert np.array_equal(comparison.p, comparison.p.T, equal_nan=True)
+    assert sorted(comparison.order) == list(range(len(values)))
+    places = [(comparison.ranks[i], -means[i]) for i in comparison.order]
     assert places == sorted(places)
 
 
 def test_a_row_without_the_metric_comes_last():
-    found = stats.compare([[np.nan], [0.5, 0.5], [0.9, 0.91]], [None] * 3)
-    assert found.ranks.tolist() == [3, 2, 1]
-    assert found.order.tolist() == [2, 1, 0]
+    comparison = stats.compare([[np.nan], [0.5, 0.5], [0.9, 0.91]], [None] * 3)
+    assert comparison.ranks.tolist() == [3, 2, 1]
+    assert comparison.order.tolist() == [2, 1, 0]
 
 
 def test_of_equal_rows_none_is_better():
     correct = np.random.default_rng(0).random(300) < 0.5
     sampler = stats.Resampler(np.repeat([0, 1, 2], 100), 3)
     draws = draws_of(sampler, correct, correct, correct)
-    found = stats.compare([[correct.mean()]] * 3, draws)
-    assert found.ranks.tolist() == [1, 1, 1]
-    assert (found.p[~np.eye(3, dtype=bool)] == 1).all()
+    comparison = stats.compare([[correct.mean()]] * 3, draws)
+    assert comparison.ranks.tolist() == [1, 1, 1]
+    assert (comparison.p[~np.eye(3, dtype=bool)] == 1).all()
 
 
 @pytest.mark.slow
@@ -176,11 +178,12 @@ def test_equal_methods_are_told_apart_as_seldom_as_promised():
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 100)
     sampler = stats.Resampler(labels, 5, replicates=300)
-    reduce = stats.reductions(sampler.support, {})["accuracy"]
     rejected = 0
     for _ in range(300):
         hard = draw.random(500)  # each image has a difficulty, the same for all
         rows = draw.random((2, 3, 500)) < 0.4 + 0.4 * hard
-        draws = [reduce(sampler.recalls(row)).mean(0) for row in rows]
+        draws = [
+            resampled(sampler.recalls(row), sampler.support, {})["accuracy"].mean(0) for row in rows
+        ]
         rejected += stats.compare([row.mean(1) for row in rows], draws).p[0, 1] < 0.05
     assert rejected <= 300 * 0.09

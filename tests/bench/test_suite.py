@@ -168,44 +168,44 @@ def test_every_job_comes_after_those_it_needs(data):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ("rows: [", "no readable suite"),
-        ("- a", "must be a mapping"),
-        ("seeds: [0]", "has no rows"),
-        ("seeds: 3\nrows: {a: {config: ce_digits}}", "list of whole numbers"),
+        ("rows: [", "mine.yaml"),
+        ("- a", "mine.yaml"),
+        ("seeds: [0]", "no rows"),
+        ("seeds: 3\nrows: {a: {config: ce_digits}}", "mine.yaml: seeds"),
         ("rows: {a: {config: ce_digit}}", "Did you mean 'ce_digits'"),
-        ("rows: {a: {config: nowhere.yaml}}", "unknown config 'nowhere.yaml'"),
+        ("rows: {a: {config: nowhere.yaml}}", "'nowhere.yaml'"),
         ("rows: {a: {confg: ce_digits}}", "Did you mean 'config'"),
-        ("rows: {a: {}}", "either a config or stages"),
-        ("rows: {a: {stages: {b: {}}}}", "names no config"),
-        ("rows: {a: {config: ce_digits, overrides: [x]}}", "overrides must be a mapping"),
-        ("rows: {a: {config: ce_digits}, a: {config: vs_digits}}", "'a' is there twice"),
-        ("rows: {a/b: {config: ce_digits}}", "row 'a/b': its name is that of a folder"),
-        ("rows: {a: {stages: {b/c: {config: ce_digits}}}}", "stage 'b/c': its name is that of"),
+        ("rows: {a: {}}", "row 'a'"),
+        ("rows: {a: {stages: {b: {}}}}", "stage 'b'"),
+        ("rows: {a: {config: ce_digits, overrides: [x]}}", "row 'a', overrides"),
+        ("rows: {a: {config: ce_digits}, a: {config: vs_digits}}", "'a'"),
+        ("rows: {a/b: {config: ce_digits}}", "row 'a/b'"),
+        ("rows: {a: {stages: {b/c: {config: ce_digits}}}}", "stage 'b/c'"),
         ("rows: {abc: {config: ce_digits, overrides: {x: '{abd}'}}}", "Did you mean 'abc'"),
     ],
 )
-def test_a_mistake_in_a_suite_is_named(content, told, tmp_path, refused):
+def test_a_mistake_in_a_suite_is_named(content, message, tmp_path, refused):
     (tmp_path / "mine.yaml").write_text(content)
-    assert told in refused("bench", "run", "mine.yaml")
+    assert message in refused("bench", "run", "mine.yaml")
 
 
 def test_a_circle_of_stages_is_named(planned):
     rows = {"a": {"overrides": {"x": "{b}"}}, "b": {"overrides": {"x": "{a}"}}}
-    with pytest.raises(UserError, match=r"need each other: (a.a -> b.b -> a.a|b.b -> a.a -> b.b)"):
+    with pytest.raises(UserError, match=r"a\.a -> b\.b|b\.b -> a\.a"):
         planned(rows)
 
 
 def test_an_unknown_suite_is_refused_with_the_nearest(refused):
     assert "Did you mean 'smoke'" in refused("bench", "run", "smok")
-    assert "no suite nowhere.yaml" in refused("bench", "run", "nowhere.yaml")
+    assert "nowhere.yaml" in refused("bench", "run", "nowhere.yaml")
 
 
 @pytest.mark.parametrize("name", catalog.suites())
 def test_a_shipped_suite_can_be_planned(name):
-    found = suite.read(suite.find(name))
-    plan = suite.plan(found)
+    content = suite.read(suite.find(name))
+    plan = suite.plan(content)
     assert plan.suite == name
     assert json.loads(json.dumps(dict(plan.rows)))
     for job in plan.jobs.values():
@@ -229,7 +229,7 @@ def test_a_baseline_is_another_row(workshop):
     assert plan.baselines == {"vs": "ce"}
     for wrong in ("cee", "vs"):
         rows["vs"]["baseline"] = wrong
-        with pytest.raises(UserError, match=f"row 'vs': unknown baseline '{wrong}'"):
+        with pytest.raises(UserError, match=f"'vs'.*'{wrong}'"):
             suite.read(workshop(rows))
 
 

@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from data_support import generator
 from torch import Tensor
 from torch.nn import functional as F
 
 from ltbench.data.transforms.basic import BatchTransform, Cutout, HorizontalFlip, RandomCrop
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

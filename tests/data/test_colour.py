@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from data_support import generator
 from torchvision.transforms import AutoAugment as Policies
 from torchvision.transforms import AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as tv
@@ -11,10 +12,6 @@ from ltbench.data.transforms.colour import ColorJitter, GaussianBlur, Grayscale,
 from ltbench.errors import UserError
 
 BATCH = 12
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

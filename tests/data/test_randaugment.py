@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from data_support import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -18,10 +19,6 @@ from ltbench.errors import UserError
 HEIGHT, WIDTH = 28, 26
 GEOMETRIC = {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"}
 ENHANCEMENTS = {"brightness", "color", "contrast", "sharpness"}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def noise(batch: int, channels: int = 3, height: int = HEIGHT, width: int = WIDTH) -> Tensor:

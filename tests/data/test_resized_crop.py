@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from data_support import generator
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -11,10 +12,6 @@ from ltbench.data.transforms.basic import BatchTransform
 from ltbench.data.transforms.erasing import RandomErasing
 from ltbench.data.transforms.resized_crop import RandomResizedCrop, resampling
 from ltbench.errors import UserError
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def noise(*shape: int) -> Tensor:
@@ -114,5 +111,5 @@ def test_erasing_with_p_0_and_of_grey_images() -> None:
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: object) -> None:
-    with pytest.raises(UserError, match="give"):
+    with pytest.raises(UserError, match="Random"):
         wrong()  # type: ignore[operator]

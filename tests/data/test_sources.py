@@ -100,9 +100,9 @@ def test_digits_images_follow_the_indices_and_the_size(tmp_path):
 def test_missing_split_is_named(tmp_path):
     source = build_source("digits", tmp_path)
     assert not source.has("val")
-    with pytest.raises(UserError, match="Digits has no split 'val'; it has test, train"):
+    with pytest.raises(UserError, match=r"Digits .*'val'"):
         source.labels("val")
-    with pytest.raises(UserError, match="no split 'unlabelled'"):
+    with pytest.raises(UserError, match="'unlabelled'"):
         source.images("unlabelled", [0])
 
 

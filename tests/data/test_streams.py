@@ -1,10 +1,9 @@
 """Streams: what a training batch holds, in which views, and what a user may plug in by name."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from data_support import trainer
 
 from ltbench.data import LongTailDataModule
 from ltbench.data.base import Statistics
@@ -49,19 +48,6 @@ def digits(**options):
     return data
 
 
-def trainer(method=None):
-    progress = SimpleNamespace(current=SimpleNamespace(processed=0))
-    return SimpleNamespace(
-        training=True,
-        world_size=1,
-        global_rank=0,
-        global_step=0,
-        lightning_module=method,
-        fit_loop=SimpleNamespace(epoch_progress=progress),
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )
-
-
 class Balanced:
     """A method with a second, class-balanced stream, whose images take the main one's views."""
 
@@ -77,7 +63,7 @@ class Balanced:
 
 def test_a_method_may_add_a_stream_with_a_sampler_of_its_own():
     data = digits()
-    data.trainer = trainer(Balanced())
+    data.trainer = trainer(method=Balanced())
     batches = list(data.train_dataloader())
     images = len(data.splits["train"].labels)
     assert len(batches) == -(-images // 16)
@@ -101,7 +87,7 @@ def test_views_of_the_main_stream_are_made_of_all_streams_that_have_none_togethe
         return 255 - images
 
     data = digits(augment=[invert], views={"plain": []})
-    data.trainer = trainer(Balanced())
+    data.trainer = trainer(method=Balanced())
     batch = next(iter(data.train_dataloader()))
     made = data.on_after_batch_transfer(batch, 0)
     assert sizes == [32]

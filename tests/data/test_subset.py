@@ -64,7 +64,7 @@ def test_labels_may_be_given_and_profiles_chosen():
 
 @pytest.mark.parametrize(
     ("labels", "told"),
-    [(None, "neither targets nor labels"), ([0, 1], "shape"), (np.full(8, 0.5), "float64")],
+    [(None, "labels="), ([0, 1], "shape"), (np.full(8, 0.5), "float64")],
 )
 def test_labels_that_cannot_be_used(labels, told):
     with pytest.raises(UserError, match=told):

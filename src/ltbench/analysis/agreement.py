@@ -1,6 +1,6 @@
-"""What a distilled student takes from its teacher, and how far its two tokens part.
+"""What a distilled student learns from its teacher, and how far its two tokens differ.
 
-Definitions after Rangwani et al. 2024, DeiT-LT, arXiv 2404.02900; where the paper gives none, ours.
+Definitions follow Rangwani et al. 2024, DeiT-LT, arXiv 2404.02900, as far as the paper has them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 from ltbench.methods.deit_lt.distillation import resize
 from ltbench.methods.deit_lt.method import DeiTLT
+from ltbench.metrics.counts import by_frequency
 from ltbench.models import penultimate
 from ltbench.records import RunFolder
 
@@ -37,8 +38,8 @@ def analyse(
 
     Args:
         subject: A run of DeiT-LT with a teacher.
-        split: Whose images.
-        images: At most so many.
+        split: Which split.
+        images: Number of images at most.
         batch_size: Images at a time.
 
     Raises:
@@ -46,7 +47,7 @@ def analyse(
     """
     model = subject.model
     if not isinstance(model, DeiTLT):
-        raise UserError(f"{type(model).__name__} has no teacher and student: take a DeiT-LT run.")
+        raise UserError(f"{type(model).__name__} has no teacher and student: choose a DeiT-LT run.")
     model.load_teacher()
     assert model.teacher is not None
     model.teacher.to(subject.device)
@@ -63,10 +64,10 @@ def analyse(
             seed = seeding.derive(seeding.run_seed(), "agreement", number)
             targets = model.mixing(seen, labels, seed)
             kinds["mixed"].add(model, seen, targets, labels, partners(labels))
-    found = {kind: tally.result() for kind, tally in kinds.items()}
+    results = {kind: tally.result() for kind, tally in kinds.items()}
     curve = _diversity(subject)
     summary = []
-    for kind, values in found.items():
+    for kind, values in results.items():
         shares = ", ".join(f"{head} {percent(values['agreement'][head]['all'])}" for head in HEADS)
         bits = ", ".join(f"{name} {value:.2f}" for name, value in values["entropy"].items())
         summary += [
@@ -75,13 +76,13 @@ def analyse(
             (f"entropy in nats, {kind} images", bits),
             (f"diversity 1 - cos(CLS, DIST), {kind} images", f"{values['diversity']:.3f}"),
         ]
-    pictures = {"": _bars(found), "labels": _labels(found, subject)}
+    pictures = {"": _bars(results), "labels": _labels(results, subject)}
     if len(curve["epoch"]) > 1:
         pictures["diversity"] = _curve(curve)
     return Result(
         title=f"Student and teacher ({len(rows)} {split} images)",
         summary=summary,
-        values={**found, "diversity_by_epoch": curve, "images": len(rows)},
+        values={**results, "diversity_by_epoch": curve, "images": len(rows)},
         figures=pictures,
     )
 
@@ -91,7 +92,7 @@ class _Tally:
 
     def __init__(self, subject: Subject) -> None:
         classes = subject.model.num_classes
-        self.groups = subject.groups
+        self.groups = subject.classes.ranks
         self.group_of = torch.zeros(classes, dtype=torch.long)
         for number, labels in enumerate(self.groups.values()):
             self.group_of[torch.from_numpy(labels)] = number
@@ -105,16 +106,7 @@ class _Tally:
     def add(
         self, model: DeiTLT, images: Tensor, targets: Tensor, labels: Tensor, partners: Tensor
     ) -> None:
-        """Take in a batch.
-
-        Args:
-            model: Student and teacher.
-            images: What both see.
-            targets: Share of each class in each image, (B, C); an image counts in the group of the
-                largest.
-            labels: Of the images, (B,).
-            partners: Of the images that they were mixed with, (B,).
-        """
+        """Count a batch; an image counts in the group of its largest share in targets, (B, C)."""
         assert model.teacher is not None
         tokens = penultimate.head_features(model.net, images)
         cls, dist = penultimate.head_logits(model.net, tokens).values()
@@ -132,7 +124,6 @@ class _Tally:
         self.cosines += float(F.cosine_similarity(tokens["cls"], tokens["dist"], eps=1e-6).sum())
 
     def result(self) -> dict[str, Any]:
-        """Turn the sums into means."""
         count = float(self.images.sum())
         agreement = {}
         for head, row in zip(HEADS, self.agreed, strict=True):
@@ -159,27 +150,27 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def partners(labels: Tensor) -> Tensor:
-    """Return the labels of the images that a batch is mixed with; of an odd one the last is not."""
+    """Return the labels of the images that a batch is mixed with; an odd last one stays."""
     even = len(labels) // 2 * 2
     return torch.cat([labels[:even].flip(0), labels[even:]])
 
 
 def _diversity(subject: Subject) -> dict[str, list[float]]:
-    """Read 1 - cosine of the two tokens on training batches, epoch by epoch, from the run."""
+    """Return 1 - cosine of the two tokens on training batches, epoch by epoch, from the run."""
     path = RunFolder(subject.output.place.folder).curves
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     if "train/cosine" not in table:
         return {"epoch": [], "diversity": []}
-    kept = table[["epoch", "train/cosine"]].dropna()
+    rows = table[["epoch", "train/cosine"]].dropna()
     return {
-        "epoch": kept["epoch"].tolist(),
-        "diversity": (1 - kept["train/cosine"]).tolist(),
+        "epoch": rows["epoch"].tolist(),
+        "diversity": (1 - rows["train/cosine"]).tolist(),
     }
 
 
-def _bars(found: Mapping[str, Any]) -> Figure:
-    drawn, (panels,) = figure(1, len(found), width=4.4, height=3.2, sharey=True)
-    for axes, (kind, values) in zip(panels, found.items(), strict=True):
+def _bars(results: Mapping[str, Any]) -> Figure:
+    drawn, (panels,) = figure(1, len(results), width=4.4, height=3.2, sharey=True)
+    for axes, (kind, values) in zip(panels, results.items(), strict=True):
         groups = list(values["agreement"]["cls"])
         places = np.arange(len(groups))
         for offset, head, colour in zip(
@@ -194,13 +185,13 @@ def _bars(found: Mapping[str, Any]) -> Figure:
     return drawn
 
 
-def _labels(found: Mapping[str, Any], subject: Subject) -> Figure:
-    """Draw how often the teacher names each class, by decreasing training images."""
-    order = np.argsort(-subject.class_counts, kind="stable")
+def _labels(results: Mapping[str, Any], subject: Subject) -> Figure:
+    """Draw how often the teacher predicts each class, by decreasing training images."""
+    order = by_frequency(subject.classes.counts)
     drawn, ((axes,),) = figure(width=6, height=3.4)
-    prior: NDArray[np.float64] = np.array(found["clean"]["label_prior"])[order]
+    prior: NDArray[np.float64] = np.array(results["clean"]["label_prior"])[order]
     axes.step(np.arange(len(order)), 100 * prior, where="mid", color=GREY, label="true labels")
-    for (kind, values), colour in zip(found.items(), (BLUE, ORANGE), strict=False):
+    for (kind, values), colour in zip(results.items(), (BLUE, ORANGE), strict=False):
         shares = 100 * np.array(values["teacher_labels"])[order]
         marker = "o" if len(order) <= 50 else ""
         axes.plot(
@@ -208,7 +199,7 @@ def _labels(found: Mapping[str, Any], subject: Subject) -> Figure:
             label=f"teacher, {kind} images",
         )  # fmt: skip
     if len(order) <= 20:
-        names = [subject.class_names[c] for c in order]
+        names = [subject.classes.names[c] for c in order]
         axes.set_xticks(np.arange(len(order)), names, rotation=45, ha="right")
     axes.set(xlabel="class, by decreasing training images", ylabel="share of the images (%)")
     axes.legend(frameon=False, fontsize=8)

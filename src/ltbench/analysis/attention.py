@@ -33,11 +33,11 @@ def analyse(
 
     Args:
         subject: A vision transformer.
-        split: Whose images.
-        images: At most so many.
+        split: Which split.
+        images: Number of images at most.
         batch_size: Images at a time.
-        pictures: Folder of images to draw the rollout of; default: one of each of some classes,
-            from the most frequent to the rarest.
+        pictures: Folder of images to draw the rollout of; default: one image of each of some
+            classes, from the most frequent to the rarest.
     """
     net = vit.transformer(subject)
     rows = subject.rows(split, limit=images)
@@ -49,10 +49,10 @@ def analyse(
             total[block] += mean_distance(attention, between, prefix).double().sum(0).cpu()
     distances = (total / len(rows)).sort(1).values.numpy()
     uniform = float(between.mean())
-    names, chosen = _chosen(subject, split, pictures)
-    onto = rollout(attention_maps(net, chosen))[:, : len(vit.tokens(net)), prefix:]
+    names, shown = _chosen(subject, split, pictures)
+    onto = rollout(attention_maps(net, shown))[:, : len(vit.tokens(net)), prefix:]
     onto = onto.reshape(*onto.shape[:2], high, wide).cpu()
-    drawn = _unnormalised(subject, chosen)
+    drawn = _unnormalised(subject, shown)
     means = distances.mean(1)
     summary = [
         (
@@ -84,14 +84,10 @@ def patch_distances(high: int, wide: int, patch: int) -> Tensor:
 
 
 def mean_distance(attention: Tensor, between: Tensor, prefix: int) -> Tensor:
-    """Return how far patches look in the mean, (B, heads): Dosovitskiy et al., arXiv 2010.11929.
+    """Return the mean distance of attention, (B, heads): Dosovitskiy et al., arXiv 2010.11929.
 
-    Attention to the class tokens is left out, and the rest of each row made to sum to 1.
-
-    Args:
-        attention: (B, heads, N, N), rows summing to 1.
-        between: Distances between the patches, (N - prefix, N - prefix).
-        prefix: Number of class tokens, which come first.
+    Of attention (B, heads, N, N), that to the class tokens, which come first (``prefix`` of them),
+    is left out, and the rest of each row made to sum to 1. Distances between patches are (P, P).
     """
     patches = attention[:, :, prefix:, prefix:]
     looked = (patches * between).sum(-1) / patches.sum(-1)
@@ -101,17 +97,15 @@ def mean_distance(attention: Tensor, between: Tensor, prefix: int) -> Tensor:
 def rollout(maps: list[Tensor]) -> Tensor:
     """Follow attention through all blocks, (B, N, N): Abnar and Zuidema 2020, arXiv 2005.00928.
 
-    Each block passes on the mean over its heads and, through the residual, as much of itself.
-
-    Args:
-        maps: (B, heads, N, N) of each block, first to last, rows summing to 1.
+    Each block passes on the mean over its heads and, through the residual, as much of itself. The
+    maps are (B, heads, N, N) per block, first to last, with rows summing to 1.
     """
     one = torch.eye(maps[0].shape[-1], device=maps[0].device)
-    found = one.expand(len(maps[0]), -1, -1)
+    followed = one.expand(len(maps[0]), -1, -1)
     for attention in maps:
         step = (attention.mean(1) + one) / 2
-        found = step / step.sum(-1, keepdim=True) @ found
-    return found
+        followed = step / step.sum(-1, keepdim=True) @ followed
+    return followed
 
 
 def _chosen(subject: Subject, split: str, folder: Path | None) -> tuple[list[str], Tensor]:
@@ -125,12 +119,12 @@ def _chosen(subject: Subject, split: str, folder: Path | None) -> tuple[list[str
     order = subject.by_frequency(split)
     some = dict.fromkeys(order[i] for i in np.linspace(0, len(order) - 1, SHOWN).astype(int))
     rows = np.array([subject.rows(split, c, 1)[0] for c in some])
-    (found,) = vit.images(subject, split, rows, len(rows))
-    return [subject.class_names[c] for c in some], found
+    (images,) = vit.images(subject, split, rows, len(rows))
+    return [subject.classes.names[c] for c in some], images
 
 
 def _unnormalised(subject: Subject, images: Tensor) -> NDArray[np.float32]:
-    """Return images as a picture holds them, (B, H, W, 1 or 3) in [0, 1]."""
+    """Return images as matplotlib takes them, (B, H, W, 1 or 3) in [0, 1]."""
     source = subject.data.source
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (source.mean, source.std))
     shown = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()

@@ -1,4 +1,4 @@
-"""Whether confidence is earned, by group of classes: Guo et al. 2017, arXiv 1706.04599."""
+"""Whether confidence is justified, by group of classes: Guo et al. 2017, arXiv 1706.04599."""
 
 from typing import Any
 
@@ -21,26 +21,26 @@ def analyse(
 ) -> Result:
     """Compare confidence and accuracy in bins, for all images and by group.
 
-    Grouping by the truth shows on whose images the network is too sure; grouping by the prediction,
-    which is all that a user sees, shows whether its confidence holds.
+    Grouping by the true class shows on which images the network is overconfident; grouping by the
+    prediction, which is all that a user sees, shows whether its confidence can be trusted.
 
     Args:
-        predictions: What was predicted, with confidences.
+        predictions: Predictions with confidences.
         classes: The classes.
-        split: Whose images.
-        bins: Of equal width, ((b - 1) / bins, b / bins].
+        split: Which split.
+        bins: Number of equal bins, ((b - 1) / bins, b / bins].
     """
     if bins < 1:
-        raise UserError(f"bins {bins}: give at least 1.")
+        raise UserError(f"--bins {bins}: use at least 1.")
     assert predictions.confidence is not None
     group_of, hits = classes.rank_of, predictions.correct
     confidences = predictions.confidence.astype(np.float64)
-    found: dict[str, dict[str, Any]] = {}
+    by: dict[str, dict[str, Any]] = {}
     for way, labels in (("true", predictions.label), ("predicted", predictions.prediction)):
         groups = group_of[labels]
-        found[way] = {
-            name: reliability(confidences[chosen], hits[chosen], bins)
-            for name, chosen in (
+        by[way] = {
+            name: reliability(confidences[rows], hits[rows], bins)
+            for name, rows in (
                 *((name, groups == name) for name in classes.ranks),
                 ("all", np.ones(len(hits), dtype=bool)),
             )
@@ -51,27 +51,24 @@ def analyse(
             f"ECE {percent(entry['ece'])}, confidence {percent(entry['confidence'])}, "
             f"accuracy {percent(entry['accuracy'])} ({entry['images']} images)",
         )
-        for way, entries in found.items()
+        for way, entries in by.items()
         for name, entry in entries.items()
         if entry["images"] and (name != "all" or way == "true")
     ]
     return Result(
         title=f"Reliability by group ({len(hits)} {split} images)",
         summary=summary,
-        values={"bins": bins, "by": found},
-        figures={"": _picture(found)},
+        values={"bins": bins, "by": by},
+        figures={"": _picture(by)},
     )
 
 
 def reliability(
     confidences: NDArray[np.float64], hits: NDArray[np.bool_], bins: int
 ) -> dict[str, Any]:
-    """Return the expected calibration error, and accuracy and confidence bin by bin.
+    """Return the expected calibration error, and accuracy and confidence per bin.
 
-    Args:
-        confidences: (N,), in (0, 1].
-        hits: Whether each was right, (N,).
-        bins: Their number.
+    The arguments are those of :func:`ltbench.metrics.counts.reliability`.
 
     Returns:
         ``ece``, ``confidence``, ``accuracy``, ``images``, and lists ``bin_images``,
@@ -94,15 +91,15 @@ def reliability(
     }
 
 
-def _picture(found: dict[str, dict[str, Any]]) -> Figure:
-    names = list(found["true"])
+def _picture(by: dict[str, dict[str, Any]]) -> Figure:
+    names = list(by["true"])
     drawn, panels = figure(2, len(names), width=2.6, height=2.7, sharex=True, sharey=True)
-    for row, (way, entries) in zip(panels, found.items(), strict=True):
+    for row, (way, entries) in zip(panels, by.items(), strict=True):
         for axes, name in zip(row, names, strict=True):
             _diagram(axes, entries[name], GROUP_COLOURS.get(name, GREY))
             error = entries[name]["ece"]
-            told = "no images" if error is None else f"ECE {100 * error:.1f} %"
-            axes.set_title(f"{name}: {told}", fontsize=10)
+            text = "no images" if error is None else f"ECE {100 * error:.1f} %"
+            axes.set_title(f"{name}: {text}", fontsize=10)
             axes.set_xlabel("confidence")
         row[0].set_ylabel(f"accuracy,\n{WAYS[way].replace(' as', chr(10) + 'as')}", fontsize=9)
     panels[1][-1].set_visible(False)  # all images are the same either way
@@ -110,7 +107,7 @@ def _picture(found: dict[str, dict[str, Any]]) -> Figure:
 
 
 def _diagram(axes: Axes, entry: dict[str, Any], colour: str) -> None:
-    """Draw each bin's accuracy over its confidence against the diagonal, larger with its images."""
+    """Draw the accuracy of each bin over its confidence, larger if it has more images."""
     full = [n > 0 for n in entry["bin_images"]]
     images = np.array(entry["bin_images"])[full]
     confidence, accuracy = (

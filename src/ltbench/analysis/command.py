@@ -3,7 +3,7 @@
 An analysis is a file of this folder with a function ``analyse``. The first line of the file says
 what it does. The function's first parameter is what is analysed: a ``Subject``, or ``Predictions``
 followed by their ``Classes``. Those with a default, ``split`` among them, are its options, and its
-docstring has their help. All is read from the source: torch waits until one of them runs.
+docstring has their help. All is read from the source: only running an analysis imports torch.
 """
 
 import argparse
@@ -34,11 +34,7 @@ _TYPES: dict[str, dict[str, Any]] = {
 
 
 class Analysis:
-    """What the source of an analysis declares.
-
-    Args:
-        path: Its file.
-    """
+    """The declaration of an analysis, read from its source file."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.stem
@@ -52,12 +48,12 @@ class Analysis:
 
     @property
     def of_predictions(self) -> bool:
-        """Whether it takes predictions, not the network."""
+        """Whether it takes predictions rather than the network."""
         return _annotation(self.function.args.args[0]) == "Predictions"
 
     @cached_property
     def options(self) -> dict[str, dict[str, Any]]:
-        """Its options, by name: arguments of ``add_argument``."""
+        """Its options: name -> arguments of ``add_argument``."""
         _, _, texts = (ast.get_docstring(self.function) or "").partition("Args:\n")
         described = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", texts, re.MULTILINE))
         defaults = self.function.args.defaults
@@ -80,7 +76,7 @@ class Analysis:
 
     @property
     def usual_split(self) -> str:
-        """Whose images it takes where it is told nothing else."""
+        """The default of its split."""
         return str(self.options["split"]["default"])
 
 
@@ -89,7 +85,7 @@ def _annotation(argument: ast.arg) -> str:
 
 
 def analyses() -> dict[str, Path]:
-    """Return the file of each analysis, by its name."""
+    """Return the file of each analysis, by name."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return {path.stem: path for path in files if "\ndef analyse(" in path.read_text()}
 
@@ -98,7 +94,7 @@ def analyze_command(args: Sequence[str]) -> None:
     """Dispatch ``ltbench analyze ANALYSIS ...``.
 
     Raises:
-        UserError: An unknown analysis or option, or what the analysis itself refuses.
+        UserError: An unknown analysis or option, or the analysis cannot be done.
     """
     files = analyses()
     if not args or args[0] in ("-h", "--help"):
@@ -110,12 +106,12 @@ def analyze_command(args: Sequence[str]) -> None:
         raise unknown_name("analysis", name, files)
     analysis = Analysis(files[name])
     parser = _parser(analysis)
-    given, overrides = parser.parse_known_args(rest)
+    arguments, overrides = parser.parse_known_args(rest)
     for word in overrides:
         if word.startswith("--") and not word.startswith("--data"):
             valid = [o for action in parser._actions for o in action.option_strings]
             raise unknown_name("option", word, [*valid, "--data..."])
-    options = vars(given)
+    options = vars(arguments)
     place = {name: options.pop(name) for name in ("run", "ckpt_path", "selection", "config")}
     _run(analysis, place, overrides, options)
 
@@ -127,9 +123,14 @@ def _parser(analysis: Analysis) -> argparse.ArgumentParser:
         epilog="--data... overrides the run's data settings, as for ltbench fit.",
     )
     add = parser.add_argument
-    add("--run", type=Path, help="run folder; its config and checkpoint are taken")
+    add("--run", type=Path, help="run folder, with its config and checkpoint")
     add("--ckpt_path", type=Path, help="a checkpoint, in place of a run folder")
-    add("--selection", choices=("last", "best"), default="last", help="of a run folder's weights")
+    add(
+        "--selection",
+        choices=("last", "best"),
+        default="last",
+        help="which weights of a run folder",
+    )
     add("--config", type=Path, help="default: config.yaml of the run folder")
     add("--output", type=Path, help="folder of the results; default: analysis/ in the run folder")
     add("--device", help="such as cpu or cuda:1; default: the first GPU, else the CPU")
@@ -181,7 +182,7 @@ def _of_network(
 def _of_predictions(
     output: "Output", overrides: list[str], device: str | None, options: dict[str, Any]
 ) -> "Result":
-    """Analyse what the run recorded; with other data or without a record, predict now."""
+    """Analyse the recorded predictions; predict now if there are none, or for other data."""
     from ltbench.metrics.counts import Classes
     from ltbench.records import RunFolder
 

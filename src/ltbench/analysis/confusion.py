@@ -1,4 +1,4 @@
-"""Where the tail goes: which classes swallow the images of which."""
+"""Where the tail goes: which classes are mistaken for which."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ TOP = 3  # classes named for each
 
 
 def analyse(predictions: Predictions, classes: Classes, split: str = "test") -> Result:
-    """Count what is taken for what: between groups, and class by class as a table.
+    """Count what is predicted as what: between groups, and class by class as a table.
 
     Args:
-        predictions: What was predicted.
+        predictions: The predictions.
         classes: The classes.
-        split: Whose images.
+        split: Which split.
     """
     names = classes.names
     flows = group_flows(predictions, classes)
@@ -30,7 +30,7 @@ def analyse(predictions: Predictions, classes: Classes, split: str = "test") -> 
     groups = list(classes.ranks)
     summary = [
         (
-            f"{group} images taken for",
+            f"{group} images predicted as",
             ", ".join(f"{to} {percent(share)}" for to, share in zip(groups, row, strict=True)),
         )
         for group, row in zip(groups, flows, strict=True)
@@ -43,7 +43,7 @@ def analyse(predictions: Predictions, classes: Classes, split: str = "test") -> 
     ]
     if swallowed:
         most = ", ".join(f"{names[c]} {count}" for c, count in swallowed[:5])
-        summary.append(("classes that swallow most tail images", most))
+        summary.append(("classes that most tail images are mistaken for", most))
     figures = {"groups": _groups(flows, groups)}
     if len(names) <= DRAWN:
         figures = {"": _matrix(predictions, classes), **figures}
@@ -63,10 +63,10 @@ def analyse(predictions: Predictions, classes: Classes, split: str = "test") -> 
 
 
 def group_flows(predictions: Predictions, classes: Classes) -> NDArray[np.float64]:
-    """Return the share of each group's images that is taken for each group, (3, 3), rows the truth.
+    """Return the share of each group's images predicted as each group, (3, 3), rows the truth.
 
-    A right prediction counts for its own group, as does one of another class of the group. A group
-    without images has NaN.
+    A prediction of another class of the same group counts for that group. A group without images
+    has NaN.
     """
     names = list(classes.ranks)
     group_of = classes.rank_of
@@ -77,11 +77,11 @@ def group_flows(predictions: Predictions, classes: Classes) -> NDArray[np.float6
 
 
 def class_table(predictions: Predictions, classes: Classes) -> pd.DataFrame:
-    """Lay out each class, by decreasing training images: recall, and where the rest goes.
+    """Tabulate each class, by decreasing training images: recall, and where the rest goes.
 
     Columns: ``class``, ``name``, ``group``, ``train_images``, ``images``, ``recall``,
-    ``lost_to_head``, ``lost_to_mid``, ``lost_to_tail`` (shares of its images that another class of
-    the group gets), and ``taken_for_<k>`` with ``share_<k>`` for the classes that get most.
+    ``lost_to_head``, ``lost_to_mid``, ``lost_to_tail`` (shares of its images predicted as another
+    class of that group), and ``taken_for_<k>`` with ``share_<k>`` for the most frequent errors.
     """
     number = len(classes)
     images = np.bincount(predictions.label, minlength=number)
@@ -118,7 +118,7 @@ def class_table(predictions: Predictions, classes: Classes) -> pd.DataFrame:
 
 
 def _swallowers(predictions: Predictions, classes: Classes) -> list[tuple[int, int]]:
-    """Return the classes that wrongly get images of the tail, and how many, most first."""
+    """Return the classes that tail images are mistaken for, and how many, most first."""
     tail = np.isin(predictions.label, classes.ranks["tail"])
     wrong = tail & (predictions.label != predictions.prediction)
     counts = np.bincount(predictions.prediction[wrong], minlength=len(classes))
@@ -136,7 +136,7 @@ def _lost(row: Any) -> str:  # noqa: ANN401 - a named tuple of pandas
 
 
 def _groups(flows: NDArray[np.float64], names: list[str]) -> Figure:
-    """Draw what each group's images are taken for, a bar a group."""
+    """Draw the predictions for each group's images, one bar per group."""
     drawn, ((axes,),) = figure(width=5.6, height=2.3)
     left = np.zeros(len(names))
     for column, name in enumerate(names):
@@ -172,7 +172,7 @@ def _matrix(predictions: Predictions, classes: Classes) -> Figure:
     axes.set_yticks(np.arange(number), names, fontsize=8)
     short = [classes.names[c] for c in order]
     axes.set_xticks(np.arange(number), short, rotation=60, ha="right", fontsize=8)
-    axes.set(xlabel="taken for", ylabel="class (training images)")
+    axes.set(xlabel="predicted as", ylabel="class (training images)")
     drawn.colorbar(shown, ax=axes, label="share of the class's images (%)", shrink=0.8)
     return drawn
 
@@ -186,6 +186,6 @@ def _bars(classes: Classes, swallowed: list[tuple[int, int]]) -> Figure:
     for group in dict.fromkeys(group_of[c] for c, _ in swallowed):
         axes.barh([names[0]], [0], color=GROUP_COLOURS[group], label=f"{group} class")
     axes.invert_yaxis()
-    axes.set(xlabel="tail images wrongly taken for it", ylabel="class (training images)")
+    axes.set(xlabel="tail images mistaken for it", ylabel="class (training images)")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return drawn

@@ -18,19 +18,12 @@ from ltbench.losses import BoundLoss, cross_entropy_loss
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """A mean over images, batch by batch.
+    """A mean over images, batch by batch."""
 
-    Attributes:
-        parameters: What it is a function of; a vector (P,) holds one entry for each of theirs.
-        batches: Called for each pass over the images.
-        loss: Mean loss of a batch, a scalar.
-        weight: Share of all images that a batch has.
-    """
-
-    parameters: Sequence[Tensor]
-    batches: Callable[[], Iterable[Batch]]
-    loss: Callable[[Batch], Tensor]
-    weight: Callable[[Batch], float]
+    parameters: Sequence[Tensor]  # its arguments, P numbers in all
+    batches: Callable[[], Iterable[Batch]]  # called for each pass over the images
+    loss: Callable[[Batch], Tensor]  # mean loss of a batch, a scalar
+    weight: Callable[[Batch], float]  # share of all images that a batch has
 
     @property
     def size(self) -> int:
@@ -39,7 +32,7 @@ class MeanLoss:
 
     @torch.no_grad()
     def value(self) -> float:
-        """Return the loss at the present parameters."""
+        """Return the loss at the current parameters."""
         return sum(float(self.loss(batch)) * self.weight(batch) for batch in self.batches())
 
     def products(self, vectors: Tensor) -> Tensor:
@@ -59,7 +52,7 @@ class MeanLoss:
                 if "is not implemented" not in reason:
                     raise
                 raise UserError(
-                    f"this network has no second derivative in torch ({reason})."
+                    f"torch has no second derivative of this network ({reason})."
                 ) from error
         return total
 
@@ -101,7 +94,7 @@ def class_loss(
     batch_size: int = 64,
     advance: Callable[[int], object] = lambda images: None,
 ) -> MeanLoss:
-    """Return the mean loss over some images of a split, by all trained parameters.
+    """Return the mean loss over some images of a split, as a function of all trained parameters.
 
     Class weights play no part: images of one class all have the same, which a weighted mean
     divides out.
@@ -110,16 +103,20 @@ def class_loss(
         subject: The network.
         split: Name of a split.
         rows: Which of its images.
-        kind: ``ce``, plain cross-entropy of the logits that predict, or ``run``, the loss that the
-            run trained with, at the same logits.
+        kind: ``ce``, plain cross-entropy, or ``run``, the loss that the run was trained with.
         batch_size: Images at a time.
-        advance: Told how many images a pass has taken.
+        advance: Called with the number of images of each batch, to show progress.
+
+    Raises:
+        UserError: The run has no loss of logits and labels alone.
     """
     model, head = subject.model, subject.model.heads[0]
     own: BoundLoss | None = getattr(model, "loss", None)
     criterion = cross_entropy_loss if kind == "ce" else own
     if criterion is None:
-        raise UserError(f"{type(model).__name__} has no loss of labels alone: take --loss ce.")
+        raise UserError(
+            f"{type(model).__name__} has no loss of logits and labels alone: use --loss ce."
+        )
 
     def loss(batch: Batch) -> Tensor:
         logits = model.outputs(batch["image"])[head]

@@ -30,7 +30,7 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
 
     Args:
         subject: A network with a linear or a cosine classifier.
-        split: Whose images.
+        split: Which split.
         batch_size: Images at a time.
     """
     heads = [*penultimate.classifiers(subject.net).values()]
@@ -39,14 +39,14 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
     order = subject.by_frequency(split)
     shown = _shown(order)
     moments = Moments(subject.model.num_classes, weight.shape[1])
-    kept: dict[int, list[Tensor]] = {c: [] for c in shown}
+    samples: dict[int, list[Tensor]] = {c: [] for c in shown}
     rows = subject.rows(split)
     for batch in subject.batches(split, rows, batch_size):
         with torch.no_grad():
             features = penultimate.features(subject.net, batch["image"]).double().cpu()
         moments.add(features, batch["label"].cpu())
         for c in shown:
-            kept[c].extend(features[batch["label"].cpu() == c][: POINTS - len(kept[c])])
+            samples[c].extend(features[batch["label"].cpu() == c][: POINTS - len(samples[c])])
     table = _table(subject, moments, weight, order)
     collapse = neural_collapse(moments, weight)
     counts = table["train_images"].to_numpy()
@@ -54,7 +54,7 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
         name: _rank_correlation(counts, table[name].to_numpy())
         for name in ("feature_norm", "centre_distance", "within_variance", "weight_norm")
     }
-    points = {c: np.stack([p.numpy() for p in found]) for c, found in kept.items()}
+    points = {c: np.stack([p.numpy() for p in vectors]) for c, vectors in samples.items()}
     explained, projected = project(moments, points)
     return Result(
         title=f"Features and classifier by class ({len(rows)} {split} images)",
@@ -85,18 +85,12 @@ MEASURES = {
 
 @dataclass
 class Moments:
-    """Sums over features that all measures come from; their size does not grow with the images.
+    """Sums over features that all measures are computed from, for C classes and d features."""
 
-    Args:
-        classes: C.
-        width: Length of a feature, d.
-    """
-
-    classes: int
-    width: int
+    classes: int  # C
+    width: int  # d
 
     def __post_init__(self) -> None:
-        """Start from nothing."""
         self.counts = torch.zeros(self.classes, dtype=torch.float64)
         self.norms = torch.zeros(self.classes, dtype=torch.float64)
         self.squares = torch.zeros(self.classes, dtype=torch.float64)
@@ -104,7 +98,7 @@ class Moments:
         self.outer = torch.zeros(self.width, self.width, dtype=torch.float64)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Take in features (B, d) float64 of these labels (B,)."""
+        """Add float64 features (B, d) with labels (B,)."""
         self.counts += torch.bincount(labels, minlength=self.classes)
         self.norms.index_add_(0, labels, features.norm(dim=1))
         self.squares.index_add_(0, labels, (features**2).sum(1))
@@ -118,7 +112,7 @@ class Moments:
 
     @property
     def means(self) -> Values:
-        """Mean feature of each class, (C, d); zero where it has no image."""
+        """Mean feature per class, (C, d); zero if it has no image."""
         return (self.sums / self.counts.clamp_min(1)[:, None]).numpy()
 
     @property
@@ -129,19 +123,12 @@ class Moments:
 
 
 def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
-    """Measure how near features and classifier are to neural collapse; all four are 0 there.
+    """Return how far features and classifier (C, d) are from neural collapse, by :data:`MEASURES`.
 
-    Classes count alike, whatever their images: arXiv 2008.08186, section 2.
-
-    Args:
-        moments: Of the features.
-        weight: Of the classifier, (C, d).
-
-    Returns:
-        The values of :data:`MEASURES`.
+    Classes have equal weight, however many images they have: arXiv 2008.08186, section 2.
     """
-    there = moments.present
-    means, counts = moments.means[there], moments.counts.numpy()[there]
+    present = moments.present
+    means, counts = moments.means[present], moments.counts.numpy()[present]
     classes = len(means)
     weighted = means * np.sqrt(counts)[:, None]
     within = (moments.outer.numpy() - weighted.T @ weighted) / counts.sum()
@@ -151,7 +138,7 @@ def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
     unit = centred / lengths[:, None]
     cosines = unit @ unit.T
     apart = cosines[~np.eye(classes, dtype=bool)]
-    weights = weight[there] - weight[there].mean(0)
+    weights = weight[present] - weight[present].mean(0)
     gap = weights / np.linalg.norm(weights) - centred / np.linalg.norm(centred)
     return {
         "within_over_between": float(np.trace(within @ np.linalg.pinv(between)) / classes),
@@ -162,14 +149,10 @@ def neural_collapse(moments: Moments, weight: Values) -> dict[str, float]:
 
 
 def project(moments: Moments, points: Mapping[int, Values]) -> tuple[Values, dict[int, Values]]:
-    """Project features onto the first two principal components of all of them.
-
-    Args:
-        moments: Of all features.
-        points: Features (n, d) of some classes.
+    """Project features of some classes, (n, d), onto the first two principal components of all.
 
     Returns:
-        Share of the variance along each of the two, and the projections (n, 2).
+        Share of the variance along each of the two, and the projections, (n, 2) per class.
     """
     total = float(moments.counts.sum())
     mean = moments.sums.sum(0).numpy() / total
@@ -177,7 +160,7 @@ def project(moments: Moments, points: Mapping[int, Values]) -> tuple[Values, dic
     values, vectors = np.linalg.eigh(covariance)
     first = vectors[:, :-3:-1]
     explained = values[:-3:-1] / values.clip(0).sum()
-    return explained, {c: (found - mean) @ first for c, found in points.items()}
+    return explained, {c: (features - mean) @ first for c, features in points.items()}
 
 
 def _shown(order: list[int]) -> list[int]:
@@ -190,12 +173,11 @@ def _shown(order: list[int]) -> list[int]:
 def _table(subject: Subject, moments: Moments, weight: Values, order: list[int]) -> pd.DataFrame:
     counts, means = moments.counts.numpy(), moments.means
     centre = means[moments.present].mean(0)
-    group = {int(c): name for name, members in subject.groups.items() for c in members}
     columns = {
         "class": np.arange(moments.classes),
-        "name": subject.class_names,
-        "group": [group[c] for c in range(moments.classes)],
-        "train_images": subject.class_counts,
+        "name": subject.classes.names,
+        "group": subject.classes.rank_of,
+        "train_images": subject.classes.counts,
         "images": counts.astype(int),
         "feature_norm": (moments.norms / moments.counts.clamp_min(1)).numpy(),
         "centre_distance": np.linalg.norm(means - centre, axis=1),
@@ -243,7 +225,7 @@ def _picture(subject: Subject, points: Mapping[int, Values], explained: Values) 
             where[:, 0], where[:, 1], s=12, alpha=0.7, linewidths=0,
             color=COLOURS[number % len(COLOURS)],
             marker=markers[(number // len(COLOURS)) % len(markers)],
-            label=f"{subject.class_names[c]} ({subject.class_counts[c]})",
+            label=f"{subject.classes.names[c]} ({subject.classes.counts[c]})",
         )  # fmt: skip
     first, second = 100 * explained
     axes.set(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TimeElapsedColumn
 
 from ltbench import seeding
 from ltbench.analysis import spectra
@@ -37,54 +37,61 @@ def analyse(
     beside: Others = MappingProxyType({}),
     fresh: bool = False,
 ) -> Result:
-    """Measure the spectrum of each class, going on from what an earlier call left.
+    """Measure the spectrum of each class, going on from the results of an earlier call.
 
     Args:
         subject: The network.
-        split: Whose images.
-        classes: Names or numbers; default: all of ten, else the most frequent, the middle and the
-            rarest three.
+        split: Which split.
+        classes: Names or numbers; default: all of up to ten classes, else the three most frequent,
+            the three in the middle and the three rarest.
         loss: Plain cross-entropy (``ce``), or that of the run.
-        steps: Lanczos steps of a run.
-        runs: Random starts.
-        images: At most so many of a class, drawn by the run's seed. The paper takes all: hours on
-            a CPU, for a head class of 5,000.
+        steps: Lanczos steps per run.
+        runs: Number of random starts.
+        images: Number of images per class at most, drawn by the run's seed. The paper takes all,
+            which takes hours on a CPU for a head class of 5,000.
         batch_size: Images at a time.
         beside: Other networks to compare with; on the command line their run folders, or JSON files
             of this analysis.
-        fresh: Forget what an earlier call left.
+        fresh: Discard the results of an earlier call.
 
     Raises:
-        UserError: What an earlier call left was measured otherwise.
+        UserError: An earlier call measured with other settings.
     """
-    chosen = _chosen(subject, split, classes)
-    common = shared([subject.class_names[c] for c in chosen], beside)
-    asked = {"split": split, "loss": loss, "steps": steps, "images": images}
-    known = {} if fresh else _earlier(subject, asked)
-    rows = {c: subject.rows(split, c, images) for c in chosen}
+    labels = _chosen(subject, split, classes)
+    common = shared([subject.classes.names[c] for c in labels], beside)
+    measured = {
+        **{"split": split, "loss": loss, "steps": steps, "images": images},
+        **{"sha256": subject.sha256, "data": subject.data.identity()["training_set"]},
+    }
+    entries = {} if fresh else _earlier(subject, measured)
+    rows = {c: subject.rows(split, c, images) for c in labels}
     console = Console()
-    with _progress(console) as progress:
-        todo = {c: [r for r in range(runs) if str(r) not in _runs(known, c)] for c in chosen}
-        total = sum(len(rows[c]) * steps * _passes(subject, todo[c], steps) for c in chosen)
+    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        done = {c: entries.get(str(c), {}).get("runs", {}) for c in labels}
+        todo = {c: sum(str(r) not in done[c] for r in range(runs)) for c in labels}
+        total = sum(len(rows[c]) * steps * _passes(subject, todo[c], steps) for c in labels)
         task = progress.add_task("", total=total)
-        for c in chosen:
-            progress.update(task, description=subject.class_names[c])
-            entry = known.setdefault(str(c), _describe(subject, split, c, rows[c]))
+        for c in labels:
+            progress.update(task, description=subject.classes.names[c])
+            entry = entries.setdefault(str(c), _describe(subject, split, c, rows[c]))
             while missing := [r for r in range(runs) if str(r) not in entry["runs"]]:
                 target = class_loss(
                     subject, split, rows[c], loss, batch_size, lambda n: progress.advance(task, n)
                 )
                 together = missing[: _together(target.size, steps)]
-                starts = torch.stack([_start(target.size, run) for run in together])
-                found = lanczos(target.products, starts.to(subject.device), steps)
+                key = (target.size, seeding.run_seed(), "lanczos")
+                starts = torch.stack([rademacher(*key, run) for run in together])
+                spaces = lanczos(target.products, starts.to(subject.device), steps)
                 entry["parameters"] = target.size
-                for run, krylov in zip(together, found, strict=True):
+                for run, krylov in zip(together, spaces, strict=True):
                     entry["runs"][str(run)] = _kept(krylov)
                 entry.update(spectra.extremes(entry["runs"].values(), target.size))
-                subject.output.save(_result(subject, known, asked))
-            console.print(_line(entry), highlight=False, soft_wrap=True)
-    result = _result(subject, known, asked)
-    shown = [known[str(c)] for c in chosen]
+                subject.output.save(_result(subject, entries, measured))
+            line = f"{entry['name']}, {entry['images']} images: {spectra.caption(entry)}"
+            console.print(line, highlight=False, soft_wrap=True)
+    result = _result(subject, entries, measured)
+    shown = [entries[str(c)] for c in labels]
     result.figures[""] = spectra.picture({"": [shown[0], shown[-1]] if len(shown) > 1 else shown})
     if len(shown) > 2:
         result.figures["classes"] = spectra.by_class(shown)
@@ -98,70 +105,54 @@ def analyse(
 def _chosen(subject: Subject, split: str, words: Sequence[str]) -> list[int]:
     order = subject.by_frequency(split)
     if words:
-        wanted = {subject.label_of(word) for word in words}
-        if absent := wanted - set(order):
+        named = {subject.label_of(word) for word in words}
+        if absent := named - set(order):
             raise UserError(f"{split} has no images of class {sorted(absent)[0]}.")
-        return [c for c in order if c in wanted]
+        return [c for c in order if c in named]
     if len(order) <= 10:
         return order
     middle = (len(order) - SHOWN) // 2
     return [*order[:SHOWN], *order[middle : middle + SHOWN], *order[-SHOWN:]]
 
 
-def _earlier(subject: Subject, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the classes of an earlier result that was measured in the same way."""
+def _earlier(subject: Subject, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classes of an earlier result with the same settings."""
     earlier = subject.output.read()
     if earlier is None:
         return {}
-    now = {**asked, "sha256": subject.sha256, "data": subject.data.identity()["training_set"]}
     before = earlier["measured"]
     differing = [f"{k}: {before[k]} there, {now[k]} now" for k in now if before[k] != now[k]]
     if differing:
         raise UserError(
-            f"{subject.output.path} was measured otherwise ({'; '.join(differing)}).\n"
-            "Give --fresh to start over, or another --output FOLDER."
+            f"{subject.output.path} was measured with other settings ({'; '.join(differing)}).\n"
+            "Use --fresh to start over, or another --output FOLDER."
         )
-    found: dict[str, Any] = earlier["classes"]
-    return found
-
-
-def _runs(known: Mapping[str, Any], label: int) -> Mapping[str, Any]:
-    runs: Mapping[str, Any] = known.get(str(label), {}).get("runs", {})
-    return runs
+    classes: dict[str, Any] = earlier["classes"]
+    return classes
 
 
 def _together(size: int, steps: int) -> int:
     return max(1, BASIS_BYTES // (4 * size * min(steps, size)))
 
 
-def _passes(subject: Subject, missing: Sequence[int], steps: int) -> int:
+def _passes(subject: Subject, missing: int, steps: int) -> int:
     size = sum(p.numel() for p in subject.model.parameters() if p.requires_grad)
-    return -(-len(missing) // _together(size, steps))
-
-
-def _start(size: int, run: int) -> torch.Tensor:
-    return rademacher(size, seeding.run_seed(), "lanczos", run)
+    return -(-missing // _together(size, steps))
 
 
 def _describe(subject: Subject, split: str, label: int, rows: Rows) -> dict[str, Any]:
-    group = next(name for name, members in subject.groups.items() if label in members)
     measured = {"loss": 0.0, "accuracy": 0.0}
     for logits, labels in subject.logits(split, rows):
         losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
         measured["loss"] += float(losses) / len(rows)
         measured["accuracy"] += float((logits.argmax(1) == labels).sum()) / len(rows)
-    tested = np.array([], dtype=np.int64)
-    if "test" in subject.data.splits:
-        tested = subject.rows("test", label)
-    hits = (
-        [(z.argmax(1) == y).float().cpu() for z, y in subject.logits("test", tested)]
-        if len(tested)
-        else []
-    )
+    tested = subject.rows("test", label) if "test" in subject.data.splits else np.array([], int)
+    scored = subject.logits("test", tested) if len(tested) else ()
+    hits = [(logits.argmax(1) == labels).float().cpu() for logits, labels in scored]
     return {
-        "name": subject.class_names[label],
-        "group": group,
-        "train_images": int(subject.class_counts[label]),
+        "name": subject.classes.names[label],
+        "group": str(subject.classes.rank_of[label]),
+        "train_images": int(subject.classes.counts[label]),
         "images": len(rows),
         **measured,
         "test_recall": float(torch.cat(hits).mean()) if hits else None,
@@ -177,40 +168,31 @@ def _kept(krylov: Krylov) -> dict[str, Any]:
     }
 
 
-def _line(entry: Mapping[str, Any]) -> str:
-    return f"{entry['name']}, {entry['images']} images: {spectra.caption(entry)}"
-
-
-def _result(subject: Subject, known: Mapping[str, Any], asked: Mapping[str, Any]) -> Result:
-    order = [str(c) for c in subject.by_frequency(asked["split"]) if str(c) in known]
-    classes = {c: known[c] for c in order if known[c]["runs"]}
-    groups = {g: spectra.group_mean(classes.values(), g) for g in subject.groups}
-    groups = {name: found for name, found in groups.items() if found}
-    measured = {
-        **asked,
-        "sha256": subject.sha256,
-        "data": subject.data.identity()["training_set"],
-    }
+def _result(subject: Subject, entries: Mapping[str, Any], measured: Mapping[str, Any]) -> Result:
+    order = [str(c) for c in subject.by_frequency(measured["split"]) if str(c) in entries]
+    classes = {c: entries[c] for c in order if entries[c]["runs"]}
+    groups = {g: spectra.group_mean(classes.values(), g) for g in subject.classes.ranks}
+    groups = {name: mean for name, mean in groups.items() if mean}
     summary = [
         (
             f"{name}: |λmin| / λmax",
-            f"{spectra.short(found['ratio'])} (λmin {found['lambda_min']:.3g}, "
-            f"λmax {found['lambda_max']:.3g}, mean of {found['classes']} "
-            f"class{'es' if found['classes'] > 1 else ''})",
+            f"{spectra.short(mean['ratio'])} (λmin {mean['lambda_min']:.3g}, "
+            f"λmax {mean['lambda_max']:.3g}, mean of {mean['classes']} "
+            f"class{'es' if mean['classes'] > 1 else ''})",
         )
-        for name, found in groups.items()
+        for name, mean in groups.items()
     ]
     summary += [(f"class {entry['name']}", spectra.caption(entry)) for entry in classes.values()]
     return Result(
-        title=f"Curvature of the loss of each class ({asked['split']} images, "
-        f"{'plain cross-entropy' if asked['loss'] == 'ce' else 'the loss of the run'})",
+        title=f"Curvature of the loss of each class ({measured['split']} images, "
+        f"{'plain cross-entropy' if measured['loss'] == 'ce' else 'the loss of the run'})",
         summary=summary,
         values={"measured": measured, "groups": groups, "classes": classes},
     )
 
 
 def _compare(result: Result, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Add the same classes of several runs, side by side, to a result."""
+    """Add a comparison of the same classes in several runs to a result."""
     ends = {run: [entries[0], entries[-1]][: len(entries)] for run, entries in runs.items()}
     result.figures["beside"] = spectra.picture(ends)
     result.figures["ratios"] = spectra.ratios(runs)
@@ -223,14 +205,3 @@ def _compare(result: Result, runs: Mapping[str, Sequence[Mapping[str, Any]]]) ->
                 ", ".join(f"{run} {spectra.short(mean['ratio'])}" for run, mean in means.items()),
             )
         )
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        *Progress.get_default_columns()[1:3],
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -22,17 +22,11 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Krylov:
-    """What m Lanczos steps from one start know of an operator A.
+    """What m Lanczos steps from one start reveal about an operator A."""
 
-    Attributes:
-        diagonal: (m,) of the tridiagonal matrix T = Q A Q'.
-        off_diagonal: (m,); the last entry is the length of what is left of A q_m, outside of T.
-        basis: Q, (m, P), orthonormal rows, the first of which is the start.
-    """
-
-    diagonal: Values
-    off_diagonal: Values
-    basis: Tensor
+    diagonal: Values  # (m,) of the tridiagonal matrix T = Q A Q'
+    off_diagonal: Values  # (m,); the last entry is the norm of what is left of A q_m, outside T
+    basis: Tensor  # Q, (m, P), orthonormal rows, the first of which is the start
 
     @cached_property
     def _eigen(self) -> tuple[Values, Values]:
@@ -51,7 +45,7 @@ class Krylov:
 
     @property
     def errors(self) -> Values:
-        """How far from each node the nearest eigenvalue of A can be, (m,)."""
+        """Bound on the distance of each node from the nearest eigenvalue of A, (m,)."""
         return np.asarray(abs(self.off_diagonal[-1] * self._eigen[1][-1]))
 
     def vector(self, node: int) -> Tensor:
@@ -67,8 +61,8 @@ def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int) -> 
 
     Args:
         product: Maps vectors (k, P) to their products with A, (k, P).
-        starts: (k, P), none of them zero; their precision is that of the recurrence.
-        steps: m, at least 1; P at most counts.
+        starts: (k, P), none of them zero; the recurrence has their precision.
+        steps: m, at least 1; more than P have no effect.
     """
     count, size = starts.shape
     steps = min(steps, size)
@@ -105,17 +99,13 @@ def rademacher(size: int, seed: int, *key: int | str) -> Tensor:
 
 
 def density(nodes: Sequence[Values], weights: Sequence[Values]) -> tuple[Values, Values]:
-    """Smooth the quadratures of several starts into one density of unit area.
+    """Smooth the quadratures of several starts, (m,) each, into one density of unit area.
 
     Each node is a Gaussian of variance 1e-5 max(1, range), as in the code of arXiv 1912.07145. The
     grid is finest around the nodes, which a uniform one would miss.
 
-    Args:
-        nodes: (m,) for each start.
-        weights: (m,) for each start.
-
     Returns:
-        Where, (n,) ascending, and the density there, (n,).
+        The grid, (n,) ascending, and the density on it, (n,).
     """
     where = np.concatenate(list(nodes))
     share = np.concatenate(list(weights)) / len(nodes)

@@ -23,7 +23,8 @@ from ltbench.analysis.result import COLOURS, Others, Result, figure, shared
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
 
-LEAST = 1e-4  # of the highest loss: what lies below it is drawn alike
+WAYS = {"random": "a random direction", "bottom": "the least curvature"}
+LEAST = 1e-4  # of the highest loss: lower values are drawn alike
 
 
 def analyse(
@@ -43,33 +44,35 @@ def analyse(
 
     Args:
         subject: The network.
-        split: Whose images.
+        split: Which split.
         classes: Names or numbers; default: the most frequent and the rarest.
         loss: Plain cross-entropy (``ce``), or that of the run.
-        images: At most so many of a class.
+        images: Number of images per class at most.
         batch_size: Images at a time.
         steps: Lanczos steps towards the strongest curvature.
         second: The other direction: ``random``, or ``bottom``, that of the least curvature.
         radius: How far to go, in the norm of all trained parameters.
-        points: Of the grid along each direction.
+        points: Grid points along each direction.
         beside: Other networks to compare with; on the command line their run folders, or JSON files
             of this analysis.
     """
     if radius <= 0 or points < 3 or points % 2 == 0:
-        raise UserError(f"radius {radius}, points {points}: above 0, and odd from 3 on.")
+        raise UserError(
+            f"--radius {radius}, --points {points}: use a radius above 0, and 3, 5, 7 ... points."
+        )
     order = subject.by_frequency(split)
-    wanted = [subject.label_of(word) for word in classes] or [order[0], order[-1]]
-    common = shared([subject.class_names[label] for label in wanted], beside)
+    labels = [subject.label_of(word) for word in classes] or [order[0], order[-1]]
+    common = shared([subject.classes.names[label] for label in labels], beside)
     axis = np.linspace(-radius, radius, points)
-    found = {}
-    for label in dict.fromkeys(wanted):
+    entries = {}
+    for label in dict.fromkeys(labels):
         rows = subject.rows(split, label, images)
         target = class_loss(subject, split, rows, loss, batch_size)
-        name = subject.class_names[label]
+        name = subject.classes.names[label]
         top, other, curvature = _directions(target, subject.device, steps, second)
         grid = _upwards(plane(target, top, other, axis, f"class {name}"))
-        found[name] = {
-            "train_images": int(subject.class_counts[label]),
+        entries[name] = {
+            "train_images": int(subject.classes.counts[label]),
             "images": len(rows),
             **curvature,
             "axis": axis.tolist(),
@@ -77,11 +80,10 @@ def analyse(
         }
     runs = {
         run: {name: classes[name] for name in common}
-        for run, classes in {subject.output.name: found, **beside}.items()
+        for run, classes in {subject.output.name: entries, **beside}.items()
     }
-    words = "a random direction" if second == "random" else "the direction of least curvature"
     summary = []
-    for name, entry in found.items():
+    for name, entry in entries.items():
         centre = entry["loss"][points // 2][points // 2]
         ends = max(entry["loss"][0][points // 2], entry["loss"][-1][points // 2])
         summary.append(
@@ -91,10 +93,11 @@ def analyse(
                 f"(λ {entry['lambda_first']:.3g}), λ along the other {entry['lambda_second']:.3g}",
             )
         )
+    title = f"Loss around the weights along the strongest curvature and {WAYS[second]}"
     return Result(
-        title=f"Loss around the weights along the strongest curvature and {words} ({split} images)",
+        title=f"{title} ({split} images)",
         summary=summary,
-        values={"second": second, "classes": found},
+        values={"second": second, "classes": entries},
         figures={"": maps(runs, second), "cuts": cuts(runs, second)},
     )
 
@@ -115,17 +118,9 @@ def _directions(
 
 
 def plane(target: MeanLoss, first: Tensor, second: Tensor, axis: Values, words: str = "") -> Values:
-    """Evaluate a loss at w + a first + b second, and leave the parameters as they were.
+    """Evaluate a loss at w + a first + b second, and restore its parameters w.
 
-    Args:
-        target: The loss, a function of w.
-        first: Direction, (P,).
-        second: Direction, (P,).
-        axis: Values of a and of b, (n,).
-        words: Shown before the progress.
-
-    Returns:
-        (n, n), rows by a.
+    Both directions are (P,); a and b take the values of ``axis``, (n,). Returns (n, n), rows by a.
     """
     before = [p.detach().clone() for p in target.parameters]
     grid = np.zeros((len(axis), len(axis)))
@@ -141,7 +136,7 @@ def plane(target: MeanLoss, first: Tensor, second: Tensor, axis: Values, words: 
 
 
 def _upwards(grid: Values) -> Values:
-    """Turn both directions, whose signs mean nothing, to where the loss is larger."""
+    """Flip both directions, whose signs are arbitrary, to where the loss is larger."""
     middle = len(grid) // 2
     if grid[0, middle] > grid[-1, middle]:
         grid = grid[::-1]
@@ -157,11 +152,8 @@ def _restore(target: MeanLoss, before: Sequence[Tensor]) -> None:
 def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
     """Draw contours of the loss, which spans decades, on a logarithmic scale.
 
-    A row is a run, a column a class; the runs of a class share their colours.
-
-    Args:
-        runs: By the run's name, by class, the same in each: ``axis`` and ``loss``.
-        second: Name of the second direction.
+    A row is a run, a column a class; the runs of a class share their colours. ``runs`` holds, by
+    run and by class, the same in each: ``axis`` and ``loss``.
     """
     names = list(next(iter(runs.values())))
     drawn, panels = figure(len(runs), len(names), width=4.2, height=3.4)
@@ -181,13 +173,13 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
             drawn.colorbar(surface, ax=axes, label="loss", format="%.3g")
             title = f"class {name} ({entry['train_images']} training images)"
             axes.set_title(f"{run}\n{title}" if len(runs) > 1 else title, fontsize=10)
-            axes.set_xlabel(_direction(second), fontsize=9)
+            axes.set_xlabel(f"along {WAYS[second]}", fontsize=9)
             axes.set_ylabel("along the strongest curvature", fontsize=9)
     return drawn
 
 
 def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
-    """Draw the loss along each direction through the weights: a column a class, a colour a run."""
+    """Draw the loss along each direction: one column per class, one colour per run."""
     names = list(next(iter(runs.values())))
     drawn, (panels,) = figure(1, len(names), width=4.2, height=3.2 + 0.25 * len(runs))
     for axes, name in zip(panels, names, strict=True):
@@ -209,7 +201,3 @@ def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     panels[0].set_ylabel("loss")
     return drawn
-
-
-def _direction(second: str) -> str:
-    return "along a random direction" if second == "random" else "along the least curvature"

@@ -25,18 +25,18 @@ def analyse(
     threshold: float = 0.99,
     centre: bool = False,
 ) -> Result:
-    """Measure the rank of each class token behind each block.
+    """Measure the rank of each class token after each block.
 
     Args:
         subject: A vision transformer.
-        split: Whose images.
-        images: At most so many; the rank cannot exceed them.
+        split: Which split.
+        images: Number of images at most; the rank cannot exceed it.
         batch_size: Images at a time.
         threshold: Share of the energy that the counted directions hold, in (0, 1].
-        centre: Take the mean over the images off first.
+        centre: Subtract the mean over the images first.
     """
     if not 0 < threshold <= 1:
-        raise UserError(f"threshold {threshold}: a share of the energy lies in (0, 1].")
+        raise UserError(f"--threshold {threshold}: use a share of the energy in (0, 1].")
     net = vit.transformer(subject)
     names = vit.tokens(net)
     rows = subject.rows(split, limit=images)
@@ -65,11 +65,9 @@ def analyse(
 
 
 def feature_rank(gram: Tensor, threshold: float) -> int:
-    """Return the least k whose largest k squared singular values hold a share of their sum.
+    """Return the smallest k whose largest k squared singular values hold a share of their sum.
 
-    Args:
-        gram: X'X of the features X, (D, D) float64; its eigenvalues are the squares.
-        threshold: The share.
+    They are the eigenvalues of ``gram``, X'X of the features X, (D, D) float64.
     """
     energy = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).cumsum(0)
     reached = energy >= threshold * energy[-1] * (1 - 1e-12)

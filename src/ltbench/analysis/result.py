@@ -1,4 +1,4 @@
-"""What an analysis found, and how it is kept: JSON, figures and tables beside the run's record."""
+"""The results of an analysis, and their files: JSON, figures and tables beside the record."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,28 +20,20 @@ BLUE, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#009E73", "#D55E00", "#AA4499", 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 GROUP_COLOURS = {"head": BLUE, "mid": GREEN, "tail": ORANGE}
 
-ALIKE = ("split", "loss", "images", "steps", "second")
-"""Settings in which results that are compared must agree."""
+ALIKE = ("split", "loss", "images", "steps", "second")  # settings that compared results share
 
 Others = Mapping[str, Mapping[str, Any]]
-"""What is stored of each class, by its name, by what another network is called."""
+"""Name of another network -> name of a class -> its results."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trained network lies, and where what is found about it goes.
+    """Where a trained network lies, and where its results go."""
 
-    Attributes:
-        folder: Its run folder.
-        checkpoint: Its weights.
-        config: What builds it.
-        results: Folder of the results.
-    """
-
-    folder: Path
-    checkpoint: Path
-    config: Path
-    results: Path
+    folder: Path  # its run folder
+    checkpoint: Path  # its weights
+    config: Path  # what builds it
+    results: Path  # folder
 
     @classmethod
     def of(
@@ -54,68 +46,48 @@ class Place:
     ) -> "Place":
         """Find checkpoint and config by the run folder, or the run folder by the checkpoint.
 
-        Args:
-            run: A run folder.
-            ckpt_path: A checkpoint, in place of it.
-            selection: Which of a run folder's checkpoints.
-            config: In place of the run folder's own.
-            output: Folder of the results; default: ``analysis`` in the run folder.
-
         Raises:
-            UserError: Not exactly one of the two is given, or a file is missing.
+            UserError: Not exactly one of ``run`` and ``ckpt_path`` is given, or a file is missing.
         """
         if (run is None) == (ckpt_path is None):
-            raise UserError("analyze needs --run FOLDER or --ckpt_path FILE, one of the two.")
+            raise UserError("analyze needs either --run FOLDER or --ckpt_path FILE.")
         checkpoint = ckpt_path or RunFolder(run or Path()).checkpoint(selection)
         folder = RunFolder(run) if run else RunFolder.of_checkpoint(checkpoint)
         if not checkpoint.is_file():
             raise UserError(f"there is no checkpoint {checkpoint}.")
         config = config or folder.config
         if not config.is_file():
-            raise UserError(f"there is no config {config}: name the run's with --config FILE.")
+            raise UserError(
+                f"there is no config {config}: name that of the run with --config FILE."
+            )
         return cls(folder.path, checkpoint, config, output or folder.analyses)
 
 
 @dataclass
 class Result:
-    """What an analysis found.
+    """The results of an analysis."""
 
-    Attributes:
-        title: One line.
-        summary: Label and value, for people.
-        values: Everything, for programs.
-        figures: Pictures, by what tells them apart; "" for the main one.
-        tables: Tables, likewise.
-    """
-
-    title: str
-    summary: list[tuple[str, str]]
-    values: Mapping[str, Any]
-    figures: dict[str, Figure] = field(default_factory=dict)
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    title: str  # one line
+    summary: list[tuple[str, str]]  # labels and values, for people
+    values: Mapping[str, Any]  # everything, for programs
+    figures: dict[str, Figure] = field(default_factory=dict)  # by suffix; "": the main one
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # likewise
 
 
 class Output:
     """The files of one analysis: ``<stem>.json``, ``<stem>[-<name>].png`` and ``.csv``.
 
-    The stem is the analysis; a split other than the usual one is named in it, and weights other
+    The stem is the analysis; it also names a split other than the ``usual`` one, and weights other
     than the last.
 
     The JSON holds ``analysis``, ``title``, ``summary`` (rows of label and value), ``figures`` and
     ``tables`` (names of files in the same folder), ``checkpoint``, ``settings``, ``versions`` and
-    what is the analysis' own.
-
-    Args:
-        place: Where the network lies.
-        analysis: Name of the analysis.
-        settings: What it was asked for.
-        usual: The split that it takes where it is told no other.
+    the analysis' own values.
     """
 
     def __init__(
         self, place: Place, analysis: str, settings: Mapping[str, Any], usual: str
     ) -> None:
-        """Remember where to write."""
         self.place, self.analysis = place, analysis
         self.settings = {name: _plain(value) for name, value in settings.items()}
         weights, split = place.checkpoint.stem, settings["split"]
@@ -124,7 +96,7 @@ class Output:
         self.path = place.results / f"{self.stem}.json"
 
     def read(self) -> dict[str, Any] | None:
-        """Return what an earlier call wrote, or None.
+        """Return the result of an earlier call, or None.
 
         Raises:
             UserError: The file is damaged.
@@ -133,22 +105,19 @@ class Output:
 
     @property
     def name(self) -> str:
-        """What the network is called beside others: its run folder, and which weights."""
+        """The network's name in comparisons: its run folder, and which weights."""
         return _called(self.place.folder, self.stem, self._of_last)
 
     def others(self, places: Sequence[Path]) -> dict[str, dict[str, Any]]:
-        """Read this analysis of other networks.
-
-        Args:
-            places: Run folders, or JSON files.
+        """Read this analysis of other networks, from their run folders or JSON files.
 
         Returns:
-            What is stored of each class, by what the network is called, by the class's name.
+            The results of each class, by the network's name and the class's name.
 
         Raises:
-            UserError: A result is missing, damaged, of another analysis or was measured otherwise.
+            UserError: A result is missing, damaged, of another analysis or of other settings.
         """
-        found: dict[str, dict[str, Any]] = {}
+        networks: dict[str, dict[str, Any]] = {}
         for place in places:
             stored = RunFolder(place).analyses / f"{self._of_last}.json"
             path = place if place.suffix == ".json" else stored
@@ -158,27 +127,27 @@ class Output:
                     f"with --split {self.settings['split']}."
                 )
             result, settings = read(path), self.settings
-            theirs = result.get("settings", {})
+            other = result.get("settings", {})
             differing = [
-                f"{k}: {theirs.get(k)} there, {settings[k]} here"
+                f"{k}: {other.get(k)} there, {settings[k]} here"
                 for k in ALIKE
-                if k in settings and theirs.get(k) != settings[k]
+                if k in settings and other.get(k) != settings[k]
             ]
             if result["analysis"] != self.analysis or not result.get("classes"):
-                raise UserError(f"{path} holds no class of analyze {self.analysis}.")
+                raise UserError(f"{path} has no results of analyze {self.analysis}.")
             if differing:
                 raise UserError(
-                    f"{path} cannot stand beside this: measured otherwise ({'; '.join(differing)})."
+                    f"{path} cannot be compared: its settings differ ({'; '.join(differing)})."
                 )
             folder = path.parent.parent if path.parent.name == "analysis" else path.parent
             name = _called(folder, path.stem, self._of_last)
-            alike = [n for n in (self.name, *found) if n == name or n.startswith(f"{name} (")]
+            alike = [n for n in (self.name, *networks) if n == name or n.startswith(f"{name} (")]
             name = f"{name} ({len(alike) + 1})" if alike else name
-            found[name] = {entry.get("name", k): entry for k, entry in result["classes"].items()}
-        return found
+            networks[name] = {entry.get("name", k): entry for k, entry in result["classes"].items()}
+        return networks
 
     def save(self, result: Result) -> None:
-        """Write all files, each of them whole; the JSON, which names the others, last."""
+        """Write all files, each of them whole; the JSON, which names the others, comes last."""
         named: dict[str, list[str]] = {"figures": [], "tables": []}
         for name, figure in result.figures.items():
             path = self._beside(name, "png")
@@ -188,7 +157,7 @@ class Output:
             path = self._beside(name, "csv")
             records.write_whole(path, partial(table.to_csv, index=False))
             named["tables"].append(path.name)
-        found = {
+        content = {
             "analysis": self.analysis,
             "title": result.title,
             "summary": [list(row) for row in result.summary],
@@ -198,7 +167,7 @@ class Output:
             "versions": records.versions(),
             **result.values,
         }
-        records.write_json(self.path, found)
+        records.write_json(self.path, content)
 
     def _beside(self, name: str, ending: str) -> Path:
         return self.path.with_name(f"{self.stem}{'-' if name else ''}{name}.{ending}")
@@ -208,21 +177,21 @@ def read(path: Path) -> dict[str, Any]:
     """Read the JSON of an analysis.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: It is missing or damaged.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        found["analysis"]
+        content: dict[str, Any] = json.loads(path.read_text())
+        content["analysis"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no readable result of an analysis: {error}") from error
-    return found
+        raise UserError(f"{path} is not a readable result of an analysis: {error}") from error
+    return content
 
 
 def shared(names: Sequence[str], beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the classes that all other networks were measured on, too.
 
     Raises:
-        UserError: There is none.
+        UserError: There are none.
     """
     common = [name for name in names if all(name in classes for classes in beside.values())]
     if not common:
@@ -235,15 +204,7 @@ def shared(names: Sequence[str], beside: Mapping[str, Mapping[str, Any]]) -> lis
 def figure(
     rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.0, **share: bool | str
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure and its panels, row by row.
-
-    Args:
-        rows: Number of rows.
-        columns: Number of columns.
-        width: Of a panel, in inches.
-        height: Of a panel, in inches.
-        **share: ``sharex`` and ``sharey`` of matplotlib.
-    """
+    """Return a figure and its panels, row by row; width and height of a panel are in inches."""
     made = Figure(figsize=(columns * width, rows * height), dpi=120, layout="constrained")
     grid = made.subplots(rows, columns, squeeze=False, **share)  # type: ignore[call-overload]
     for axes in grid.flat:
@@ -256,7 +217,7 @@ def _called(folder: Path, stem: str, of_last: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share for a summary."""
+    """Format a share for a summary."""
     return f"{100 * share:.1f} %"
 
 

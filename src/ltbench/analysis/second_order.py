@@ -1,10 +1,10 @@
 """Second derivatives of a network in evaluation mode, at less cost than torch's own.
 
-torch differentiates the backward pass of a convolution through a convolution whose kernel is the
-size of the image, and that of batch norm through a dozen passes over the batch. Here the one is
-spelled out, and the other folded into the weights of the convolution before it: in evaluation mode
-it scales and shifts each channel. That takes two fifths of the time of a Hessian-vector product of
-ResNet-32 on a CPU away; the values are the same up to rounding.
+torch differentiates the backward pass of a convolution through a convolution whose kernel is as
+large as the image, and that of batch norm through a dozen passes over the batch. Here the one is
+written out, and the other folded into the weights of the convolution before it: in evaluation mode
+it scales and shifts each channel. That saves two fifths of the time of a Hessian-vector product of
+ResNet-32 on a CPU; the values are the same up to rounding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,24 +18,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _Shape = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
-_Wanted = tuple[bool, bool, bool]  # the gradients by input, weight and bias
+_Needed = tuple[bool, bool, bool]  # the gradients by input, weight and bias
 
 
 @contextmanager
 def second_order() -> Iterator[None]:
-    """Make twice differentiable, exact and fast what runs within: evaluation mode only."""
+    """Make what runs within twice differentiable, exact and fast: evaluation mode only."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has one derivative
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        stack.enter_context(_Spelled())
+        stack.enter_context(_Replaced())
         yield
 
 
-class _Spelled(TorchFunctionMode):
-    """Put our own in the place of torch's convolution and batch norm."""
+class _Replaced(TorchFunctionMode):
+    """Replace torch's convolution and batch norm by our own."""
 
     def __init__(self) -> None:
-        """Remember no convolution yet."""
         super().__init__()
         self._last: tuple[Tensor, int, _Convolution] | None = None
 
@@ -51,9 +50,9 @@ class _Spelled(TorchFunctionMode):
             return self._batch_norm(*args, **kwargs)
         if func is F.conv2d and torch.is_grad_enabled():
             convolution = _Convolution(*args, **kwargs)
-            found = convolution.output()
-            self._last = found, found._version, convolution
-            return found
+            output = convolution.output()
+            self._last = output, output._version, convolution
+            return output
         return func(*args, **kwargs)
 
     def _batch_norm(
@@ -67,7 +66,7 @@ class _Spelled(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        """Scale and shift by what was learned: all that batch norm does in evaluation mode."""
+        """Scale and shift by learned statistics, which is all it does in evaluation mode."""
         assert not training
         scale = (running_var + eps).rsqrt()
         scale = scale if weight is None else scale * weight
@@ -92,7 +91,7 @@ class _Convolution(NamedTuple):
     groups: int = 1
 
     def output(self) -> Tensor:
-        """Return what it gives, twice differentiable at less cost."""
+        """Return its output, twice differentiable at less cost."""
         if isinstance(self.padding, str):
             return F.conv2d(*self)
         pairs = (
@@ -100,11 +99,11 @@ class _Convolution(NamedTuple):
             for value in (self.stride, self.padding, self.dilation)
         )
         bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-        found: Tensor = _Conv.apply(self.input, self.weight, bias, (*pairs, self.groups))
-        return found
+        output: Tensor = _Conv.apply(self.input, self.weight, bias, (*pairs, self.groups))
+        return output
 
     def folded(self, scale: Tensor, shift: Tensor) -> "_Convolution":
-        """Return the convolution whose output is scaled and shifted by channel."""
+        """Return the convolution whose output is scaled and shifted per channel."""
         shift = shift if self.bias is None else shift + self.bias * scale
         return self._replace(weight=self.weight * scale.view(-1, 1, 1, 1), bias=shift)
 
@@ -118,8 +117,8 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        wanted = (ctx.needs_input_grad[0], True, True)
-        return *_ConvBackward.apply(grad, *ctx.saved_tensors, ctx.shape, wanted), None
+        needed = (ctx.needs_input_grad[0], True, True)
+        return *_ConvBackward.apply(grad, *ctx.saved_tensors, ctx.shape, needed), None
 
 
 class _ConvBackward(torch.autograd.Function):
@@ -132,12 +131,12 @@ class _ConvBackward(torch.autograd.Function):
         input: Tensor,
         weight: Tensor,
         shape: _Shape,
-        wanted: _Wanted,
+        needed: _Needed,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, input, weight)
         ctx.shape = shape
         ctx.set_materialize_grads(False)
-        return _gradients(grad, input, weight, shape, wanted)
+        return _gradients(grad, input, weight, shape, needed)
 
     @staticmethod
     def backward(
@@ -159,11 +158,11 @@ class _ConvBackward(torch.autograd.Function):
 
 
 def _gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, shape: _Shape, wanted: _Wanted
+    grad: Tensor, input: Tensor, weight: Tensor, shape: _Shape, needed: _Needed
 ) -> tuple[Tensor | None, ...]:
     stride, padding, dilation, groups = shape
     sizes = [len(weight)]
-    found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-        grad, input, weight, sizes, stride, padding, dilation, False, [0, 0], groups, wanted
+    gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+        grad, input, weight, sizes, stride, padding, dilation, False, [0, 0], groups, needed
     )
-    return found
+    return gradients

@@ -14,29 +14,29 @@ from ltbench.analysis.result import COLOURS, GROUP_COLOURS, figure
 
 FLOOR = 1e-7  # added to the density, so that its logarithm exists everywhere
 
-Entry = Mapping[str, Any]  # what is stored of a class
+Entry = Mapping[str, Any]  # the results of a class
 
 
 def extremes(runs: Iterable[Entry], size: int) -> dict[str, Any]:
-    """Return the extreme eigenvalues, their ratio and the trace of a class from its runs.
+    """Return the extreme eigenvalues, their ratio and the trace of a class with P parameters.
 
     Ritz values lie within the spectrum, so the outermost of all runs is the best bound. The trace
     is Hutchinson's: P times the mean of each run's quadrature.
 
     Args:
         runs: ``nodes``, ``weights`` and ``errors`` of each start.
-        size: Number of parameters, P.
+        size: P.
 
     Returns:
-        ``lambda_min``, ``lambda_max``, each with ``_error``: an eigenvalue lies within it;
-        ``ratio``, |lambda_min| / lambda_max, 0 where there is no negative one; ``trace`` and
+        ``lambda_min`` and ``lambda_max``, each with ``_error``: an eigenvalue lies within it;
+        ``ratio``, |lambda_min| / lambda_max, 0 if there is no negative one; ``trace`` and
         ``trace_error``, the standard error over the runs, None for one run.
     """
-    found = list(runs)
-    least = min(found, key=lambda run: run["nodes"][0])
-    most = max(found, key=lambda run: run["nodes"][-1])
+    spectra = list(runs)
+    least = min(spectra, key=lambda run: run["nodes"][0])
+    most = max(spectra, key=lambda run: run["nodes"][-1])
     low, high = least["nodes"][0], most["nodes"][-1]
-    traces = [size * float(np.dot(run["nodes"], run["weights"])) for run in found]
+    traces = [size * float(np.dot(run["nodes"], run["weights"])) for run in spectra]
     spread = float(np.std(traces, ddof=1) / np.sqrt(len(traces))) if len(traces) > 1 else None
     return {
         "lambda_min": low,
@@ -50,18 +50,18 @@ def extremes(runs: Iterable[Entry], size: int) -> dict[str, Any]:
 
 
 def group_mean(classes: Iterable[Entry], group: str) -> dict[str, Any]:
-    """Return the means over the measured classes of a group; empty where there is none."""
+    """Return the means over the measured classes of a group; empty if there are none."""
     members = [entry for entry in classes if entry["group"] == group]
     names = ("lambda_min", "lambda_max", "ratio", "trace", "loss", "accuracy", "test_recall")
-    found: dict[str, Any] = {"classes": len(members)} if members else {}
+    means: dict[str, Any] = {"classes": len(members)} if members else {}
     for name in names if members else ():
         values = [entry[name] for entry in members if entry[name] is not None]
-        found[name] = float(np.mean(values)) if values else None
-    return found
+        means[name] = float(np.mean(values)) if values else None
+    return means
 
 
 def caption(entry: Entry) -> str:
-    """Write the numbers of a class in a line."""
+    """Format the numbers of a class as a line."""
     error = entry["trace_error"]
     spread = "" if error is None else f" ± {float(f'{error:.2g}'):g}"
     return (
@@ -71,12 +71,12 @@ def caption(entry: Entry) -> str:
 
 
 def short(ratio: float | None) -> str:
-    """Write |lambda_min| / lambda_max."""
+    """Format |lambda_min| / lambda_max."""
     return "undefined" if ratio is None else f"{ratio:.3g}"
 
 
 def comparison(runs: Mapping[str, Sequence[Entry]]) -> pd.DataFrame:
-    """Lay out each class of each run: ``run``, ``class``, ``group``, and what was measured."""
+    """Tabulate each class of each run: ``run``, ``class``, ``group``, and what was measured."""
     columns = (
         *("train_images", "images", "lambda_min", "lambda_max", "ratio"),
         *("trace", "trace_error", "loss", "accuracy", "test_recall"),
@@ -90,10 +90,9 @@ def comparison(runs: Mapping[str, Sequence[Entry]]) -> pd.DataFrame:
 
 
 def picture(runs: Mapping[str, Sequence[Entry]]) -> Figure:
-    """Draw densities: a column a run, the more frequent class above the rarer, shared axes.
+    """Draw densities: a column per run, the more frequent class above the rarer, with shared axes.
 
-    Args:
-        runs: Classes by the name of their run, as many in each; a lone run needs no name.
+    ``runs`` holds as many classes for each run; a single run needs no name.
     """
     rows = max(len(classes) for classes in runs.values())
     width = 5.4 if len(runs) < 3 else 4.2
@@ -139,11 +138,7 @@ def by_class(entries: Sequence[Entry]) -> Figure:
 
 
 def ratios(runs: Mapping[str, Sequence[Entry]]) -> Figure:
-    """Draw |lambda_min| / lambda_max of each class, a bar a run.
-
-    Args:
-        runs: The same classes of each run, by its name.
-    """
+    """Draw |lambda_min| / lambda_max of the same classes of each run, one bar per run."""
     entries = next(iter(runs.values()))
     drawn, ((axes,),) = figure(width=max(4.8, 1.4 + 0.25 * len(runs) * len(entries)), height=3.2)
     places, wide = np.arange(len(entries)), 0.8 / len(runs)
@@ -163,11 +158,11 @@ def ratios(runs: Mapping[str, Sequence[Entry]]) -> Figure:
 
 
 def _title(entry: Entry, run: str) -> str:
-    told = [f"|λmin|/λmax = {short(entry['ratio'])}"]
+    facts = [f"|λmin|/λmax = {short(entry['ratio'])}"]
     if entry["test_recall"] is not None:
-        told.append(f"test recall {100 * entry['test_recall']:.1f} %")
+        facts.append(f"test recall {100 * entry['test_recall']:.1f} %")
     what = f"class {entry['name']} ({entry['group']}, {entry['train_images']} training images)"
-    return "\n".join(filter(None, [run, what, ", ".join(told)]))
+    return "\n".join(filter(None, [run, what, ", ".join(facts)]))
 
 
 def _draw(axes: Axes, entry: Entry, colour: str) -> None:

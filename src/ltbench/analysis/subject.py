@@ -1,8 +1,9 @@
-"""What is analysed: a trained network, the data of its run, and where results go."""
+"""The subject of an analysis: a trained network, the data of its run, and where results go."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import lightning as L
 import numpy as np
@@ -17,7 +18,7 @@ from ltbench.data.datasets import Batch, as_is
 from ltbench.data.loading import Loader
 from ltbench.errors import UserError, unknown_name
 from ltbench.methods.classification import ClassificationModule
-from ltbench.metrics.counts import Classes, Indices
+from ltbench.metrics.counts import Classes, by_frequency
 from ltbench.records import Predictions
 from ltbench.runs.checkpoints import check_checkpoint, load_weights, require_same_data
 from ltbench.runs.experiment import build, device_of
@@ -28,23 +29,14 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in evaluation mode, and its data.
+    """A trained network in evaluation mode, and its data."""
 
-    Attributes:
-        model: The method, its weights loaded.
-        data: Its data, set up.
-        trainer: What ties the two together.
-        device: Where the network is.
-        output: Where results go.
-        sha256: Of the checkpoint.
-    """
-
-    model: ClassificationModule
-    data: DataModule
-    trainer: L.Trainer
+    model: ClassificationModule  # the method, with weights
+    data: DataModule  # set up
+    trainer: L.Trainer  # connects the two
     device: torch.device
     output: Output
-    sha256: str
+    sha256: str  # of the checkpoint
 
     @property
     def net(self) -> nn.Module:
@@ -55,34 +47,20 @@ class Subject:
         """
         net = getattr(self.model, "net", None)
         if not isinstance(net, nn.Module):
-            raise UserError(f"{type(self.model).__name__} has no single network to look into.")
+            raise UserError(f"{type(self.model).__name__} has no single network to analyse.")
         return net
 
-    @property
-    def class_counts(self) -> NDArray[np.int64]:
-        """Training images of each class, (C,), of the run."""
-        return self.model.class_counts.cpu().numpy().astype(np.int64)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Name of each class."""
-        return self.data.source.class_names
-
-    @property
+    @cached_property
     def classes(self) -> Classes:
-        """The classes of the run."""
-        return Classes(self.class_names, self.class_counts, self.data.head_mid_tail)
-
-    @property
-    def groups(self) -> dict[str, Indices]:
-        """Labels of the head, mid and tail classes, by training images."""
-        return self.classes.ranks
+        """The classes of the run, with their training images."""
+        counts = self.model.class_counts.cpu().numpy().astype(np.int64)
+        return Classes(self.data.source.class_names, counts, self.data.head_mid_tail)
 
     def by_frequency(self, split: str) -> list[int]:
-        """Return the classes that a split has images of, by decreasing training images."""
-        order = np.argsort(-self.class_counts, kind="stable")
-        there = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
-        return [int(c) for c in order if there[c]]
+        """Return the classes with images in a split, by decreasing training images."""
+        order = by_frequency(self.classes.counts)
+        present = np.bincount(self.labels(split), minlength=self.model.num_classes) > 0
+        return [int(c) for c in order if present[c]]
 
     def labels(self, split: str) -> Rows:
         """Return the labels of a split, (n,).
@@ -100,26 +78,24 @@ class Subject:
         Raises:
             UserError: There is no such class.
         """
-        if word in self.class_names:
-            return self.class_names.index(word)
-        if word.isdecimal() and int(word) < len(self.class_names):
+        names = list(self.classes.names)
+        if word in names:
+            return names.index(word)
+        if word.isdecimal() and int(word) < len(names):
             return int(word)
-        raise unknown_name("class", word, self.class_names[:20])
+        raise unknown_name("class", word, names[:20])
 
     def rows(self, split: str, label: int | None = None, limit: int | None = None) -> Rows:
-        """Return positions of images in a split, ascending; a seeded draw where there are more.
+        """Return positions of images in a split, ascending: all, or those of a class.
 
-        Args:
-            split: Name of a split.
-            label: Only images of this class.
-            limit: At most so many.
+        If there are more than ``limit``, a seeded draw of them.
         """
         labels = self.labels(split)
-        found = np.flatnonzero(labels == label) if label is not None else np.arange(len(labels))
-        if limit is None or limit >= len(found):
-            return found
+        rows = np.flatnonzero(labels == label) if label is not None else np.arange(len(labels))
+        if limit is None or limit >= len(rows):
+            return rows
         seed = seeding.derive(seeding.run_seed(), "images", "all" if label is None else label)
-        drawn = np.random.default_rng(seed).choice(found, limit, replace=False)
+        drawn = np.random.default_rng(seed).choice(rows, limit, replace=False)
         return np.sort(drawn)
 
     def batches(self, split: str, rows: Sequence[int] | Rows, size: int) -> Iterator[Batch]:
@@ -146,15 +122,13 @@ class Subject:
 
 
 def load(output: Output, overrides: Sequence[str], device: str | None) -> Subject:
-    """Build a run's method and data from its config, and fill in the weights of a checkpoint.
+    """Build a run's method and data from its config, and load the weights of a checkpoint.
 
-    Args:
-        output: Where they lie, and where results go.
-        overrides: Further words of the command line of ``fit``, such as ``--data.root DIR``.
-        device: Name of a device; default: the first GPU, else the CPU.
+    Overrides are words of the command line of ``fit``, such as ``--data.root DIR``; the default
+    device is the first GPU, else the CPU.
 
     Raises:
-        UserError: The checkpoint is damaged, of another model or other classes, or no classifier's.
+        UserError: The checkpoint is damaged, of another model or data, or not of a classifier.
     """
     place = output.place
     checkpoint = check_checkpoint(place.checkpoint)
@@ -164,7 +138,7 @@ def load(output: Output, overrides: Sequence[str], device: str | None) -> Subjec
         model, data = built.model, built.data
         if not isinstance(model, ClassificationModule):
             raise UserError(
-                f"{type(model).__name__} is no classifier: there is nothing to analyse."
+                f"{type(model).__name__} is not a classifier: choose a run of a classifier."
             )
         data.setup()
         require_same_data(checkpoint, data, same_images=False)

@@ -17,12 +17,12 @@ def transformer(subject: Subject) -> Any:  # noqa: ANN401 - timm declares no typ
     """Return the network of a subject, timm's ``VisionTransformer``.
 
     Raises:
-        UserError: It is no vision transformer, or has no class token.
+        UserError: It is not a vision transformer, or has no class token.
     """
     net = subject.net
     if not isinstance(net, VisionTransformer) or not net.num_prefix_tokens:
         raise UserError(
-            f"{type(net).__name__} has no attention between a class token and patches: take a run "
+            f"{type(net).__name__} has no attention between a class token and patches: use a run "
             "of a vision transformer, such as deit_tiny_distilled_patch4_32."
         )
     return net

@@ -1,4 +1,4 @@
-"""Data = source x partition x streams: what every data module shares."""
+"""Data = source x partition x streams: the base of all data modules."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
@@ -36,7 +37,7 @@ from ltbench.errors import UserError
 from ltbench.metrics.counts import default_sizes
 from ltbench.naming import Name
 
-MOST_WORKERS = 256  # of a loader: each is a process
+MAX_WORKERS = 256  # of a loader: each is a process
 
 
 class Statistics(NamedTuple):
@@ -51,33 +52,32 @@ class DataModule(L.LightningDataModule):
 
     Batches are dicts: ``image`` (B, C, H, W), uint8 in the loader, normalised float32 after the
     transfer to the device; ``label`` (B,) int64; ``index`` (B,) int64, the position in the source.
-    What more a training batch holds, :meth:`streams` says, or the method of the trainer.
+    A training batch may hold more: see :meth:`streams`, which a method can replace.
 
     Args:
-        source: Where images come from; ``ltbench list datasets`` names them. Or the import path of
+        source: Where images come from: a name of ``ltbench list datasets``, or the import path of
             a subclass of :class:`~ltbench.data.sources.base.Source`.
         root: Folder of the data; default: the environment variable ``LTBENCH_DATA``, else ``data``.
-        partition: Which images are which split.
-        subset_seed: Seed of that draw, apart from the run's seed, as in the field.
-        watch_test: Also evaluate the test set during training, as ``test_watched/...``. Those
+        partition: Which images belong to which split.
+        subset_seed: Seed of that draw, separate from the run's seed, as in the field.
+        watch_test: Also evaluate the test set during training, as ``test_watched/...``. These
             numbers are for learning curves; no checkpoint is ever chosen by them.
         batch_size: Images per step over all ranks.
         eval_batch_size: Images per evaluation step and rank.
         augment: Batched transforms of training images, in order.
-        image_size: Side in pixels that image files are brought to; default: that of the first
+        image_size: Side in pixels that image files are resized to; default: that of the first
             image of a folder, and 224 for lists.
         decoding: How image files of any shape become squares: random crops, evaluation's centre.
-        num_workers: Processes that decode images of sets too large for memory, or to be cropped.
-        on_bad_image: What a missing or unreadable image file does: stop with its path, or be left
-            out.
+        num_workers: Processes that decode images, if they do not fit in memory or are cropped.
+        on_bad_image: Whether a missing or unreadable image file is an error or is left out.
         predict_folder: Folder of images to classify with ``ltbench predict``.
 
     Attributes:
-        normalisation: What a run may set before anything is loaded: the statistics of the images
-            that pretrained weights were trained on. None: those of the source.
+        normalisation: Statistics of the images that pretrained weights were trained on, set before
+            anything is loaded; None: those of the source.
     """
 
-    texts: ClassVar[bool] = False  # whether it is for texts
+    texts: ClassVar[bool] = False  # whether this module is for texts
 
     def __init__(
         self,
@@ -95,12 +95,11 @@ class DataModule(L.LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         predict_folder: str | None = None,
     ) -> None:
-        """Find the source; its images are decoded when a loader first needs them."""
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1 or not 0 <= num_workers <= MOST_WORKERS:
+        if batch_size < 1 or eval_batch_size < 1 or not 0 <= num_workers <= MAX_WORKERS:
             raise UserError(
-                "data.batch_size and data.eval_batch_size must be at least 1, data.num_workers "
-                f"0 to {MOST_WORKERS}."
+                "data.batch_size and data.eval_batch_size must be at least 1, and data.num_workers "
+                f"0 to {MAX_WORKERS}."
             )
         self.source_name = source if isinstance(source, str) else str(source.get("class_path"))
         self.root = Path(root or os.environ.get("LTBENCH_DATA", "data"))
@@ -120,15 +119,15 @@ class DataModule(L.LightningDataModule):
             )
         if self.num_classes < 2:
             raise UserError(
-                f"{self.source.display_name} in {self.root} has {self.num_classes} class(es): to "
-                "tell them apart there must be two at least."
+                f"{self.source.display_name} in {self.root} has {self.num_classes} class(es); "
+                "classification needs at least two."
             )
         self.normalisation: Statistics | None = None
         self.splits: dict[str, Split] = {}
         self._loaded: dict[str, Images] = {}
         self._training: Streams | None = None
         self._to_classify: ImagesOfFolder | None = None
-        self.first_epoch = 0  # of this sitting: a resumed run's is later
+        self.first_epoch = 0  # above 0 in a resumed run
 
     @property
     def num_classes(self) -> int:
@@ -147,12 +146,12 @@ class DataModule(L.LightningDataModule):
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """Training images of each class, (C,), after validation was carved off."""
+        """Training images per class, (C,), without those held out for validation."""
         return np.bincount(self.splits["train"].labels, minlength=self.num_classes)
 
     @property
     def head_mid_tail(self) -> tuple[int, int, int]:
-        """Numbers of head, mid and tail classes: those of the set's papers, else 30/40/30 %."""
+        """Numbers of head, mid and tail classes: those of the papers, or 30/40/30 %."""
         sizes = self.source.head_mid_tail
         if sizes and sum(sizes) == self.num_classes:
             return sizes
@@ -160,17 +159,17 @@ class DataModule(L.LightningDataModule):
 
     @property
     def index_hash(self) -> str:
-        """Hash of which images of the source are trained on, by their positions in it."""
+        """Hash of the training images, by their positions in the source."""
         return profiles.index_hash(self.splits["train"].indices)
 
+    @override
     def setup(self, stage: str | None = None) -> None:
-        """Name the splits; the same on every rank and at every call."""
         if not self.splits:
             self.source.check_names()
             self.splits = self.partition.split(self.source, self.subset_seed)
 
     def dataset(self, name: str) -> Images:
-        """Return the images of a split; small sets are decoded once and kept on the device."""
+        """Return the images of a split; small sets are decoded once and stay on the device."""
         if name not in self.splits:
             raise UserError(
                 f"{self.source.display_name} has no {name} images: add {self.root / name}/<class>/ "
@@ -179,43 +178,39 @@ class DataModule(L.LightningDataModule):
         if name not in self._loaded:
             kind = MemoryImages if self.source.in_memory else DecodedImages
             self._loaded[name] = kind(self.source, self.splits[name])
-        found = self._loaded[name]
-        return found.to(self.device) if isinstance(found, MemoryImages) else found
+        images = self._loaded[name]
+        return images.to(self.device) if isinstance(images, MemoryImages) else images
 
     @property
     def device(self) -> torch.device:
-        """Where this rank trains or evaluates; the CPU as long as no trainer has said so."""
+        """Where this rank trains or evaluates; the CPU without a trainer."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def streams(self) -> Streams:
-        """Return what a training batch holds, unless a method says otherwise; needs ``setup``."""
+        """Return what a training batch holds; needs ``setup``, and a method can replace it."""
         raise NotImplementedError
 
     @property
     def _method(self) -> Any:  # noqa: ANN401 - a `ltbench.methods.base.Method`, one floor up
-        """What says which streams it trains on and what it predicts, where a method does."""
+        """The method of the trainer, if it decides which streams it trains on."""
         method = getattr(self.trainer, "lightning_module", None)
         return method if hasattr(method, "streams") else None
 
+    @override
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the training batches of an epoch; the last one may be smaller.
-
-        Raises:
-            UserError: The ranks do not divide the batch.
-        """
         world = self.trainer.world_size if self.trainer else 1
         if self.batch_size % world:
             raise UserError(
-                f"data.batch_size {self.batch_size} is the batch over all ranks and does not "
-                f"divide by {world}; the next that does is {-(-self.batch_size // world) * world}."
+                f"data.batch_size {self.batch_size} is the batch over all {world} processes, but "
+                f"not a multiple of {world}; try {-(-self.batch_size // world) * world}."
             )
         streams = self._training = self._method.streams(self) if self._method else self.streams()
         parts = {name: self._images(name, streams) for name in streams.streams}
         sampler = streams.sampler
         sampler.numbered = cropped = self.source.decoding.random_crop is not None
         if self.trainer:
-            # Lightning starts workers before it tells the sampler the epoch; in a resumed run, if
-            # the length of the training is asked for, even before it knows the epoch itself.
+            # Lightning starts workers before it tells the sampler the epoch; in a resumed run that
+            # asks for the length of the training, even before Lightning itself knows the epoch.
             progress = self.trainer.fit_loop.epoch_progress.current
             seen = progress.processed  # type: ignore[attr-defined]
             sampler.set_epoch(max(seen, self.first_epoch))
@@ -230,7 +225,7 @@ class DataModule(L.LightningDataModule):
         )
 
     def _images(self, name: str, streams: Streams) -> Images:
-        """Return the images of a stream: random crops for its views, where there are any."""
+        """Return the images of a stream; with random crops, one for each of its views."""
         split = streams.streams[name].split
         if self.source.decoding.random_crop is None:
             return self.dataset(split)
@@ -246,7 +241,7 @@ class DataModule(L.LightningDataModule):
         return Loader(dataset, workers, collate_fn=as_is, generator=generator, **options)
 
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
-        """Return a split in order, each image on exactly one rank, which may get empty batches."""
+        """Return a split in order, each image on exactly one rank; batches may be empty."""
         dataset = self.dataset(name)
         sampler = EvaluationBatches(dataset, self.eval_batch_size)
         return self._loader(dataset, self._workers(), batch_size=None, sampler=sampler)
@@ -260,20 +255,20 @@ class DataModule(L.LightningDataModule):
 
     @property
     def watched(self) -> list[str]:
-        """Names of the splits evaluated during training, in the order of their loaders."""
+        """Names of the splits that are evaluated during training, in the order of their loaders."""
         names = ["val"] if "val" in self.splits else []
         return [*names, "test"] if self.watch_test else names
 
+    @override
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return one loader for each split in :attr:`watched`."""
         return [self.evaluation_dataloader(name) for name in self.watched]
 
+    @override
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the test split."""
         return self.evaluation_dataloader("test")
 
     def images_to_predict(self) -> ImagesOfFolder:
-        """Return the images below ``predict_folder``, brought to the size that was trained on."""
+        """Return the images below ``predict_folder``, in the size of the training images."""
         if self.predict_folder is None:
             raise UserError("predict needs --data.predict_folder DIR: the images to classify.")
         if self._to_classify is None:
@@ -286,8 +281,8 @@ class DataModule(L.LightningDataModule):
             )
         return self._to_classify
 
+    @override
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return what the method predicts: as a rule ``predict_folder``, in path order."""
         method = self._method
         dataset = method.to_predict(self) if method else self.images_to_predict()
         return DataLoader(
@@ -297,8 +292,8 @@ class DataModule(L.LightningDataModule):
             collate_fn=as_is,
         )
 
+    @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Make the views of a training batch, or normalise, on the device."""
         if self.trainer and self.trainer.training:
             key = ("augment", self.trainer.global_rank, self.trainer.global_step)
             draws = seeding.generator(batch["label"].device, seeding.run_seed(), *key)
@@ -328,7 +323,7 @@ class DataModule(L.LightningDataModule):
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return what a record says of the data; needs :meth:`setup`."""
+        """Return a description of the data for records; needs :meth:`setup`."""
         counts = self.class_counts
         return {
             "source": self.source.display_name,
@@ -349,8 +344,8 @@ def standardised(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
     Args:
         images: The images.
-        mean: Of each channel, of values scaled to [0, 1].
-        std: Standard deviations, likewise.
+        mean: Mean of each channel, of values scaled to [0, 1].
+        std: Standard deviation of each channel, same scale.
     """
     shift, scale = (constants(v, images.device).view(-1, 1, 1) for v in (mean, std))
     images = images.contiguous(memory_format=torch.channels_last)

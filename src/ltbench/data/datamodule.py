@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
@@ -20,13 +21,13 @@ from ltbench.naming import Name, resolve
 
 @dataclass
 class LongTail(Partition):
-    """A long tail, with validation carved from its training images, never from test.
+    """A long tail; validation images come from its training images, never from test.
 
-    Its arguments are those of :class:`LongTailDataModule`. Where the source has a validation split,
-    that is used as it is.
+    The arguments are those of :class:`LongTailDataModule`. If the source has a validation split of
+    its own, that is used instead.
 
     Raises:
-        UserError: ``val_fraction`` is out of its range, or there is no such profile.
+        UserError: ``val_fraction`` is out of range, or there is no such profile.
     """
 
     profile: Name = "exp"
@@ -35,18 +36,16 @@ class LongTail(Partition):
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check what needs no images."""
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"data.val_fraction is {self.val_fraction}; it must lie in [0, 1).")
         if self.profile != "natural":
             profiles.position_of(self.profile)
 
     def __str__(self) -> str:
-        """Name the profile, as records do."""
         return str(self.profile)
 
+    @override
     def split(self, source: Source, seed: int) -> dict[str, Split]:
-        """See :meth:`Partition.split`."""
         labels, counts = source.labels("train"), None
         if self.profile != "natural":
             available = np.bincount(labels, minlength=source.num_classes)
@@ -70,26 +69,26 @@ class LongTail(Partition):
 
 
 class LongTailDataModule(DataModule):
-    """A long tail cut from a source, with validation carved from training data, never from test.
+    """A long tail cut from a source; validation images come from training data, never from test.
 
     Args:
-        source: See :class:`~ltbench.data.base.DataModule`, like all that is not here.
+        source: See :class:`~ltbench.data.base.DataModule`.
         root: See there.
         profile: How many training images each class keeps (:mod:`ltbench.data.profiles`);
             ``natural`` keeps all.
         imbalance_factor: Largest over smallest class, >= 1; not used by ``natural``.
-        largest: Images of the largest class; default: as many as every class could give.
-        val_fraction: Share of the long-tailed training images kept for validation, stratified;
-            0 trains on all of them, as the papers do, and leaves only the last epoch to report.
+        largest: Images of the largest class; default: the images of the source's smallest class.
+        val_fraction: Share of the long-tailed training images held out for validation, stratified;
+            0 trains on all of them, as the papers do, so that only the last epoch is reported.
         sampler: Which training images an epoch shows: each once (``shuffled``), every class equally
             often (``class_balanced``), or a third of them three times (``repeated``); or the import
             path of a subclass of :class:`~ltbench.data.samplers.TrainingSampler`.
-        views: Further views of each training image, by name, and what transforms each instead of
-            ``augment``; a batch then has them beside ``image``.
-        **kwargs: The rest of :class:`~ltbench.data.base.DataModule`.
+        views: Further views of each training image: name -> transforms, instead of ``augment``; a
+            batch has them beside ``image``.
+        **kwargs: Further arguments of :class:`~ltbench.data.base.DataModule`.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -104,17 +103,16 @@ class LongTailDataModule(DataModule):
         views: Mapping[str, Sequence[BatchTransform]] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Find source and sampler."""
         if taken := {"image", "label", "index"} & set(views or ()):
             raise UserError(
-                f"data.views: a batch has an entry '{min(taken)}' already: choose another name."
+                f"data.views: every batch has an entry '{min(taken)}'; choose another name."
             )
         partition = LongTail(profile, imbalance_factor, largest, val_fraction)
         super().__init__(source, root, partition, **kwargs)
         self.sampler = resolve("sampler", sampler, SAMPLERS, TrainingSampler)
         self.views = {name: list(transforms) for name, transforms in (views or {}).items()}
 
+    @override
     def streams(self) -> Streams:
-        """Return one stream: the training images, in all their views."""
         sampler = self.sampler(self.splits["train"].labels, seeding.run_seed())
         return Streams(sampler, {MAIN: Stream("train", {"image": self.augment, **self.views})})

@@ -31,7 +31,7 @@ class Images(Dataset[Batch], ABC):
         """Return the batch of these rows."""
 
     def __getitem__(self, rows: int | list[int]) -> Batch:
-        """Return the batch of these rows, which may be none, or of one."""
+        """Return the batch of one row or of several, perhaps none."""
         return self.__getitems__(rows if isinstance(rows, list) else [rows])
 
 
@@ -39,23 +39,20 @@ class MemoryImages(Images):
     """A split held on a device as one uint8 tensor; a batch is one indexing operation there."""
 
     def __init__(self, source: Source, split: Split) -> None:
-        """Decode every image of ``split``."""
         self.images = source.images(split.part, split.indices)
         rest = split.batch(list(range(len(split.labels))))
         self.labels, self.indices = rest["label"], rest["index"]
 
     def to(self, device: torch.device) -> Self:
-        """Hold everything on a device from now on."""
+        """Move everything to a device."""
         self.images = self.images.to(device)
         self.labels, self.indices = self.labels.to(device), self.indices.to(device)
         return self
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.labels)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """Return the batch of these rows."""
         at = torch.as_tensor(rows, dtype=torch.long).to(self.images.device, non_blocking=True)
         return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
 
@@ -64,22 +61,19 @@ class DecodedImages(Images):
     """A split whose images are decoded by the loader's workers, for sets too large for memory."""
 
     def __init__(self, source: Source, split: Split) -> None:
-        """Remember where the images are."""
         self.source = source
         self.split = split
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.split.labels)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """Decode the batch of these rows."""
         images = self.source.images(self.split.part, self.split.indices[rows])
         return {"image": images, **self.split.batch(rows)}
 
 
-class CroppedImages(Images):
-    """Training images that the loader's workers cut random boxes out of, one for each view.
+class CroppedImages(DecodedImages):
+    """Training images of which workers crop random boxes, one for each view.
 
     Args:
         source: Where the images are, and how boxes are drawn.
@@ -91,24 +85,20 @@ class CroppedImages(Images):
     def __init__(
         self, source: FileSource, split: Split, seed: int, views: Collection[str] = ("image",)
     ) -> None:
-        """Remember where the images are."""
-        self.source, self.split, self.seed, self.views = source, split, seed, views
+        super().__init__(source, split)
+        self.crops, self.seed, self.views = source.crops, seed, views
 
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.split.labels)
-
+    # Boxes are drawn from the number of a (row, number), which no other draw of a training has.
     def __getitems__(self, rows: list[tuple[int, int]]) -> Batch:  # type: ignore[override]
-        """Return the batch of these (row, number); the number is what boxes are drawn from."""
         chosen = [row for row, _ in rows]
         indices = self.split.indices[chosen]
         draws = [seeding.generator("cpu", self.seed, "crop", number) for _, number in rows]
-        views = self.source.crops(self.split.part, indices, draws, len(self.views))
+        views = self.crops(self.split.part, indices, draws, len(self.views))
         return {**dict(zip(self.views, views, strict=True)), **self.split.batch(chosen)}
 
 
 class ImagesOfFolder(Images):
-    """All images below a folder, without labels, decoded when they are asked for."""
+    """All images below a folder, in path order, without labels; decoded on demand."""
 
     def __init__(
         self,
@@ -118,21 +108,18 @@ class ImagesOfFolder(Images):
         decoding: Decoding,
         on_bad_image: OnBadImage = "error",
     ) -> None:
-        """List the images of ``folder``, hidden ones left out, in path order."""
         self.paths = image_files(folder, on_bad_image)
         self.channels, self.size, self.decoding = channels, size, decoding
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.paths)
 
     def __getitems__(self, rows: list[int]) -> Batch:
-        """Decode the batch of these rows."""
         how = (self.channels, self.size, self.decoding)
         images = [decode(self.paths[row], *how) for row in rows]
         return {"image": torch.stack(images), "index": torch.as_tensor(rows)}
 
 
 def as_is(batch: Any) -> Any:  # noqa: ANN401 - whatever a loader yields
-    """Return ``batch``, which came whole from ``__getitems__``: nothing is left to collate."""
+    """Return ``batch`` unchanged: ``__getitems__`` has collated it."""
     return batch

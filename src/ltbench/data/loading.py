@@ -1,4 +1,4 @@
-"""What each worker of a loader reads, in shared memory: one that dies is told by its image."""
+"""The file that each worker of a loader reads, in shared memory: if one dies, we can name it."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-LONGEST = 1024  # bytes of a path that are kept: its end
-DYING = 5.0  # seconds, at the most, from a worker's last open file to its death
+MAX_PATH = 1024  # bytes; of a longer path the end is stored
+DYING = 5.0  # seconds, at most, until torch hears of the death of a worker
 _DEATH = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?"
     r"(killed by signal: [^.]+|exited unexpectedly(?: with exit code -?\d+)?)"
@@ -23,7 +23,7 @@ _row: NDArray[np.uint8] | None = None  # of this process, where it is a worker
 
 
 class Reading:
-    """What each worker of a loader reads; as its ``worker_init_fn`` it gives a worker its row.
+    """What each worker of a loader reads; its ``worker_init_fn``, which gives a worker its row.
 
     Args:
         workers: Number of workers.
@@ -32,20 +32,19 @@ class Reading:
     _loaders: ClassVar[WeakSet["Reading"]] = WeakSet()
 
     def __init__(self, workers: int) -> None:
-        """Make room: a process id and a path for each worker."""
-        self.rows = torch.zeros(workers, 8 + LONGEST, dtype=torch.uint8)
+        self.rows = torch.zeros(workers, 8 + MAX_PATH, dtype=torch.uint8)  # process id, path
         self.rows.share_memory_()  # type: ignore[no-untyped-call]
         self._loaders.add(self)
 
     def __call__(self, worker: int) -> None:
-        """Be this worker."""
+        """Give this process the row of a worker."""
         global _row
         _row = self.rows[worker].numpy()
         _row[:8] = np.array([os.getpid()]).view(np.uint8)
 
     @classmethod
     def of(cls, pid: int) -> str:
-        """Return the file that a worker opened last; empty where it has opened none."""
+        """Return the file that a worker opened last, or an empty text."""
         for loader in cls._loaders:
             for row in loader.rows.numpy():
                 if row[:8].view(np.int64)[0] == pid:
@@ -54,54 +53,52 @@ class Reading:
 
 
 def note(path: os.PathLike[str]) -> None:
-    """Say, in a worker, which file is read from now on."""
+    """Note, in a worker, which file it reads now."""
     if _row is not None:
-        name = os.fsencode(path)[1 - LONGEST :] + b"\0"
+        name = os.fsencode(path)[1 - MAX_PATH :] + b"\0"
         _row[8 : 8 + len(name)] = np.frombuffer(name, np.uint8)
 
 
 class Loader(DataLoader[Any]):
-    """A loader that tells the death of a worker, and not what the death breaks first.
+    """A loader that reports the death of a worker rather than the broken connection.
 
-    A process that dies closes its sockets before its parent hears of it. Where torch fetches a
-    tensor just then, the error is that of a connection, and torch's own may cut off whoever handles
-    the first one.
+    A process that dies closes its sockets before its parent hears of it. If torch fetches a tensor
+    just then, the first error is about the connection.
 
     Args:
         dataset: What to load.
         num_workers: Number of processes that load; 0: this one.
-        options: Any other argument of :class:`torch.utils.data.DataLoader`.
+        options: Other arguments of :class:`torch.utils.data.DataLoader`.
     """
 
     def __init__(self, dataset: Dataset[Any], num_workers: int, **options: Any) -> None:  # noqa: ANN401
-        """Let each worker say what it reads."""
         reading = Reading(num_workers) if num_workers else None
         super().__init__(dataset, num_workers=num_workers, worker_init_fn=reading, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Start or wake the workers now, and yield the batches of an epoch."""
-        return self._told(super().__iter__()) if self.num_workers else super().__iter__()
+        # Not a generator itself: workers start now, not at the first batch.
+        return self._watched(super().__iter__()) if self.num_workers else super().__iter__()
 
-    def _told(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except (ConnectionError, EOFError):
-                time.sleep(DYING)  # torch raises its own error in here, once it hears of a death
+                time.sleep(DYING)  # torch raises its own error here, once it hears of a death
                 raise
             yield batch
 
 
 def death(error: BaseException) -> str | None:
-    """Say which images workers died at, if that is what an error of torch is about."""
-    found = _DEATH.search(str(error))
-    if found is None:
+    """Say which images workers were reading when they died, if the error is about that."""
+    match = _DEATH.search(str(error))
+    if match is None:
         return None
-    files = [file for pid in found[1].split(",") if (file := Reading.of(int(pid)))]
-    where = f"while it read {', '.join(files)}, or just after" if files else "before it read any"
+    files = [file for pid in match[1].split(",") if (file := Reading.of(int(pid)))]
+    where = f"while reading {', '.join(files)}, or just after" if files else "before reading any"
     return (
-        f"a worker that loads images died ({found[2]}) {where}. Replace or remove such an image; "
-        "where memory ran out, set fewer --data.num_workers."
+        f"a worker that loads images died ({match[2]}) {where}. Replace or remove that image; if "
+        "memory ran out, lower --data.num_workers."
     )

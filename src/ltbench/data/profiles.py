@@ -1,6 +1,6 @@
 """Which images make the long tail: class counts, the subset, and its validation split.
 
-NumPy only, and only private generators: the same arguments give the same indices on any machine.
+NumPy and private generators only: the same arguments give the same indices on any machine.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ PROFILES: dict[str, Callable[[int, int], float] | str] = {
     "pareto": lambda c, num_classes: math.log(c + 1) / math.log(num_classes),
     "balanced": lambda c, num_classes: 0.0,
 }
-"""How far along the tail, 0 to 1, class c of C is: it keeps int(largest * IF ** -position)."""
+"""How far along the tail class c of C is, 0 to 1: it keeps int(largest * IF ** -position)."""
 
 
 def position_of(kind: Name) -> Callable[[int, int], float]:
     """Return the function of a profile, which may be the user's own.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no such profile.
     """
     position: Callable[[int, int], float] = resolve("profile", kind, PROFILES)
     return position
@@ -38,7 +38,7 @@ def position_of(kind: Name) -> Callable[[int, int], float]:
 def class_counts(
     largest: int, num_classes: int, imbalance_factor: float, kind: Name = "exp"
 ) -> list[int]:
-    r"""Training images of each class under a named profile, class 0 first and never increasing.
+    r"""Training images per class under a named profile, class 0 first and never increasing.
 
     With f = 1 / `imbalance_factor`, n = `largest` and C = `num_classes`, in float64, truncated:
 
@@ -53,25 +53,25 @@ def class_counts(
         largest: Images of class 0, at least 1.
         num_classes: Number of classes, at least 2.
         imbalance_factor: Largest count over smallest count before truncation, at least 1.
-        kind: A name of :data:`PROFILES`, or the import path of a function ``position(c,
-            num_classes)`` of one's own.
+        kind: A name of :data:`PROFILES`, or the import path of your own function ``position(c,
+            num_classes)``.
 
     Returns:
         `num_classes` counts, each at least 1.
 
     Raises:
-        UserError: For an unknown `kind`, an argument out of range, or a class left with no image.
+        UserError: An unknown `kind`, an argument out of range, or a class without images.
     """
     position = position_of(kind)
     if largest < 1 or num_classes < 2:
         raise UserError(
-            f"profile '{kind}': {num_classes} classes with at most {largest} images; "
-            "it needs at least 2 classes and 1 image."
+            f"profile '{kind}' needs at least 2 classes and 1 image, not {num_classes} classes "
+            f"with at most {largest} images."
         )
     if not (imbalance_factor >= 1 and math.isfinite(imbalance_factor)):
         raise UserError(
-            f"profile '{kind}': imbalance factor {imbalance_factor} must be a number of at least "
-            "1; it is the largest class count over the smallest."
+            f"profile '{kind}': imbalance factor {imbalance_factor} must be at least 1: it is the "
+            "largest class count over the smallest."
         )
     f = 1 / imbalance_factor
     counts = [int(largest * f ** position(c, num_classes)) for c in range(num_classes)]
@@ -79,7 +79,7 @@ def class_counts(
         # largest * (1 / largest) can round to just below 1, and would then be cut to 0.
         limit = largest if int(largest * (1 / largest)) == 1 else largest - 1
         raise UserError(
-            f"profile '{kind}' leaves class {counts.index(0)} with no image: counts "
+            f"profile '{kind}' leaves class {counts.index(0)} without images: counts "
             f"{_abbreviate(counts)} for largest class {largest}, imbalance factor "
             f"{imbalance_factor:g}. Use an imbalance factor of at most {limit}."
         )
@@ -87,22 +87,22 @@ def class_counts(
 
 
 def select(labels: npt.ArrayLike, counts: Sequence[int] | None, seed: int = 0) -> Indices:
-    """Pick the long-tailed subset that the field uses, seed 0 being the published one.
+    """Pick the long-tailed subset that the field uses; seed 0 gives the published one.
 
-    For classes in ascending order, the ascending indices of the class are shuffled in place by one
-    legacy `numpy.random.RandomState` and the first n_c are kept. It is the stream of the global
-    generator in the code of LDAM-DRW (arXiv 1906.07413), drawn from a private one.
+    Class by class in ascending order, one legacy `numpy.random.RandomState` shuffles the indices of
+    the class in place, and the first n_c are picked. These are the draws of the global generator in
+    the code of LDAM-DRW (arXiv 1906.07413), made with a private one.
 
     Args:
         labels: (n,) integer labels; a negative one means unlabelled and is never picked.
-        counts: Images to keep of each class, or None for the natural profile: all labelled images.
-        seed: Seed of the subset, 0 to 2**32 - 1; it is not the seed of the training run.
+        counts: Images to pick per class, or None for the natural profile: all labelled images.
+        seed: Seed of the subset, 0 to 2**32 - 1; not the seed of the training run.
 
     Returns:
-        Indices into `labels`, grouped by class in ascending class order (ascending for None).
+        Indices into `labels`, by class in ascending order (simply ascending for None).
 
     Raises:
-        UserError: If a class has fewer images than its count, or `seed` is out of range.
+        UserError: A class has fewer images than its count, or `seed` is out of range.
     """
     labels = np.asarray(labels)
     if counts is None:
@@ -110,16 +110,16 @@ def select(labels: npt.ArrayLike, counts: Sequence[int] | None, seed: int = 0) -
     if not 0 <= seed < 2**32:
         raise UserError(f"subset seed {seed} is out of range: it must be 0 to {2**32 - 1}.")
     generator = np.random.RandomState(seed)
-    kept = []
+    picked = []
     for c, (members, count) in enumerate(zip(_by_class(labels, len(counts)), counts, strict=True)):
         if count > len(members):
             raise UserError(
                 f"class {c} has {len(members)} images, but the profile asks for {count}. "
-                "Lower the size of the largest class, or use the profile 'natural'."
+                "Lower data.largest, or use the profile 'natural'."
             )
         generator.shuffle(members)
-        kept.append(members[:count])
-    return np.concatenate(kept)
+        picked.append(members[:count])
+    return np.concatenate(picked)
 
 
 def split_validation(
@@ -128,7 +128,7 @@ def split_validation(
     """Split training indices in two, stratified by class.
 
     A class with at least two images gives at least one to each side; a single image stays in
-    training. The result depends on the set of `indices`, not on their order.
+    training. The order of `indices` does not matter.
 
     Args:
         labels: (n,) integer labels of the whole source.
@@ -140,10 +140,10 @@ def split_validation(
         `(train, val)`, both ascending; together they are `indices`.
 
     Raises:
-        UserError: If `fraction` or `seed` is out of range.
+        UserError: `fraction` or `seed` is out of range.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"validation fraction {fraction} must lie between 0 and 1, both excluded.")
+        raise UserError(f"validation fraction {fraction} must be above 0 and below 1.")
     if seed < 0:
         raise UserError(f"validation seed {seed} is out of range: it must be 0 or more.")
     indices = np.sort(np.asarray(indices, dtype=np.int64))
@@ -158,18 +158,18 @@ def split_validation(
 
 
 def index_hash(indices: npt.ArrayLike) -> str:
-    """SHA-256, in hex, of the indices in their order as little-endian int64 bytes."""
+    """SHA-256, in hex, of the indices in order, as little-endian int64 bytes."""
     return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
 
 
 def imbalance_factor(counts: npt.ArrayLike) -> float:
-    """Largest class count over the smallest; infinite when a class has no image."""
+    """Largest class count over the smallest; infinite if a class has no images."""
     counts = np.asarray(counts)
     return float(counts.max() / counts.min()) if counts.min() > 0 else math.inf
 
 
 def _by_class(labels: npt.NDArray[np.integer], num_classes: int) -> list[Indices]:
-    """Ascending positions of each class 0..num_classes-1 in one sort, however many the classes."""
+    """Ascending positions of each class 0..num_classes-1, found with a single sort."""
     order = np.argsort(labels, kind="stable").astype(np.int64)
     bounds = np.searchsorted(labels[order], np.arange(num_classes + 1))
     return [order[start:stop] for start, stop in pairwise(bounds)]

@@ -1,11 +1,11 @@
-"""Which images are labelled, unlabelled, validation and test: published protocols, and one's own.
+"""Which images are labelled, unlabelled, validation and test: published protocols, and your own.
 
 A protocol says how many images of each class go where. Which ones is a seeded permutation of each
-class: labelled images come first, unlabelled ones follow, and validation is the end of it. So other
-unlabelled counts leave the labelled and the validation images as they are.
+class: labelled images come first, then unlabelled ones, and validation images from its end. Other
+unlabelled counts thus leave the labelled and the validation images as they are.
 
 The labels of unlabelled images stay in the source: their :class:`Split` holds -1 for each image, in
-random order, so that a position in it says nothing of the class either.
+random order, so that a position in it does not give the class away.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ltbench.data import profiles
 from ltbench.data.sources.base import Source
@@ -25,15 +26,14 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images of each class, (K,) each.
+    """Images per class, (K,) each.
 
     Attributes:
         labelled: Training images that keep their labels.
         unlabelled: Training images that lose them; None: the source's own ``unlabelled`` images.
-        val: Images held out.
+        val: Validation images.
         val_from: Split of the source that these are taken from.
-        shared: Whether labelled images are unlabelled ones too, as far as there are enough of
-            either; else the two are disjoint.
+        shared: Whether labelled images are unlabelled ones too; else the two are disjoint.
     """
 
     labelled: Counts
@@ -50,14 +50,14 @@ class Protocol(Partition):
         """Return how many images of each class go where.
 
         Raises:
-            UserError: A class would have no labelled or no unlabelled image.
+            UserError: A class would have no labelled or no unlabelled images.
         """
         raise NotImplementedError
 
     def split(self, source: Source, seed: int) -> dict[str, Split]:
         """See :meth:`Partition.split`."""
         if seed < 0:
-            raise UserError(f"data.subset_seed is {seed}; give a whole number of at least 0.")
+            raise UserError(f"data.subset_seed is {seed}; it must be at least 0.")
         sizes = self.sizes(source)
         drawn = _draw(source, "train", sizes, seed)
         splits = {"train": Split.of(source, "train", drawn["labelled"])}
@@ -69,8 +69,8 @@ class Protocol(Partition):
             )
         else:
             raise UserError(
-                f"{source.display_name} has no unlabelled images of its own: give this protocol "
-                "the number or share of training images that lose their labels."
+                f"{source.display_name} has no unlabelled images of its own: tell the protocol how "
+                "many training images lose their labels (m1, or a share for labelled)."
             )
         held_out = drawn["val"]
         if sizes.val_from == "test":
@@ -92,7 +92,7 @@ class ReleasedProtocol(Protocol):
     """Counts that fall exponentially, as in the code of CSST (2304.14738) and SelMix (2403.18301).
 
     Class c of K has n1 rho_l^(-c/(K-1)) labelled and m1 rho_u^(-c/(K-1)) unlabelled images, rounded
-    down. Float rounding gives their code one image less where this is a whole number: in the last
+    down. Float rounding gives their code one image less if this is a whole number: in the last
     class of CIFAR-100 (14 for 15), and of CIFAR-10 with the inverted prior (2,999 for 3,000).
 
     Args:
@@ -102,13 +102,13 @@ class ReleasedProtocol(Protocol):
             own unlabelled images (STL-10, a folder ``ROOT/unlabelled``), whose prior is unknown.
         rho_u: m1 over the unlabelled images of the last class: ``rho_l`` gives the same prior, 1
             the uniform one; below 1 the counts grow, 1 / ``rho_l`` is the inverted prior.
-        val_per_class: Validation images of each class, from the training images that are left;
-            0 holds none out. A validation split of the source's own is used instead.
-        include_labelled: Take the labelled images as unlabelled ones too, among the m1, as their
+        val_per_class: Validation images per class, from the remaining training images; 0 holds
+            none out. A validation split of the source is used instead, if there is one.
+        include_labelled: Use the labelled images as unlabelled ones too, among the m1, as their
             code does on ImageNet-100, where a class has too few images for both.
 
     Raises:
-        UserError: ``include_labelled`` where the source's own unlabelled images are taken.
+        UserError: ``include_labelled`` without ``m1``.
     """
 
     n1: int = 1500
@@ -119,12 +119,11 @@ class ReleasedProtocol(Protocol):
     include_labelled: bool = False
 
     def __post_init__(self) -> None:
-        """Check that what is to be included in is drawn."""
         if self.include_labelled and self.m1 is None:
-            raise UserError("protocol.include_labelled needs m1, the unlabelled images to draw.")
+            raise UserError("protocol.include_labelled needs protocol.m1.")
 
+    @override
     def sizes(self, source: Source) -> Sizes:
-        """See :meth:`Protocol.sizes`."""
         classes = source.num_classes
         return Sizes(
             _exponential(classes, n1=self.n1, rho_l=self.rho_l),
@@ -138,15 +137,15 @@ class ReleasedProtocol(Protocol):
 class PaperProtocol(Protocol):
     """One long tail, cut into labelled and unlabelled images: the tables of CSST (2304.14738).
 
-    Validation is one half of the official test set, stratified; the other half is the test set.
+    Half of the official test set is for validation, stratified; the other half is the test set.
 
     Args:
         largest: Images of class 0, labelled and unlabelled together.
         rho: ``largest`` over the images of the last class.
-        mu: Unlabelled images for each labelled one, at least 1; labelled counts are rounded down.
+        mu: Unlabelled images per labelled one, at least 1; labelled counts are rounded down.
 
     Raises:
-        UserError: ``mu`` is out of its range.
+        UserError: ``mu`` is out of range.
     """
 
     largest: int = 5000
@@ -154,12 +153,11 @@ class PaperProtocol(Protocol):
     mu: int = 4
 
     def __post_init__(self) -> None:
-        """Check the division."""
         if self.mu < 1:
-            raise UserError(f"protocol.mu is {self.mu}; give at least 1 unlabelled image a label.")
+            raise UserError(f"protocol.mu is {self.mu}; it must be at least 1.")
 
+    @override
     def sizes(self, source: Source) -> Sizes:
-        """See :meth:`Protocol.sizes`."""
         counts = _exponential(source.num_classes, largest=self.largest, rho=self.rho)
         labelled = counts // (1 + self.mu)
         half = _counts(source, "test") // 2
@@ -168,31 +166,32 @@ class PaperProtocol(Protocol):
 
 @dataclass
 class NaturalProtocol(Protocol):
-    """All images of a source as they are: for data of one's own.
+    """All images of a source, for your own data.
 
     Args:
         labelled: Share of the training images of each class that keep their labels, at least one
             image; the others are the unlabelled ones. Null keeps all labels and takes the source's
             own unlabelled images (a folder ``ROOT/unlabelled``).
-        val: Share of the training images of each class held out, at least one image; 0 holds none
-            out. A validation split of the source's own is used instead.
+        val: Share of the training images of each class held out for validation, at least one
+            image; 0 holds none out. A validation split of the source is used instead.
 
     Raises:
-        UserError: A share is out of its range.
+        UserError: A share is out of range.
     """
 
     labelled: float | None = 0.2
     val: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check the shares."""
         if self.labelled is not None and not 0 < self.labelled < 1:
-            raise UserError(f"labelled share {self.labelled} must lie between 0 and 1, or be null.")
+            raise UserError(
+                f"protocol.labelled is {self.labelled}; give a share in (0, 1) or null."
+            )
         if not 0 <= self.val < 1:
-            raise UserError(f"validation share {self.val} must lie in [0, 1).")
+            raise UserError(f"protocol.val is {self.val}; give a share in [0, 1).")
 
+    @override
     def sizes(self, source: Source) -> Sizes:
-        """See :meth:`Protocol.sizes`."""
         counts = _counts(source, "train")
         held_out = bool(self.val) and not source.has("val")
         val = _share(counts, self.val) if held_out else np.zeros_like(counts)
@@ -204,22 +203,22 @@ class NaturalProtocol(Protocol):
 
 
 def _exponential(classes: int, **settings: float) -> Counts:
-    """Counts of each class by the size of the first, and its ratio to the last, perhaps below 1.
+    """Images per class, from those of the first class and their ratio to those of the last.
 
     Args:
-        classes: How many.
-        **settings: These two, by the names that a config gives them.
+        classes: Number of classes.
+        **settings: The two numbers, by their names in a config; the ratio may be below 1.
     """
     first, ratio = settings.values()
-    given = " and ".join(f"protocol.{name} {value}" for name, value in settings.items())
+    options = " and ".join(f"protocol.{name} {value}" for name, value in settings.items())
     if not ratio > 0:
-        raise UserError(f"{given}: an imbalance ratio is a number above 0.")
+        raise UserError(f"{options}: the ratio must be above 0.")
     try:
         if ratio >= 1:
             return np.array(profiles.class_counts(int(first), classes, ratio))
         return np.array(profiles.class_counts(round(first / ratio), classes, 1 / ratio))[::-1]
     except UserError as error:
-        raise UserError(f"{given}: {error}") from error
+        raise UserError(f"{options}: {error}") from error
 
 
 def _counts(source: Source, split: str) -> Counts:
@@ -235,8 +234,8 @@ def _share(counts: Counts, share: float) -> Counts:
 def _present(source: Source, counts: Counts, kind: str) -> Counts:
     if counts.min() < 1:
         raise UserError(
-            f"class {source.class_names[counts.argmin()]} would have no {kind} image. Choose a "
-            "smaller imbalance, another share, or add images."
+            f"class {source.class_names[counts.argmin()]} would have no {kind} images. Choose a "
+            "smaller imbalance or another share, or add images."
         )
     return counts
 
@@ -247,14 +246,14 @@ def _hidden(split: str, indices: Indices, seed: int) -> Split:
 
 
 def _draw(source: Source, split: str, sizes: Sizes, seed: int) -> dict[str, Indices]:
-    """Take what ``sizes`` asks for from one split of a source, class by class."""
+    """Draw as many images as ``sizes`` says from one split of a source, class by class."""
     labels, counts = source.labels(split), _counts(source, split)
-    none = np.zeros_like(counts)
+    zeros = np.zeros_like(counts)
     training, held_out = split == "train", split == sizes.val_from
     asked = {
-        "labelled": sizes.labelled if training else none,
-        "unlabelled": sizes.unlabelled if training and sizes.unlabelled is not None else none,
-        "val": sizes.val if held_out else none,
+        "labelled": sizes.labelled if training else zeros,
+        "unlabelled": sizes.unlabelled if training and sizes.unlabelled is not None else zeros,
+        "val": sizes.val if held_out else zeros,
     }
     _check(source, split, counts, asked, sizes.shared)
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
@@ -274,13 +273,13 @@ def _check(
 ) -> None:
     for kind, sizes in asked.items():
         if sizes.min() < 0:
-            raise UserError(f"a protocol cannot draw {sizes.min()} {kind} images of a class.")
+            raise UserError(f"a class cannot have {sizes.min()} {kind} images: see data.protocol.")
     together = np.maximum if shared else np.add
     lacking = together(asked["labelled"], asked["unlabelled"]) + asked["val"] - counts
     if lacking.max() > 0:
         c = int(lacking.argmax())
-        wanted = " + ".join(f"{asked[kind][c]} {kind}" for kind in asked if asked[kind][c])
+        parts = " + ".join(f"{asked[kind][c]} {kind}" for kind in asked if asked[kind][c])
         raise UserError(
             f"class {source.class_names[c]} has {counts[c]} {split} images, but the protocol asks "
-            f"for {wanted}. Lower these counts, or the share held out."
+            f"for {parts}. Lower these numbers."
         )

@@ -1,7 +1,7 @@
-"""Which images a rank sees, as a function of (seed, epoch, rank): nothing else is remembered.
+"""Which images a rank sees, as a function of (seed, epoch, rank) alone.
 
-All samplers subclass torch's ``DistributedSampler`` so that Lightning leaves them alone and tells
-them the epoch. Where a batch has several streams, rows count through the images of all of them, one
+All samplers subclass torch's ``DistributedSampler``, so that Lightning does not wrap them and sets
+their epoch. If a batch has several streams, rows count through the images of all of them, one
 stream after the other.
 """
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
+from typing_extensions import override
 
 from ltbench import seeding
 
@@ -31,25 +32,25 @@ def _world() -> tuple[int, int]:
 class TrainingSampler(DistributedSampler[int]):
     """An order of images for each epoch, the same for any number of ranks, dealt out in turn.
 
-    When the ranks do not divide it, its start is repeated so that all ranks take the same number
-    of steps (as torch does). A subclass gives :meth:`order`; a config names it by its import path.
+    If its length is not a multiple of the number of ranks, its start is repeated, as torch does, so
+    that all ranks take the same number of steps. A subclass defines :meth:`order`; a config names
+    it by its import path.
 
     Args:
-        labels: (n,) label of each image, -1 where it is hidden.
+        labels: (n,) label of each image, -1 if it is hidden.
         seed: Seed of the run.
-        length: Draws of an epoch, all ranks together; default: as many as there are images.
+        length: Draws per epoch, all ranks together; default: one per image.
 
     Attributes:
-        numbered: Whether pairs (row, number) are yielded instead of rows, where no number comes
-            twice in a training on any rank: a key for what is drawn for an image while it is
-            decoded. The data module sets it.
+        numbered: Whether to yield pairs (row, number) instead of rows; each number is unique in a
+            training, over all ranks: the key of what is drawn while an image is decoded. The data
+            module sets it.
     """
 
     numbered = False
-    together: ClassVar[int] = 1  # rows that are drawn together and stay on one rank
+    together: ClassVar[int] = 1  # rows drawn together, which stay on one rank
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
-        """Shard the draws over the ranks of the default process group, if there is one."""
         replicas, rank = _world()
         super().__init__(labels, replicas, rank, seed=seed)  # type: ignore[arg-type]
         self.labels = labels
@@ -66,7 +67,6 @@ class TrainingSampler(DistributedSampler[int]):
         """
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's rows for the current epoch."""
         order = self.order(seeding.generator("cpu", self.seed, "shuffle", self.epoch))
         places = torch.arange(self.rank, self.total_size // self.together, self.num_replicas)
         rows = order[places % len(order)].flatten().tolist()
@@ -80,16 +80,16 @@ class TrainingSampler(DistributedSampler[int]):
 class ShuffledSampler(TrainingSampler):
     """A fresh permutation each epoch; a single rank sees every image exactly once."""
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw a permutation."""
         return torch.randperm(len(self.labels), generator=generator)
 
 
 class RepeatedSampler(ShuffledSampler):
-    """Repeated augmentation: three copies of each image in a row, for as long as an epoch is.
+    """Repeated augmentation: three copies of each image in a row, until the epoch is full.
 
-    With its images rounded down to a multiple of 256, if there are as many, an epoch visits a third
-    of them. Ranks see different copies of an image.
+    An epoch has as many draws as there are images, rounded down to a multiple of 256, so it visits
+    a third of them. Ranks see different copies of an image.
 
     Source: Hoffer et al., arXiv 1901.09335, in the form of DeiT, arXiv 2012.12877.
     """
@@ -98,26 +98,25 @@ class RepeatedSampler(ShuffledSampler):
     multiple: ClassVar[int] = 256
 
     def __init__(self, labels: Labels, seed: int) -> None:
-        """Round the images down."""
         images = len(labels)
         rounded = images - images % self.multiple if images >= self.multiple else images
         super().__init__(labels, seed, rounded)
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw a permutation, and repeat each image."""
         return super().order(generator).repeat_interleave(self.repeats)[: self.length]
 
 
 class UniformSampler(TrainingSampler):
-    """Images drawn uniformly, with replacement."""
+    """Images drawn uniformly and independently, with replacement."""
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw each row on its own."""
         return torch.randint(len(self.labels), (self.length,), generator=generator)
 
 
 class ImagesByClass:
-    """The rows of some images, sorted by class, to draw from one class after another.
+    """The rows of some images by class, to draw images of given classes.
 
     Args:
         labels: (n,) int64 labels in [0, classes).
@@ -125,7 +124,6 @@ class ImagesByClass:
     """
 
     def __init__(self, labels: Tensor, classes: int) -> None:
-        """Sort the rows."""
         self.rows = labels.argsort(stable=True)
         self.counts = torch.bincount(labels, minlength=classes)
         self.starts = self.counts.cumsum(0) - self.counts
@@ -137,26 +135,25 @@ class ImagesByClass:
 
 
 class ClassBalancedSampler(TrainingSampler):
-    """Every class equally often, then one of its images, with replacement (arXiv 1910.09217).
+    """A uniformly drawn class, then one of its images, with replacement (arXiv 1910.09217).
 
     Classes without images are never drawn.
     """
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
-        """Sort the images by class once."""
         super().__init__(labels, seed, length)
         classes, ranks = np.unique(labels, return_inverse=True)
         self.by_class = ImagesByClass(torch.from_numpy(ranks), len(classes))
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw classes, then an image of each."""
         shares = torch.ones(len(self.by_class.counts), dtype=torch.float64)
         drawn = torch.multinomial(shares, self.length, replacement=True, generator=generator)
         return self.by_class.draw(drawn, generator)
 
 
 class SideBySide(TrainingSampler):
-    """Several streams, each drawn by a sampler of its own: a step takes some rows of each.
+    """Several streams, each with a sampler of its own; a step takes some rows of each.
 
     Args:
         samplers: One for each stream; their orders are drawn one after another.
@@ -167,13 +164,12 @@ class SideBySide(TrainingSampler):
     def __init__(
         self, samplers: Sequence[TrainingSampler], sizes: Sequence[int], seed: int
     ) -> None:
-        """Put the images of all streams in one line."""
         labels = np.concatenate([sampler.labels for sampler in samplers])
         super().__init__(labels, seed, sum(sampler.total_size for sampler in samplers))
         self.samplers, self.sizes = samplers, sizes
 
+    @override
     def order(self, generator: torch.Generator) -> Tensor:
-        """Draw the order of each stream, and lay them side by side, step by step."""
         streams, start = [], 0
         for sampler, size in zip(self.samplers, self.sizes, strict=True):
             order = sampler.order(generator) + start
@@ -187,32 +183,28 @@ class EvaluationSampler(DistributedSampler[int]):
     """Each image on exactly one rank, in order, without the padding that counts images twice."""
 
     def __init__(self, dataset: Dataset[object]) -> None:
-        """Shard ``dataset`` over the ranks of the default process group, if there is one."""
         replicas, rank = _world()
         super().__init__(dataset, replicas, rank, shuffle=False)
         self.num_samples = len(range(rank, len(dataset), replicas))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's indices."""
         yield from range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]
 
 
 class EvaluationBatches(EvaluationSampler):
-    """The same in batches, as many of them on each rank: the last may be empty on some.
+    """The same in batches, equally many on each rank: the last one may be empty on some.
 
-    A network under DDP talks to the other ranks whenever it is called, so all have to call it
-    equally often, also one that has no image at all.
+    A network under DDP communicates with the other ranks whenever it is called, so all ranks must
+    call it equally often, even one without images.
     """
 
     def __init__(self, dataset: Dataset[object], batch_size: int) -> None:
-        """Shard ``dataset`` over the ranks of the default process group, if there is one."""
         super().__init__(dataset)
         self.batch_size = batch_size
         most = -(-len(dataset) // self.num_replicas)  # type: ignore[arg-type]
         self.num_samples = -(-most // batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
-        """Yield the rows of each of this rank's batches."""
         rows = list(super().__iter__())
         for batch in range(self.num_samples):
             yield rows[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -224,4 +216,4 @@ SAMPLERS: dict[str, type[TrainingSampler] | str] = {
     "repeated": RepeatedSampler,
     "uniform": UniformSampler,
 }
-"""The samplers of training images by the name that a config gives them."""
+"""Samplers of training images, by their names in a config."""

@@ -1,4 +1,4 @@
-"""Semi-supervised data: a labelled long tail beside images whose labels nobody may see."""
+"""Semi-supervised data: a labelled long tail, and images whose labels are hidden."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data import profiles
@@ -25,9 +26,9 @@ class SemiSupervisedDataModule(LongTailDataModule):
     A training batch is that of the labelled images, weakly augmented, with one more entry:
     ``unlabelled``, a dict of ``weak`` and ``strong`` (mu B, C, H, W), the two views of each image,
     and ``index`` (mu B,), its row in the unlabelled split. True labels are in no batch and no
-    split; :meth:`oracle_labels` opens them where the config says so.
+    split; :meth:`oracle_labels` returns them if the config allows it.
 
-    Images are drawn uniformly, with replacement, as a function of seed and epoch: a step holds the
+    Images are drawn uniformly, with replacement, as a function of seed and epoch: a step has the
     same images on any number of ranks.
 
     Args:
@@ -35,15 +36,15 @@ class SemiSupervisedDataModule(LongTailDataModule):
         root: Folder of the data; default: the environment variable ``LTBENCH_DATA``, else ``data``.
         protocol: Which images are labelled, unlabelled, validation and test; default: that of the
             released code of CSST and SelMix.
-        mu: Unlabelled images for each labelled one of a batch; 0 leaves them out.
-        steps_per_epoch: Steps that make an epoch.
+        mu: Unlabelled images per labelled one in a batch; 0 leaves them out.
+        steps_per_epoch: Steps per epoch.
         strong_augment: Transforms of the strong view, before the weak ones (``augment``).
-        oracle: Open the true labels of the unlabelled images, for ablations and statistics.
-        **kwargs: ``batch_size`` (labelled images a step, over all ranks), ``augment``, and the rest
-            of :class:`~ltbench.data.base.DataModule`.
+        oracle: Give access to the true labels of the unlabelled images, for ablations.
+        **kwargs: ``batch_size`` (labelled images per step, over all ranks), ``augment``, and
+            further arguments of :class:`~ltbench.data.base.DataModule`.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -57,8 +58,7 @@ class SemiSupervisedDataModule(LongTailDataModule):
         oracle: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Find the source; its images are decoded when a loader first needs them."""
-        # Not its constructor: here a protocol says what a profile says there.
+        # Not the constructor of LongTailDataModule: a protocol takes the place of its profile.
         super(LongTailDataModule, self).__init__(
             source, root, protocol or ReleasedProtocol(), **kwargs
         )
@@ -70,13 +70,13 @@ class SemiSupervisedDataModule(LongTailDataModule):
         self.oracle = oracle
 
     @property
+    @override
     def index_hash(self) -> str:
-        """Hash of which images are trained on, labelled and unlabelled."""
         parts = [self.splits[name].indices for name in ("train", "unlabelled")]
         return profiles.index_hash(np.concatenate([parts[0], [-1], parts[1]]))
 
+    @override
     def streams(self) -> Streams:
-        """Return the labelled images, and the unlabelled ones in two views, drawn apart."""
         strong = [*self.strong_augment, *self.augment]
         streams = {MAIN: Stream("train", {"image": self.augment})}
         if self.mu:
@@ -98,10 +98,12 @@ class SemiSupervisedDataModule(LongTailDataModule):
         if not self.oracle:
             raise UserError(
                 "the labels of the unlabelled images are hidden: set data.oracle to true, which "
-                "the record will tell."
+                "the record will mention."
             )
         if self._unlabelled_counts() is None:
-            raise UserError(f"{self.source.display_name} does not know the labels that are asked.")
+            raise UserError(
+                f"{self.source.display_name} does not know the labels of its unlabelled images."
+            )
         return torch.from_numpy(self._true_labels())
 
     def _true_labels(self) -> NDArray[np.int64]:
@@ -115,8 +117,8 @@ class SemiSupervisedDataModule(LongTailDataModule):
         counts: list[int] = np.bincount(labels, minlength=self.num_classes).tolist()
         return counts
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """Return what a record says of the data; needs :meth:`setup`."""
         return {
             **super().describe(),
             "unlabelled_counts": self._unlabelled_counts(),

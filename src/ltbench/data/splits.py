@@ -17,11 +17,11 @@ class Split:
     """Some images of a source.
 
     Attributes:
-        part: Which folder or file of the source they are in.
+        part: Split of the source that they are from.
         indices: (n,) their positions there.
-        labels: (n,) their labels; -1 where these are hidden.
-        hidden: Whether nothing may tell of the labels: then ``index`` in a batch is not the
-            position in the source, but that in this split, which is in random order.
+        labels: (n,) their labels; -1 if these are hidden.
+        hidden: Whether nothing may give the labels away: then ``index`` in a batch is not the
+            position in the source but in this split, which is in random order.
     """
 
     part: str
@@ -34,7 +34,7 @@ class Split:
         """Take images of a source; default: all of that part.
 
         Raises:
-            UserError: There are none.
+            UserError: There are no images.
         """
         labels = source.labels(part)
         indices = np.arange(len(labels)) if indices is None else indices

@@ -1,8 +1,8 @@
 """Which images a training batch holds, how often, and in which views: a main stream and others.
 
 A stream is a split, its share of a batch and its views. The entries of the main stream are those of
-the batch; a further stream is one more entry, a batch of its own. What draws their images is one
-sampler, so that streams may be drawn together (pairs) or apart (labelled and unlabelled images).
+the batch itself; each further stream is one more entry, a batch of its own. One sampler draws for
+all, so that streams may be drawn together (pairs) or apart (labelled and unlabelled images).
 """
 
 from bisect import bisect_right
@@ -29,9 +29,9 @@ class Stream:
 
     Attributes:
         split: Name of the split that they are from.
-        views: What transforms each view of an image, by name; None: the views of the main stream,
-            made together with them in one call.
-        images: How many there are for each one that ``batch_size`` counts.
+        views: Transforms of each view, by name; None: the views of the main stream, made in one
+            call with them.
+        images: Images of this stream for each one that ``batch_size`` counts.
     """
 
     split: str
@@ -53,7 +53,7 @@ class Streams:
     streams: Mapping[str, Stream]
 
     def views_of(self, name: str) -> Views:
-        """Return what transforms each view of a stream."""
+        """Return the transforms of each view of a stream."""
         views = self.streams[name].views
         return self.views_of(MAIN) if views is None else views
 
@@ -66,9 +66,9 @@ class Streams:
         """Replace the uint8 images of a batch by its views, made on the device.
 
         Args:
-            batch: As the loader yields it. A view starts from the entry of its name, where images
-                were cropped for it as they were decoded, else from ``image``.
-            draws: What transforms draw from, stream by stream and view by view.
+            batch: As the loader yields it. A view starts from the entry of its name, if images
+                were cropped for it when decoded, else from ``image``.
+            draws: The transforms draw from it, stream by stream and view by view.
             normalise: Applied to each view.
         """
         made = {name: dict(batch if name == MAIN else batch[name]) for name in self.streams}
@@ -98,12 +98,10 @@ class StreamImages(Images):
     """
 
     def __init__(self, parts: Mapping[str, Images]) -> None:
-        """Put them in one line."""
         self.parts = parts
         self.starts = [0, *accumulate(len(images) for images in parts.values())]
 
     def __len__(self) -> int:
-        """Return the number of images of all streams."""
         return self.starts[-1]
 
     def __getitems__(self, rows: list[Any]) -> dict[str, Any]:
@@ -119,5 +117,5 @@ class StreamImages(Images):
             place -= self.starts[part]
             chosen[part].append((place, *number) if number else place)
         batches = zip(self.parts.items(), chosen, strict=True)
-        found = {name: images.__getitems__(rows) for (name, images), rows in batches}
-        return {**found.pop(MAIN), **found}
+        loaded = {name: images.__getitems__(rows) for (name, images), rows in batches}
+        return {**loaded.pop(MAIN), **loaded}

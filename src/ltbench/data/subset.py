@@ -1,4 +1,4 @@
-"""A torchvision-style data set cut to a long tail: the same images as the profile of a run."""
+"""A torchvision-style data set cut to a long tail: the same images that a run would train on."""
 
 from typing import Any
 
@@ -16,15 +16,14 @@ class LongTailed(Subset[Any]):
 
     Attributes:
         dataset: The whole data set.
-        indices: Which of its images these are.
-        targets: (n,) int64 labels, as a list.
-        class_counts: Images of each class, (C,).
+        indices: Positions of these images in it.
+        targets: (n,) labels.
+        class_counts: Images per class, (C,).
     """
 
     def __init__(
         self, dataset: Dataset[Any], indices: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
     ) -> None:
-        """Take the images of ``indices``, whose data set has ``labels``."""
         super().__init__(dataset, indices.tolist())
         self.targets: list[int] = labels[indices].tolist()
         self.class_counts: list[int] = np.bincount(labels[indices]).tolist()
@@ -42,16 +41,16 @@ def long_tailed(
     """Cut a data set to a long tail, as ``LongTailDataModule`` does with ``val_fraction: 0``.
 
     Args:
-        dataset: Any data set with a length and integer ``targets`` or ``labels``, 0 to C - 1, such
+        dataset: A data set with a length and integer ``targets`` or ``labels``, 0 to C - 1, such
             as torchvision's.
         imbalance_factor: Largest over smallest class, at least 1.
-        seed: Of the draw of images; 0 gives the published sets of CIFAR-LT.
-        labels: (n,) labels, for a data set that has no such attribute.
-        largest: Images of class 0; default: as many as every class could give.
+        seed: Seed of the draw; 0 gives the published CIFAR-LT sets.
+        labels: (n,) labels, for a data set without such an attribute.
+        largest: Images of class 0; default: the images of the smallest class.
         profile: See :func:`ltbench.data.profiles.class_counts`.
 
     Raises:
-        UserError: The labels are unknown, or do not fit; or an argument is out of its range.
+        UserError: The labels are unknown or do not fit, or an argument is out of range.
     """
     if labels is None:
         labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
@@ -62,7 +61,7 @@ def long_tailed(
     every = np.asarray(labels)
     if every.shape != (len(dataset),) or every.dtype.kind not in "iu" or every.min(initial=0) < 0:  # type: ignore[arg-type]
         raise UserError(
-            "long_tailed needs one label of at least 0 for each image, as whole numbers; these are "
+            "long_tailed needs one whole number of at least 0 per image as its label; got "
             f"{every.dtype} of shape {every.shape} for {len(dataset)} images."  # type: ignore[arg-type]
         )
     every = every.astype(np.int64)

@@ -19,11 +19,11 @@ class TextDataModule(SemiSupervisedDataModule):
     """Labelled and unlabelled texts as token ids (B, L); the strong view is another wording.
 
     Args:
-        source: ``text`` (tables of one's own), ``imdb``, ``dbpedia14``, or ``phrases``.
+        source: ``text`` (your own tables), ``imdb``, ``dbpedia14``, or ``phrases``.
         root: Folder of the tables.
         tokenizer: Name or folder of a Hugging Face tokenizer; default: the training words.
-        max_length: Tokens of a text, cut off or padded.
-        **kwargs: The rest of :class:`~ltbench.data.semi.SemiSupervisedDataModule`.
+        max_length: Tokens per text, truncated or padded.
+        **kwargs: Further arguments of :class:`~ltbench.data.semi.SemiSupervisedDataModule`.
 
     Raises:
         UserError: The source has images, or there is no such tokenizer.
@@ -39,9 +39,8 @@ class TextDataModule(SemiSupervisedDataModule):
         max_length: int = LENGTH,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Find the source, and choose how its texts become token ids."""
         if max_length < 1:
-            raise UserError(f"data.max_length is {max_length}; a text has at least 1 token.")
+            raise UserError(f"data.max_length is {max_length}; it must be at least 1.")
         super().__init__(
             source, root, image_size=max_length, decoding=None, predict_folder=None, **kwargs
         )
@@ -50,9 +49,9 @@ class TextDataModule(SemiSupervisedDataModule):
             self.source.encoder = pretrained_encoder(tokenizer)
         self.strong_augment.insert(0, OtherWording())
 
+    @override
     def normalise(self, images: Tensor) -> Tensor:
-        """Return the token ids (B, L) int64 of the first wording of (B, n, L)."""
-        return images[:, 0].long()
+        return images[:, 0].long()  # (B, n, L), the first wording
 
 
 class OtherWording(BatchTransform):
@@ -64,7 +63,7 @@ class OtherWording(BatchTransform):
 
 
 def pretrained_encoder(name: str) -> Encoder:
-    """Return the encoder that a Hugging Face tokenizer is.
+    """Return an encoder that uses a Hugging Face tokenizer.
 
     Args:
         name: Name on the hub, or a folder; its padding must be token 0, as in the BERT family.
@@ -87,7 +86,7 @@ def pretrained_encoder(name: str) -> Encoder:
         )
 
     def encode(texts: Sequence[str], length: int) -> Tokens:
-        found = tokenizer(list(texts), truncation=True, padding="max_length", max_length=length)
-        return np.array(found["input_ids"], dtype=np.int32)
+        coded = tokenizer(list(texts), truncation=True, padding="max_length", max_length=length)
+        return np.array(coded["input_ids"], dtype=np.int32)
 
     return encode

@@ -170,9 +170,7 @@ def load(
     else:
         found = read(file)
         if "ltbench_network" in found and not found["ltbench_network"]:
-            raise UserError(
-                f"{role} {file} has no classifier: name another run."
-            )
+            raise UserError(f"{role} {file} has no classifier: name another run.")
         state = found.get("state_dict", found)
         if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
             raise UserError(f"{role} {file} is not a state dict: names -> tensors.")

@@ -27,42 +27,32 @@ from ltbench.metrics.counts import (
 )
 
 TABLES = ("run", "board", "effects", "tiles")
-"""Where a metric can be shown: at the end of a run, as a column of a leaderboard for reading, among
-what a row adds to its baseline, among the best of a report. CSV and JSON have them all."""
+"""Where a metric can be shown: at the end of a run, as a column of a leaderboard, in the table of
+gains over a baseline, among the best results of a report. CSV and JSON have them all."""
 
 GROUPS = "overall", "shots", "ranks", "means", "worst", "coverage", "calibration", "generation"
-"""What belongs together, in the order in which a reader wants it."""
+"""Metrics that belong together, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a test set came to, or many draws of one: everything that metrics follow from.
+    """The counts of a test set, or the recalls of many draws from it; metrics follow from it."""
 
-    Attributes:
-        recall: Of each class, (..., C); NaN without test images.
-        support: Test images of each class, (C,).
-        groups: Labels of the classes of each group.
-        hits: Test images of each class that were predicted right, (C,); unknown in draws.
-        predicted: Predictions of each class, (C,); unknown in draws.
-        order: The labels by decreasing training images, (C,); unknown in draws.
-        bins: What :func:`~ltbench.metrics.counts.calibration_error` takes, where it is known.
-    """
-
-    recall: Floats
-    support: npt.NDArray[Any]
-    groups: Mapping[str, Indices]
-    hits: npt.NDArray[Any] | None = None
-    predicted: npt.NDArray[Any] | None = None
-    order: Indices | None = None
-    bins: Sequence[npt.NDArray[Any]] | None = None
+    recall: Floats  # (..., C) per class; NaN without test images
+    support: npt.NDArray[Any]  # (C,) test images
+    groups: Mapping[str, Indices]  # labels of each group
+    hits: npt.NDArray[Any] | None = None  # (C,) correct predictions; unknown in draws, as all below
+    predicted: npt.NDArray[Any] | None = None  # (C,) predictions of each class
+    order: Indices | None = None  # (C,) labels by decreasing training images
+    bins: Sequence[npt.NDArray[Any]] | None = None  # as counts.calibration_error takes them
 
     @cached_property
     def seen(self) -> Floats:
-        """Recalls of the classes that have test images, (..., S)."""
+        """Recalls of the S classes that have test images, (..., S)."""
         return self.recall[..., np.flatnonzero(self.support)]
 
     def mean_of(self, classes: Indices) -> Any:  # noqa: ANN401 - an array or a number
-        """Return the mean recall of some classes, NaN where none of them has test images."""
+        """Return the mean recall of some classes, NaN if none of them has test images."""
         members = classes[self.support[classes] > 0]
         if not len(members):
             return np.full(self.recall.shape[:-1], np.nan)[()]
@@ -71,27 +61,15 @@ class Tally:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """A metric; ``compute`` gives its value for all draws of a tally, or None if it is unknown."""
 
-    Attributes:
-        title: Heading of its column.
-        group: One of :data:`GROUPS`.
-        tables: Which of :data:`TABLES` show it.
-        compute: Its value, for all draws of a tally at once; None where it cannot be known from
-            the tally, and for a metric that does not follow from counts.
-        resampled: Whether it follows from the recalls alone, so that draws of test images give it.
-        long: What it is called where there is room; default: the title.
-        unit: ``%`` for a fraction, which is shown in percent.
-        higher_is_better: Which way is up.
-    """
-
-    title: str
-    group: str
-    tables: str = ""
-    compute: Callable[[Tally], Any] | None = None
-    resampled: bool = False
-    long: str = ""
-    unit: Literal["%", "nats", "classes", ""] = "%"
+    title: str  # heading of its column
+    group: str  # one of GROUPS
+    tables: str = ""  # those of TABLES that show it
+    compute: Callable[[Tally], Any] | None = None  # None: it does not follow from counts
+    resampled: bool = False  # whether it follows from recalls alone, so draws of images give it
+    long: str = ""  # its name where there is room; default: the title
+    unit: Literal["%", "nats", "classes", ""] = "%"  # % for a fraction, shown in percent
     higher_is_better: bool = True
 
     @property
@@ -120,8 +98,7 @@ def _accuracy(tally: Tally) -> Any:  # noqa: ANN401 - an array or a number
 def _min_ht_recall(tally: Tally) -> float:
     """Return the smaller mean recall of the first floor(0.9 C) classes and of the rest.
 
-    In the order of decreasing training images; NaN below 10 classes. Rangwani et al. 2022, arXiv
-    2304.14738.
+    By decreasing training images; NaN below 10 classes. Rangwani et al. 2022, arXiv 2304.14738.
     """
     assert tally.order is not None
     if len(tally.order) < 10:
@@ -131,7 +108,7 @@ def _min_ht_recall(tally: Tally) -> float:
 
 
 def _min_coverage(tally: Tally) -> float:
-    """Return the least share of predictions that a class gets, over all classes."""
+    """Return the smallest share of all predictions that a class gets."""
     assert tally.predicted is not None
     return float(tally.predicted.min() / tally.support.sum())
 
@@ -140,24 +117,27 @@ def _ece(tally: Tally) -> float | None:
     return None if tally.bins is None else calibration_error(*tally.bins)
 
 
-def _of_seen(mean: Callable[[Floats], Any]) -> Callable[[Tally], Any]:
-    return lambda tally: mean(tally.seen)
+def _of_seen(
+    title: str, group: str, tables: str, mean: Callable[[Floats], Any], long: str = ""
+) -> Metric:
+    """Describe a mean over the recalls of the classes that have test images."""
+    return Metric(title, group, tables, lambda tally: mean(tally.seen), True, long)
 
 
-def _of_group(name: str) -> Callable[[Tally], Any]:
-    """Return the mean recall of a group; NaN without the counts that make the group."""
-    return lambda tally: tally.mean_of(tally.groups.get(name, np.array([], dtype=np.intp)))
+def _of_group(name: str, group: str, tables: str, long: str) -> Metric:
+    """Describe the mean recall of a group; NaN without the counts that make the group."""
+    nobody = np.array([], dtype=np.intp)
+    compute = lambda tally: tally.mean_of(tally.groups.get(name, nobody))  # noqa: E731
+    return Metric(name, group, tables, compute, True, long)
 
 
 _ALL = " ".join(TABLES)
 METRICS = {
     "accuracy": Metric("accuracy", "overall", _ALL, _accuracy, True),
-    "mean_recall": Metric("mean recall", "overall", "", _of_seen(lambda r: r.mean(-1)), True),
-    "hmean_recall": Metric("H-mean", "means", _ALL, _of_seen(harmonic_mean), True, "H-mean recall"),
-    "gmean_recall": Metric(
-        "G-mean", "means", "run", _of_seen(geometric_mean), True, "G-mean recall"
-    ),
-    "min_recall": Metric("min recall", "worst", _ALL, _of_seen(lambda r: r.min(-1)), True),
+    "mean_recall": _of_seen("mean recall", "overall", "", lambda r: r.mean(-1)),
+    "hmean_recall": _of_seen("H-mean", "means", _ALL, harmonic_mean, "H-mean recall"),
+    "gmean_recall": _of_seen("G-mean", "means", "run", geometric_mean, "G-mean recall"),
+    "min_recall": _of_seen("min recall", "worst", _ALL, lambda r: r.min(-1)),
     "min_coverage": Metric(
         *("min coverage", "coverage", "run effects", _min_coverage),
         long="min coverage (share of predictions)",
@@ -166,27 +146,17 @@ METRICS = {
         *("min head/tail", "worst", "run", _min_ht_recall),
         long="min head/tail recall (90 / 10 % of classes)",
     ),
-    "many_recall": Metric(
-        *("many", "shots", "run board", _of_group("many"), True),
-        "many-shot recall (> 100 training images)",
+    "many_recall": _of_group(
+        "many", "shots", "run board", "many-shot recall (> 100 training images)"
     ),
-    "medium_recall": Metric(
-        *("medium", "shots", "run board", _of_group("medium"), True),
-        "medium-shot recall (20 to 100)",
-    ),
-    "few_recall": Metric(
-        "few", "shots", "run board", _of_group("few"), True, "few-shot recall (< 20)"
-    ),
-    "head_recall": Metric(
-        "head", "ranks", "run board effects", _of_group("head"), True, "head recall (by index)"
-    ),
-    "mid_recall": Metric("mid", "ranks", "run", _of_group("mid"), True, "mid recall"),
-    "tail_recall": Metric(
-        "tail", "ranks", "run board effects", _of_group("tail"), True, "tail recall"
-    ),
+    "medium_recall": _of_group("medium", "shots", "run board", "medium-shot recall (20 to 100)"),
+    "few_recall": _of_group("few", "shots", "run board", "few-shot recall (< 20)"),
+    "head_recall": _of_group("head", "ranks", "run board effects", "head recall (by index)"),
+    "mid_recall": _of_group("mid", "ranks", "run", "mid recall"),
+    "tail_recall": _of_group("tail", "ranks", "run board effects", "tail recall"),
     "ece": Metric("ECE", "calibration", "", _ece, higher_is_better=False),
     "dead_classes": Metric(  # with test images, and recall 0
-        *("dead classes", "worst", "board", _of_seen(lambda r: (r == 0).sum(-1))),
+        *("dead classes", "worst", "board", lambda tally: (tally.seen == 0).sum(-1)),
         unit="classes",
         higher_is_better=False,
     ),
@@ -203,12 +173,12 @@ METRICS = {
 
 
 def is_shown(name: str) -> bool:
-    """Say whether a metric of a record is one of these, of whichever features."""
+    """Say whether a metric of a record is one of these, whatever features it is based on."""
     return name.partition("[")[0] in METRICS
 
 
 def metric(name: str) -> Metric:
-    """Return a metric by its name; FIDs on several features are told apart by their names.
+    """Return a metric by its name; FIDs based on different features get different titles.
 
     Raises:
         UserError: There is no such metric.
@@ -216,19 +186,19 @@ def metric(name: str) -> Metric:
     base, _, features = name.partition("[")
     if base not in METRICS:
         raise unknown_name("metric", name, METRICS)
-    found = METRICS[base]
-    return replace(found, title=f"{found.title} [{features}") if features else found
+    entry = METRICS[base]
+    return replace(entry, title=f"{entry.title} [{features}") if features else entry
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return those of some names that are metrics, in the order of :data:`METRICS`."""
+    """Return those names that are metrics, in the order of :data:`METRICS`."""
     order = list(METRICS)
     shown = [name for name in names if is_shown(name)]
     return sorted(shown, key=lambda name: (order.index(name.partition("[")[0]), name))
 
 
 def shown_in(table: str, names: Iterable[str]) -> list[str]:
-    """Return those of some names that a table shows, by their groups."""
+    """Return those names that a table shows, group by group."""
     shown = [name for name in in_order(names) if table in metric(name).tables.split()]
     return sorted(shown, key=lambda name: GROUPS.index(metric(name).group))
 
@@ -244,14 +214,13 @@ def metrics_from_counts(
     """Derive every classification metric, in float64.
 
     Args:
-        true_positives: Test images of each class that were predicted right, shape (C,).
+        true_positives: Test images of each class that were predicted correctly, shape (C,).
         support: Test images of each class, shape (C,).
         predicted: Predictions of each class, shape (C,).
         train_counts: Training images of each class, shape (C,). Without them there are no groups
             by images, and the labels are taken to be in the order of decreasing training images.
         head_mid_tail: Numbers of head, mid and tail classes; default: 30/40/30 %.
-        bins: What :func:`~ltbench.metrics.counts.reliability` counts; without it there is no
-            calibration error.
+        bins: Result of :func:`~ltbench.metrics.counts.reliability`; without it there is no ECE.
 
     Returns:
         Fractions in [0, 1] by name; ``dead_classes`` is a number of classes. What is undefined,
@@ -262,7 +231,7 @@ def metrics_from_counts(
     """
     hits, images, claims = as_array(true_positives), as_array(support), as_array(predicted)
     if not images.sum():
-        raise UserError("metrics: no test images were seen. Check that the split is not empty.")
+        raise UserError("metrics: there were no test images. Check that the split is not empty.")
     shots = {} if train_counts is None else shot_groups(train_counts)
     ranks = index_groups(len(images) if train_counts is None else train_counts, head_mid_tail)
     order = np.arange(len(images)) if train_counts is None else by_frequency(train_counts)
@@ -275,15 +244,15 @@ def metrics_from_counts(
 def resampled(
     recall: Floats, support: npt.NDArray[np.int64], groups: Mapping[str, Indices]
 ) -> dict[str, Floats]:
-    """Derive the metrics that follow from recalls alone, of many draws of a test set at once.
+    """Derive the metrics that follow from recalls alone, for many draws of a test set at once.
 
     Args:
-        recall: Of each class, (..., C).
-        support: Test images of each class, (C,).
-        groups: Labels of the classes of each group.
+        recall: Per class, (..., C).
+        support: Test images per class, (C,).
+        groups: Labels of each group.
 
     Returns:
-        The defined ones, (...) each.
+        Those that are defined in every draw, (...) each.
     """
     tally = Tally(recall, support, groups)
     values = {

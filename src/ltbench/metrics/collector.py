@@ -1,9 +1,7 @@
 """Metrics of long-tailed classification, all from one set of integer counts.
 
 The state is O(classes) and integer, so summing it over batches and ranks in any order gives the
-same bits; every metric is derived once from the sum, never averaged over batches or ranks.
-
-The state is counted here; :mod:`ltbench.metrics.catalogue` derives the metrics from it.
+same bits; :mod:`ltbench.metrics.catalogue` derives every metric once from the sum.
 """
 
 from collections.abc import Sequence
@@ -30,16 +28,16 @@ class LongTailMetrics(Metric):
     2017, arXiv 1706.04599, eq. 3. :data:`~ltbench.metrics.catalogue.METRICS` defines the rest.
 
     A row of scores with a NaN, a positive infinity or nothing finite has no prediction. Such rows
-    are counted, and :meth:`compute` refuses to give a number.
+    are counted, and :meth:`compute` raises if there is one.
 
     Args:
         num_classes: C.
-        train_counts: Training images of each class, shape (C,), for the groups; None if unknown.
+        train_counts: Training images per class, shape (C,), for the groups; None if unknown.
         bins: Bins of the calibration error, at least 1.
         head_mid_tail: Numbers of head, mid and tail classes; default: 30/40/30 %.
 
     Raises:
-        UserError: If ``train_counts`` has not one count a class.
+        UserError: If ``train_counts`` does not have one count per class.
     """
 
     full_state_update = False
@@ -67,8 +65,8 @@ class LongTailMetrics(Metric):
         self.head_mid_tail = head_mid_tail
         if self.train_counts is not None and self.train_counts.shape != (num_classes,):
             raise UserError(
-                f"metrics: {num_classes} classes need one training count each, "
-                f"got shape {self.train_counts.shape}."
+                f"metrics: train_counts needs one count for each of {num_classes} classes, "
+                f"but has shape {self.train_counts.shape}."
             )
         for name in ("true_positives", "support", "predicted"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
@@ -114,7 +112,7 @@ class LongTailMetrics(Metric):
         """Derive every metric by name, as float64 scalars on the CPU.
 
         Raises:
-            UserError: If no sample was seen, or a sample had no finite scores.
+            UserError: If there was no sample, or a sample without finite scores.
         """
         self._require_finite()
         counts = (self.true_positives, self.support, self.predicted)
@@ -124,7 +122,7 @@ class LongTailMetrics(Metric):
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
 
     def per_class_recall(self) -> Tensor:
-        """Return the recall of each class, shape (C,), float64; NaN where there is no test image.
+        """Return the recall per class, shape (C,), float64; NaN where there is no test image.
 
         Like :meth:`compute` it sums over the ranks, so every rank has to call it.
 

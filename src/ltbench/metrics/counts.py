@@ -1,8 +1,7 @@
-"""What a test set and a training set are counted into: groups of classes, recalls, means. No torch.
+"""Counts of a training and a test set: groups of classes, recalls, means. No torch.
 
-Recall-type metrics are over the classes that have test images; a class without any is left out. A
-class that is never predicted right has recall 0, which makes the harmonic and geometric mean 0.
-:mod:`ltbench.metrics.catalogue` has the metrics that follow.
+Recalls are over the classes that have test images. A class that is never predicted correctly has
+recall 0, which makes the harmonic and geometric mean 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +24,11 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a training set.
+    """The C classes of a training set."""
 
-    Attributes:
-        names: C names, in label order.
-        counts: Training images of each class, (C,).
-        head_mid_tail: Numbers of head, mid and tail classes; default: 30/40/30 %.
-    """
-
-    names: Sequence[str]
-    counts: npt.NDArray[np.int64]
-    head_mid_tail: Sequence[int] | None = None
+    names: Sequence[str]  # in label order
+    counts: npt.NDArray[np.int64]  # (C,) training images
+    head_mid_tail: Sequence[int] | None = None  # numbers of classes; None: 30/40/30 %
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Classes":
@@ -65,15 +58,10 @@ class Classes:
 
 
 def shot_groups(train_counts: Counts) -> dict[str, Indices]:
-    """Group classes by training images: many > 100 >= medium >= 20 > few.
+    """Group classes by training images (C,): many > 100 >= medium >= 20 > few.
 
-    Liu et al. 2019, arXiv 1904.05160, section 5.
-
-    Args:
-        train_counts: Training images of each class, shape (C,).
-
-    Returns:
-        Labels by group name; a group may be empty.
+    Liu et al. 2019, arXiv 1904.05160, section 5. Returns labels by group name; a group may be
+    empty.
     """
     counts = as_array(train_counts)
     return {
@@ -89,12 +77,12 @@ def index_groups(
     """Group classes by rank: head, mid and tail in the order of decreasing training images.
 
     Args:
-        train_counts: Training images of each class, shape (C,), or the number of classes when the
-            labels are in that order already.
-        head_mid_tail: How many classes each group has; default: :func:`default_sizes`.
+        train_counts: Training images per class, shape (C,), or the number of classes if the labels
+            are in that order already.
+        head_mid_tail: Number of classes in each group; default: :func:`default_sizes`.
 
     Returns:
-        Labels by group name; a group may be empty below four classes.
+        Labels by group name; a group may be empty if there are fewer than four classes.
     """
     counts = range(train_counts, 0, -1) if isinstance(train_counts, int) else train_counts
     order = by_frequency(counts)
@@ -104,34 +92,34 @@ def index_groups(
 
 
 def default_sizes(num_classes: int) -> tuple[int, int, int]:
-    """Return the numbers of head, mid and tail classes where no paper says: 30/40/30 %, rounded."""
+    """Return the numbers of head, mid and tail classes unless a paper says: 30/40/30 %, rounded."""
     outer = (3 * num_classes + 5) // 10
     return outer, num_classes - 2 * outer, outer
 
 
 def by_frequency(train_counts: Counts) -> Indices:
-    """Return the labels by decreasing count; stable, so that ties keep the order of labels."""
+    """Return the labels by decreasing count; ties keep the order of labels."""
     return np.argsort(-as_array(train_counts).astype(np.int64), kind="stable")
 
 
 def as_array(values: Counts) -> npt.NDArray[Any]:
-    """Return counts as an array of this process, wherever they are."""
+    """Return counts, on whatever device, as an array."""
     return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def recalls(true_positives: npt.NDArray[Any], support: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return the recall of each class, (C,); NaN for a class without test images."""
+    """Return the recall per class, (C,); NaN for a class without test images."""
     return np.where(support > 0, true_positives / np.maximum(support, 1), np.nan)
 
 
 def harmonic_mean(values: Floats) -> Any:  # noqa: ANN401 - an array or a number
-    """Return the harmonic mean over the last axis; 0 where one of the values is 0."""
+    """Return the harmonic mean over the last axis; 0 if one of the values is 0."""
     with np.errstate(divide="ignore"):  # through infinity
         return 1 / (1 / values).mean(-1)
 
 
 def geometric_mean(values: Floats) -> Any:  # noqa: ANN401 - an array or a number
-    """Return the geometric mean over the last axis; 0 where one of the values is 0."""
+    """Return the geometric mean over the last axis; 0 if one of the values is 0."""
     with np.errstate(divide="ignore"):
         return np.exp(np.log(values).mean(-1))
 
@@ -143,11 +131,11 @@ def reliability(
 
     Args:
         confidences: (N,), in (0, 1].
-        hits: Whether each was right, (N,).
-        bins: Their number.
+        hits: (N,) whether each prediction is correct.
+        bins: Number of bins.
 
     Returns:
-        Of each bin its images, the right ones among them, and the sum of their confidences.
+        For each bin its images, the number of correct predictions, and the sum of confidences.
     """
     which = np.ceil(confidences * bins).astype(int).clip(1, bins) - 1
     return (
@@ -162,9 +150,6 @@ def calibration_error(
 ) -> float:
     """Return the expected calibration error: Guo et al. 2017, arXiv 1706.04599, eq. 3.
 
-    Args:
-        images: Of each bin, as in :func:`reliability`.
-        hits: Right ones of each bin.
-        confidences: Their sum in each bin.
+    The arguments are per bin, as :func:`reliability` returns them.
     """
     return float(np.abs(hits - confidences).sum() / images.sum())

@@ -23,10 +23,8 @@ _SMOOTHING = 1e-5  # of the class shares, as in the code of arXiv 2106.09402
 def kl_to_uniform(class_counts: npt.ArrayLike) -> float:
     """Return KL(class distribution || uniform) in nats: 0 is balanced, ln K all of one class.
 
-    sum_k (q_k + e) ln((q_k + e) / (1 / K + e)) with e = 1e-5: arXiv 2106.09402.
-
-    Args:
-        class_counts: Generated images of each class, shape (K,), at least one in all.
+    sum_k (q_k + e) ln((q_k + e) / (1 / K + e)) with e = 1e-5: arXiv 2106.09402. The arguments are
+    generated images per class, shape (K,), at least one in all.
     """
     counts = np.asarray(class_counts, dtype=np.float64)
     shares = counts / counts.sum() + _SMOOTHING
@@ -34,21 +32,13 @@ def kl_to_uniform(class_counts: npt.ArrayLike) -> float:
 
 
 def min_class_share(class_counts: npt.ArrayLike) -> float:
-    """Return the share of the rarest class, in [0, 1 / K].
-
-    Args:
-        class_counts: Generated images of each class, shape (K,), at least one in all.
-    """
+    """Return the share of the rarest class, in [0, 1 / K], from images per class (K,)."""
     counts = np.asarray(class_counts, dtype=np.float64)
     return float(counts.min() / counts.sum())
 
 
 class GeneratedClasses(Metric):
-    """The class distribution of generated images, as a classifier sees them.
-
-    Args:
-        num_classes: K.
-    """
+    """The class distribution of generated images, according to a classifier of K classes."""
 
     full_state_update = False
     is_differentiable = False
@@ -68,9 +58,9 @@ class GeneratedClasses(Metric):
         self.confidence = self.confidence + confidences.double().sum()
 
     def compute(self) -> tuple[npt.NDArray[np.int64], dict[str, float]]:
-        """Return the images of each predicted class, (K,), and what follows from them.
+        """Return the images of each predicted class, (K,), and the metrics that follow from them.
 
-        That is ``kl_to_uniform``, ``min_class_share`` and the mean ``confidence``.
+        They are ``kl_to_uniform``, ``min_class_share`` and the mean ``confidence``.
         """
         counts = self.counts.cpu().numpy()
         return counts, {
@@ -82,43 +72,31 @@ class GeneratedClasses(Metric):
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and unbiased covariance of feature vectors of length d.
-
-    Attributes:
-        count: How many there are.
-        mean: (d,).
-        covariance: (d, d).
-    """
+    """Number, mean and unbiased covariance of feature vectors of length d."""
 
     count: int
-    mean: Array
-    covariance: Array
+    mean: Array  # (d,)
+    covariance: Array  # (d, d)
 
 
 class FeatureSums(NamedTuple):
-    """Sums over feature vectors, apart for G groups of classes.
+    """Sums over feature vectors, separately for G groups of classes."""
 
-    Attributes:
-        number: (G,) of vectors.
-        total: (G, d) their sum.
-        outer: (G, d, d) sum of their outer products.
-    """
-
-    number: Array
-    total: Array
-    outer: Array
+    number: Array  # (G,) vectors
+    total: Array  # (G, d) their sum
+    outer: Array  # (G, d, d) sum of their outer products
 
     def moments(self, group: int | None = None) -> Moments:
         """Return the moments of one group, or of all together.
 
         Raises:
-            UserError: There are fewer than two vectors, or one is not finite.
+            UserError: There are fewer than two vectors, or one of them is not finite.
         """
-        chosen = slice(None) if group is None else slice(group, group + 1)
-        count = int(self.number[chosen].sum())
-        total, outer = self.total[chosen].sum(0), self.outer[chosen].sum(0)
+        groups = slice(None) if group is None else slice(group, group + 1)
+        count = int(self.number[groups].sum())
+        total, outer = self.total[groups].sum(0), self.outer[groups].sum(0)
         if count < 2:
-            raise UserError(f"a Fréchet distance needs at least two images of a kind, not {count}.")
+            raise UserError(f"a Fréchet distance needs at least two images per group, not {count}.")
         if not np.isfinite(outer).all():
             raise UserError("the features of some images are not finite: the generator diverged.")
         mean = total / count
@@ -166,50 +144,50 @@ class FeatureMoments(Metric):
 
 
 def class_groups(class_counts: npt.NDArray[np.int64], features: int) -> npt.NDArray[np.int64]:
-    """Give each class with enough reference images a group of its own, and the others one.
+    """Give each class with enough reference images a group of its own, and all others group 0.
 
     A covariance of d features from d images or fewer is singular, and a distance from it says more
     about the number of images than about the images.
 
     Args:
-        class_counts: Reference images of each class, (K,).
+        class_counts: Reference images per class, (K,).
         features: Length d of a feature vector.
 
     Returns:
-        (K,) group of each class: 0 for those with too few images, then one class a group.
+        (K,) group of each class.
     """
     enough = class_counts > features
     return np.where(enough, np.cumsum(enough), 0)
 
 
-def frechet_distance(ours: Moments, theirs: Moments) -> float:
+def frechet_distance(one: Moments, other: Moments) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)): Heusel et al. 2017, arXiv 1706.08500, eq. 6.
 
     The trace of the root is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which
     is symmetric, so singular covariances need no correction.
     """
-    values, vectors = np.linalg.eigh(ours.covariance)
+    values, vectors = np.linalg.eigh(one.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    crossed = np.linalg.eigvalsh(root @ theirs.covariance @ root).clip(0)
-    gap = ours.mean - theirs.mean
-    traces = np.trace(ours.covariance) + np.trace(theirs.covariance)
+    crossed = np.linalg.eigvalsh(root @ other.covariance @ root).clip(0)
+    gap = one.mean - other.mean
+    traces = np.trace(one.covariance) + np.trace(other.covariance)
     return float(max(gap @ gap + traces - 2 * np.sqrt(crossed).sum(), 0))
 
 
 def per_class_distances(
-    ours: FeatureSums, theirs: FeatureSums, groups: npt.NDArray[np.int64]
+    generated: FeatureSums, reference: FeatureSums, groups: npt.NDArray[np.int64]
 ) -> list[float]:
     """Return the Fréchet distance of each class, NaN where either side has too few images.
 
     Args:
-        ours: Sums of the generated images, by predicted class.
-        theirs: Sums of the reference images, by class.
-        groups: (K,) what :func:`class_groups` gave.
+        generated: Sums of the generated images, by predicted class.
+        reference: Sums of the reference images, by class.
+        groups: (K,) result of :func:`class_groups`.
     """
-    enough = ours.total.shape[1]
+    enough = generated.total.shape[1]
     return [
-        frechet_distance(ours.moments(g), theirs.moments(g))
-        if g and ours.number[g] > enough
+        frechet_distance(generated.moments(g), reference.moments(g))
+        if g and generated.number[g] > enough
         else float("nan")
         for g in groups.tolist()
     ]

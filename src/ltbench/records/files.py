@@ -21,19 +21,16 @@ from ltbench.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_NPZ_DAMAGE = (
+_NPZ_DAMAGE = (  # what reading a damaged or a malicious file raises
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
-"""What reading a damaged or a malicious ``npz`` file raises."""
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its place and rename it there: readers see the old one or the new one.
 
-    Args:
-        path: Where the file goes; its folder is made.
-        write: Called with the open binary file.
+    ``write`` is called with the open binary file; the folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -61,7 +58,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
-    """Return a value as any JSON reader can take it."""
+    """Return a value as JSON can hold it."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -91,11 +88,7 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_npz(path: Path, *leave_out: str) -> dict[str, NDArray[Any]]:
-    """Read arrays by their names; nothing in the file is executed.
-
-    Args:
-        path: The file.
-        leave_out: Names of arrays that are not read.
+    """Read arrays by their names, but for those to leave out; nothing in the file is executed.
 
     Raises:
         UserError: The file is damaged.
@@ -110,44 +103,44 @@ def read_npz(path: Path, *leave_out: str) -> dict[str, NDArray[Any]]:
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left below a folder."""
+    """Remove the unfinished files that killed processes left below a folder."""
     for part in folder.rglob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 def require_place(path: Path) -> None:
-    """Refuse a file that could not be written, before any work is done for it.
+    """Refuse a path that cannot be written, before any work is done for it.
 
     Raises:
-        UserError: It is a folder, or its own is a file or may not be written to.
+        UserError: It is a folder, or its parent is a file or may not be written to.
     """
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file to write.")
     if not above.is_dir():
-        raise UserError(f"{path} cannot be written: {above} is no folder. Name another place.")
+        raise UserError(f"{path} cannot be written: {above} is not a folder. Name another place.")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: you may not write to {above}.")
+        raise UserError(f"{path} cannot be written: no permission to write to {above}.")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key is there twice: the later value would silently replace the first."""
+    """YAML without duplicate keys: the later value would silently replace the first."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - as yaml's
         node = super().compose_mapping_node(anchor)  # before merges (<<) are resolved
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            problem = f"'{twice}' is there twice"
+            duplicate = next(name for name in names if names.count(name) > 1)
+            problem = f"'{duplicate}' appears twice"
             raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
         return node
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401 - YAML is recursive
-    """Read YAML as configs and suites hold it: plain data, and no key twice in a mapping.
+    """Read YAML as configs and suites hold it: plain data without duplicate keys.
 
     Raises:
-        yaml.YAMLError: It is malformed, has a key twice, or is nested beyond reason.
+        yaml.YAMLError: It is malformed, has a key twice, or is nested too deeply.
     """
     try:
         return yaml.load(text, Loader=_Loader)

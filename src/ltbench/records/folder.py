@@ -22,33 +22,20 @@ COLUMNS, _HEAD = ("index", "label", "prediction", "confidence", "logits"), "pred
 
 
 class RunFolder:
-    """Where a run leaves what.
-
-    Args:
-        path: The folder.
-
-    Attributes:
-        path: The folder.
-        record: What the run is and what came of it: see :mod:`ltbench.records.schema`.
-        config: What builds the run again.
-        curves: A CSV row per epoch.
-        traces: Arrays that the method kept, epoch by epoch; ``traces.png`` draws them.
-        checkpoints: Folder of the weights.
-        analyses: Folder of what ``ltbench analyze`` found.
-    """
+    """Where a run keeps its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = path / RECORD
-        self.config = path / "config.yaml"
-        self.curves = path / "metrics.csv"
-        self.traces = path / "traces.npz"
+        self.record = path / RECORD  # what the run is and what came of it: see schema
+        self.config = path / "config.yaml"  # what builds the run again
+        self.curves = path / "metrics.csv"  # a row per epoch
+        self.traces = path / "traces.npz"  # arrays of the method by epoch; traces.png draws them
         self.checkpoints = path / _CHECKPOINTS
-        self.analyses = path / "analysis"
+        self.analyses = path / "analysis"  # the results of ltbench analyze
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
-        """Return the folder of the run that keeps a checkpoint, else that in which it lies."""
+        """Return the folder of the run that a checkpoint belongs to, else its own folder."""
         above = checkpoint.parent
         return cls(above.parent if above.name == _CHECKPOINTS else above)
 
@@ -57,32 +44,26 @@ class RunFolder:
         return self.checkpoints / f"{selection}.ckpt"
 
     def predictions(self, selection: str, split: str = "test") -> Path:
-        """Return what those weights predict of the images of a split."""
+        """Return the file of what those weights predict for a split."""
         stem = "predictions" if split == "test" else f"{split}_predictions"
         return self.path / f"{stem}_{selection}.npz"
 
     def corrected(self, selection: str) -> Path:
-        """Return what corrections without training make of those predictions."""
+        """Return the file of corrections of those predictions that need no training."""
         return self.path / f"corrected_{selection}.json"
 
     def read(self) -> Record:
         """Read the record.
 
         Raises:
-            UserError: There is none, or it is damaged or of a newer ltbench.
+            UserError: It is missing, damaged or of a newer ltbench.
         """
         return read_record(self.record)
 
     def read_predictions(
         self, record: Record, selection: str, split: str = "test", logits: bool = True
     ) -> Predictions | None:
-        """Read predictions and hold them against the record; None where there are none.
-
-        Args:
-            record: The run's.
-            selection: Whose weights.
-            split: Which images.
-            logits: Whether to read the logits too, which takes ten times as long.
+        """Read predictions and check them against the record; None where there are none.
 
         Raises:
             UserError: They are damaged, or do not fit the record.
@@ -91,30 +72,21 @@ class RunFolder:
         if not path.is_file():
             return None
         predictions = Predictions.read(path, logits)
-        if misfit := predictions.misfit(record, selection, split):
-            raise UserError(f"{path} {misfit}")
+        if problem := predictions.misfit(record, selection, split):
+            raise UserError(f"{path} {problem}")
         return predictions
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run says of each of the N images of a split, in the order of the source.
+    """What a run predicts for each of the N images of a split, in the order of the source."""
 
-    Attributes:
-        index: (N,) positions in the source.
-        label: (N,) classes.
-        prediction: (N,) classes.
-        confidence: (N,) probability of the prediction; None in a file without it.
-        logits: (N, C), where they are kept.
-        heads: (N,) classes that each further head predicts.
-    """
-
-    index: NDArray[np.int64]
-    label: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    confidence: NDArray[np.floating] | None = None
-    logits: NDArray[np.float32] | None = None
-    heads: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    index: NDArray[np.int64]  # (N,) positions in the source
+    label: NDArray[np.int64]  # (N,) classes
+    prediction: NDArray[np.int64]  # (N,) classes
+    confidence: NDArray[np.floating] | None = None  # (N,) probability of the prediction
+    logits: NDArray[np.float32] | None = None  # (N, C), where they are kept
+    heads: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # (N,) of further heads
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
@@ -132,11 +104,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path, logits: bool = True) -> Predictions:
-        """Read them.
-
-        Args:
-            path: The file.
-            logits: Whether to read the logits too, which takes ten times as long.
+        """Read a file, without its logits if they are not needed: they take ten times as long.
 
         Raises:
             UserError: The file is damaged.
@@ -148,31 +116,30 @@ class Predictions:
         return cls(heads=heads, **{name: stored[name] for name in COLUMNS if name in stored})
 
     def misfit(self, record: Record, selection: str, split: str) -> str | None:
-        """Say in what they do not fit the record of their run; None where all fits."""
+        """Say how they contradict the record of their run; None if they do not."""
         images, classes = record["data"]["images"].get(split), len(record["data"]["class_counts"])
         columns = (self.index, self.label, self.prediction, *self.heads.values())
         if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in columns):
-            return "is damaged: a column is not a list of whole numbers."
+            return "is damaged: a column does not consist of whole numbers."
         if self.logits is not None and self.logits.shape != (images, classes):
-            return f"is damaged: its logits are not {images} times {classes}."
+            return f"is damaged: its logits are not an array of {images} x {classes}."
         if any(len(column) != images for column in columns):
             return f"does not fit its record, which counts {images} images."
         if images and not all(
             column.min() >= 0 and column.max() < classes for column in columns[1:]
         ):
             return f"does not fit its record: it has labels beyond the {classes} classes."
-        if self.confidence is not None and not _are_shares(self.confidence, images):
-            return "is damaged: a confidence is not in [0, 1]."
+        shares = self.confidence
+        if shares is not None and not (
+            shares.shape == (images,)
+            and shares.dtype.kind == "f"
+            and bool(((shares >= 0) & (shares <= 1)).all())
+        ):
+            return "is damaged: a confidence lies outside [0, 1]."
         accuracy = (record["metrics"].get(selection, {}).get(split) or {}).get("accuracy")
         if isinstance(accuracy, int | float) and abs(self.correct.mean() - accuracy) > 1e-6:
             return (
-                f"has accuracy {self.correct.mean():.4f}; its record says {accuracy:.4f}: they "
-                "are of different runs."
+                f"has accuracy {self.correct.mean():.4f}, but its record says {accuracy:.4f}: they "
+                "belong to different runs."
             )
         return None
-
-
-def _are_shares(values: NDArray[np.floating], number: int) -> bool:
-    if values.shape != (number,) or values.dtype.kind != "f":
-        return False
-    return bool(((values >= 0) & (values <= 1)).all())

@@ -1,7 +1,7 @@
-"""What makes two runs the same experiment: the name of a run, and the recipe that seeds share.
+"""What makes two runs the same experiment.
 
-A run is named by its job id, a hash of its resolved config. Runs that differ in nothing but their
-seeds, and those of the stages that they start from, have one recipe.
+A run is identified by its job id, a hash of its resolved config. Runs that differ only in their
+seeds, and in those of the stages that they start from, share a recipe.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 _OUR_CLASS = re.compile(r"ltbench(\.\w+)+\.[A-Z]\w*")
 
-_INCIDENTAL = {
+_INCIDENTAL = {  # what a user may change without making it another experiment
     "data": {"root", "num_workers", "predict_folder", "eval_batch_size"},
     "trainer": {
         "logger",
@@ -25,21 +25,20 @@ _INCIDENTAL = {
         "profiler",
     },
 }
-"""What a user may change without making it another experiment."""
 
 
 def job_id(
     config: Mapping[str, Any], data_fingerprint: str, starts: Mapping[str, Any] | None = None
 ) -> str:
-    """Return the 16 hex digits that name an experiment: a hash of its resolved config.
+    """Return the 16 hex digits that identify an experiment: a hash of its resolved config.
 
     Where the data lies, how it is decoded and how progress is shown do not count.
 
     Args:
         config: The resolved config: ``seed_everything``, ``model``, ``data``, ``trainer``.
         data_fingerprint: What tells the data of one root from that of another.
-        starts: What names the trained networks that the run begins with, wherever they lie, by
-            the argument of the model that they replace.
+        starts: What identifies the trained networks that the run starts from, by the argument of
+            the model that they replace, wherever they lie.
     """
     parts = _essential(config)
     if starts:
@@ -50,11 +49,7 @@ def job_id(
 
 
 def recipe(record: Mapping[str, Any]) -> str:
-    """Return the 16 hex digits that runs of one config share, whatever their seeds.
-
-    Args:
-        record: A checked record.
-    """
+    """Return the 16 hex digits that the records of one config share, whatever their seeds."""
     text = json.dumps(_essential(canonical(record["config"])), sort_keys=True, default=str)
     for start in record.get("lineage") or ():
         file = Path(start.get("path") or "no path")
@@ -64,10 +59,7 @@ def recipe(record: Mapping[str, Any]) -> str:
 
 
 def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
-    """Name each class of ours without its module, which may be another one in another version.
-
-    Args:
-        value: A config or a part of one.
+    """Name each class of ltbench in a config without its module, which may change between versions.
 
     >>> canonical({"augment": ["ltbench.data.augment.RandomCrop"]})
     {'augment': ['RandomCrop']}
@@ -82,7 +74,7 @@ def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
 
 
 def digest(content: object) -> str:
-    """Return 16 hex digits of what JSON says of a value, in any order of keys."""
+    """Return 16 hex digits for a value, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

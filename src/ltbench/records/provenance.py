@@ -1,4 +1,4 @@
-"""With which code a number was made: versions of packages, and the state of the checkout."""
+"""Which code made a number: versions of packages, and the state of the checkout."""
 
 import platform
 import subprocess

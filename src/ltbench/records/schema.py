@@ -1,8 +1,8 @@
 """``record.json``: what is in it, how it is checked, written and read. There is no other place.
 
-A shape is a function that says whether a value fits; a dict of names to the shapes of their values,
-where ``?`` ends the name of what may be missing or null and ``*`` stands for every other name; or a
-list of one shape, of each item. Metrics are fractions in [0, 1]; an undefined one is null.
+A shape is a function that says whether a value fits; or a dict from names to the shapes of their
+values, where a name that ends in ``?`` may be missing or null and ``*`` stands for all others; or a
+list of one shape, that of each item. Metrics are fractions in [0, 1]; an undefined one is null.
 """
 
 import json
@@ -23,7 +23,7 @@ SCHEMA = 1
 
 
 def text(value: Any) -> bool:  # noqa: ANN401 - whatever JSON can hold
-    """Say whether a value is a string without what a terminal would obey."""
+    """Say whether a value is a string without control characters."""
     return isinstance(value, str) and not any(unicodedata.category(c) == "Cc" for c in value)
 
 
@@ -33,17 +33,13 @@ def number(value: Any) -> bool:  # noqa: ANN401
 
 
 def count(value: Any) -> bool:  # noqa: ANN401
-    """Say whether a value is a whole number from 0 on."""
+    """Say whether a value is a whole number, 0 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def metric(value: Any) -> bool:  # noqa: ANN401
-    """Say whether a value is a number or null, or lists of such: one per class, for example."""
+    """Say whether a value is a number or null, or a list of such, for example per class."""
     return all(map(metric, value)) if isinstance(value, list) else value is None or number(value)
-
-
-def _anything(value: Any) -> bool:  # noqa: ANN401
-    return True
 
 
 RECORD: dict[str, Any] = {
@@ -80,9 +76,9 @@ RECORD: dict[str, Any] = {
     "images_per_second?": number,
     "peak_memory_bytes?": number,
     "status": text,  # running, done, interrupted or failed
-    "cause?": _anything,
+    "cause?": lambda value: True,
 }
-"""What a record holds; the names in this order."""
+"""What a record holds, in this order."""
 
 SELECTIONS = {"last": "last epoch", "best": "best on val", "given": "given checkpoint"}
 """Which weights were measured, in words."""
@@ -98,60 +94,48 @@ _HEAD_MID_TAIL = {
 
 
 def write_record(path: Path, **parts: Any) -> None:  # noqa: ANN401 - what JSON can hold
-    """Write a record whole.
-
-    Args:
-        path: Where to.
-        parts: Every part of :data:`RECORD`, by name; ``schema`` may be left out.
+    """Write a record whole, from every part of :data:`RECORD`; ``schema`` may be left out.
 
     Raises:
         TypeError: A part is missing or unknown.
-        UserError: A part has not its shape, such as a name with a control character.
+        UserError: A part has the wrong shape, such as a name with a control character.
     """
     parts = {"schema": SCHEMA, **parts}
     if different := sorted(parts.keys() ^ set(PARTS)):
         raise TypeError(f"these parts of a record are missing or unknown: {', '.join(different)}")
     record = plain({name: parts[name] for name in PARTS})
     if wrong := misfit(record, RECORD):
-        raise UserError(f"{path} cannot be written: the run has no usable '{wrong}'.")
+        raise UserError(f"{path} cannot be written: the run has no valid '{wrong}'.")
     write_json(path, record)
 
 
 def read_record(path: Path) -> Record:
-    """Read and check a record; one of an earlier ltbench is brought to the present form.
+    """Read and check a record; one of an earlier ltbench is converted to the present form.
 
-    Classes of ours are then named without their modules, which may have moved since.
+    Classes of ltbench are then named without their modules, which may have moved since.
 
     Raises:
-        UserError: The file is cut off, is no record, or comes from a newer ltbench.
+        UserError: It is missing, cut off, not a record, or from a newer ltbench.
     """
     try:
         record = json.loads(path.read_text())
         schema = int(record["schema"])
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no readable run record: {error}") from error
+        raise UserError(f"{path} is not a readable run record: {error}") from error
     if schema > SCHEMA:
-        raise UserError(
-            f"{path} has schema {schema}; this ltbench reads {SCHEMA}: upgrade ltbench."
-        )
+        raise UserError(f"{path} has schema {schema}: upgrade ltbench, which reads {SCHEMA}.")
     if wrong := misfit(record, RECORD):
-        raise UserError(f"{path} is no readable run record: it has no usable '{wrong}'.")
+        raise UserError(f"{path} is not a readable run record: it has no valid '{wrong}'.")
     data = record["data"]
     classes, sizes = len(data["class_counts"]), _HEAD_MID_TAIL.get(record.get("dataset"), [])
     data.setdefault("head_mid_tail", sizes if sum(sizes) == classes else None)
     if {len(data["class_names"]), sum(data["head_mid_tail"] or [classes])} != {classes}:
-        raise UserError(f"{path} contradicts itself about the number of its classes.")
+        raise UserError(f"{path} contradicts itself about the number of classes.")
     return {**record, "config": canonical(record["config"])}
 
 
 def misfit(value: Any, shape: Any, where: str = "") -> str | None:  # noqa: ANN401
-    """Return the dotted name of the first part that has not its shape; None where all fits.
-
-    Args:
-        value: A record, or a part of one.
-        shape: Its shape.
-        where: Its name.
-    """
+    """Return the dotted name of the first part that does not fit its shape; None if all do."""
     if isinstance(shape, list):
         if not isinstance(value, list):
             return where
@@ -162,16 +146,16 @@ def misfit(value: Any, shape: Any, where: str = "") -> str | None:  # noqa: ANN4
         inner = list(_members(value, shape, f"{where}." if where else ""))
     else:
         return None if shape(value) else where
-    return next((found for part in inner if (found := misfit(part[1], part[2], part[0]))), None)
+    return next((wrong for part in inner if (wrong := misfit(part[1], part[2], part[0]))), None)
 
 
 def _members(
     value: Mapping[str, Any], shape: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, Any, Any]]:
     known = {name.removesuffix("?") for name in shape}
-    for name, of_it in shape.items():
+    for name, inner in shape.items():
         key = name.removesuffix("?")
         if name == "*":
-            yield from ((prefix + k, v, of_it) for k, v in value.items() if k not in known)
+            yield from ((prefix + k, v, inner) for k, v in value.items() if k not in known)
         elif key == name or value.get(key) is not None:
-            yield prefix + key, value.get(key), of_it
+            yield prefix + key, value.get(key), inner

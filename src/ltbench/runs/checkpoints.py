@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, known after their run folder was moved, checked before use."""
+"""Checkpoints: written atomically, usable after their folder was moved, checked before use."""
 
 import io
 import warnings
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from ltbench import records
 from ltbench.data.base import DataModule
@@ -19,15 +20,15 @@ from ltbench.runs.experiment import Experiment
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint that is still known after its run folder was moved."""
+    """A checkpoint callback that goes on after its run folder was moved."""
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as if the files had always been here; those of another run are none of this one."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath or "", Path(path).name)) if path else ""
 
-        if not Path(here(state_dict["best_model_path"])).is_file():
+        if not Path(here(state_dict["best_model_path"])).is_file():  # it is another run's
             return
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         super().load_state_dict(
@@ -41,46 +42,46 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints are never half written; Lightning would copy them from /tmp over the old ones.
+    """Write checkpoints atomically; Lightning would copy them from /tmp over the old ones.
 
-    Each says what its model was made from and what data it saw, to be known again by.
+    Each holds what its model was made from and what data it saw, to be compared before use.
     """
 
     def __init__(self, context: RunContext, data: DataModule) -> None:
-        """Take both from a run and its data."""
         self.context, self.data = context, data
 
+    @override
     def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
         path: str | Path,
-        storage_options: Any | None = None,  # noqa: ANN401 - Lightning's signature
+        storage_options: Any | None = None,
     ) -> None:
-        """Write a checkpoint as every other file of a run."""
-        known = {"ltbench_model": self.context.made_from, "ltbench_data": self.data.identity()}
-        checkpoint = {**checkpoint, **known}
+        origin = {"ltbench_model": self.context.made_from, "ltbench_data": self.data.identity()}
         buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
+        torch.save({**checkpoint, **origin}, buffer)
         records.write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, without executing anything in it.
+    """Read a checkpoint of ltbench, without executing anything in it.
 
     Raises:
         UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
     """
-    found = stages.read(path)
-    if "ltbench_model" not in found:
-        raise UserError(f"{path} is no ltbench checkpoint: a run keeps its own in checkpoints/.")
+    checkpoint = stages.read(path)
+    if "ltbench_model" not in checkpoint:
+        raise UserError(
+            f"{path} is not an ltbench checkpoint: those of a run lie in its checkpoints/."
+        )
     for name, kind in _PARTS.items():
-        if not isinstance(found.get(name), kind):
-            raise UserError(f"{path} is no whole ltbench checkpoint: it has no '{name}'.")
-    classes = found["ltbench_data"].get("class_names", [])
-    names = [*found["state_dict"], *(classes if isinstance(classes, list) else [classes])]
+        if not isinstance(checkpoint.get(name), kind):
+            raise UserError(f"{path} is not a complete ltbench checkpoint: '{name}' is missing.")
+    classes = checkpoint["ltbench_data"].get("class_names", [])
+    names = [*checkpoint["state_dict"], *(classes if isinstance(classes, list) else [classes])]
     if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is no whole ltbench checkpoint: weights or classes lack a name.")
-    return found
+        raise UserError(f"{path} is damaged: its weights or classes have names that are not text.")
+    return checkpoint
 
 
 def require_evaluable(path: Path, experiment: Experiment, same_images: bool) -> None:
@@ -92,7 +93,7 @@ def require_evaluable(path: Path, experiment: Experiment, same_images: bool) -> 
         same_images: Whether it must have been trained on the training images of this data.
 
     Raises:
-        UserError: It is no checkpoint of ours, or of another model or other data.
+        UserError: It is not a checkpoint of ltbench, or is of another model or other data.
     """
     checkpoint = check_checkpoint(path)
     require_same_model(checkpoint, experiment.evaluation, experiment.model)
@@ -100,79 +101,84 @@ def require_evaluable(path: Path, experiment: Experiment, same_images: bool) -> 
     folder = path.absolute().parent
     status = stages.status(folder.parent) if folder.name == "checkpoints" else None
     if status not in (None, "done"):
-        warnings.warn(f"{path} is of a run that is not finished (status: {status}).", stacklevel=2)
+        warnings.warn(f"the run of {path} is not finished (status: {status}).", stacklevel=2)
 
 
 def require_resumable(path: Path, experiment: Experiment) -> int:
-    """Refuse a checkpoint that a training cannot go on from to the same result.
+    """Refuse a checkpoint from which training cannot be resumed to the same result.
 
     Args:
         path: The checkpoint.
         experiment: The experiment, its data set up.
 
     Returns:
-        How many epochs it has been trained for.
+        Number of epochs that it has been trained for.
 
     Raises:
-        UserError: It is no checkpoint of ours, lacks what a training keeps, was saved in the middle
-            of an epoch, or is of another model or other data.
+        UserError: It is not a checkpoint of ltbench, lacks the state of the training, was saved in
+            the middle of an epoch, or is of another model or other data.
     """
-    found = check_checkpoint(path)
+    checkpoint = check_checkpoint(path)
     try:
-        progress = found["loops"]["fit_loop"]["epoch_progress"]["current"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         begun, done = int(progress["ready"]), int(progress["processed"])
-        whole = found["optimizer_states"] and "history" in found["callbacks"]["RunRecord"]
+        complete = (
+            checkpoint["optimizer_states"] and "history" in checkpoint["callbacks"]["RunRecord"]
+        )
     except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        complete = False
+    if not complete:
         raise UserError(
-            f"{path} lacks a part of what a training keeps, so that none can go on from it: "
+            f"cannot resume from {path}: it does not hold the whole state of the training. "
             "--fresh true starts over."
         )
     if done < begun:
         raise UserError(
-            f"{path} was saved in the middle of an epoch: go on from last.ckpt, which the same "
-            "command does without --ckpt_path."
+            f"{path} was saved in the middle of an epoch. Resume from last.ckpt: the same command "
+            "without --ckpt_path does so."
         )
-    require_same_model(found, experiment.training, experiment.model)
-    require_same_data(found, experiment.data, same_images=True)
+    require_same_model(checkpoint, experiment.training, experiment.model)
+    require_same_data(checkpoint, experiment.data, same_images=True)
     return done
 
 
 def require_same_model(checkpoint: dict[str, Any], context: RunContext, model: Method) -> None:
-    """Refuse a checkpoint of another method, or of one that was made from other arguments.
+    """Refuse a checkpoint of another method, or of a model that was made from other arguments.
 
     Raises:
-        UserError: Naming each argument that differs.
+        UserError: Arguments differ; each is named.
     """
-    theirs, ours = records.canonical(checkpoint["ltbench_model"]), context.made_from
+    stored, configured = records.canonical(checkpoint["ltbench_model"]), context.made_from
     # Only training needs the networks that it starts from, so only then are they known.
     free = (model.starts.keys() - context.starts.keys()) | model.evaluation_arguments
     differing = [
-        f"{key}: checkpoint {theirs.get(key)!r}, config {ours.get(key)!r}"
-        for key in sorted((theirs.keys() | ours.keys()) - free)
-        if theirs.get(key) != ours.get(key)
+        f"{key}: checkpoint {stored.get(key)!r}, config {configured.get(key)!r}"
+        for key in sorted((stored.keys() | configured.keys()) - free)
+        if stored.get(key) != configured.get(key)
     ]
     if differing:
         raise UserError(
             f"the checkpoint was trained with another model ({'; '.join(differing)}). Use the "
-            "config.yaml that lies in its run folder."
+            "config.yaml in its run folder."
         )
 
 
 def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images: bool) -> None:
-    """Refuse a checkpoint of other classes or, where it matters, of other training images.
+    """Refuse a checkpoint of other classes or, if ``same_images``, of other training images.
 
     Raises:
-        UserError: It is such a one.
+        UserError: Classes or training images differ.
     """
-    theirs, ours = checkpoint["ltbench_data"], data.identity()
-    if theirs.get("class_names", ours["class_names"]) != ours["class_names"]:
+    stored, present = checkpoint["ltbench_data"], data.identity()
+    if stored.get("class_names", present["class_names"]) != present["class_names"]:
         raise UserError(
-            "the checkpoint was trained on classes of other names "
-            f"({', '.join(theirs['class_names'][:3])}, ...) than this data has."
+            "the checkpoint was trained on other classes "
+            f"({', '.join(stored['class_names'][:3])}, ...) than this data has."
         )
-    if same_images and theirs.get("training_set", ours["training_set"]) != ours["training_set"]:
+    if (
+        same_images
+        and stored.get("training_set", present["training_set"]) != present["training_set"]
+    ):
         raise UserError(
             "the checkpoint was trained on other images, which may be in this validation set: use "
             "the data settings of the config.yaml in its run folder."
@@ -180,10 +186,10 @@ def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images:
 
 
 def load_weights(model: Method, checkpoint: dict[str, Any]) -> None:
-    """Put the weights of a checkpoint into a model, and the model into evaluation mode.
+    """Load the weights of a checkpoint into a model, and set it to evaluation mode.
 
     Raises:
-        UserError: They are of another network.
+        UserError: They are those of another network.
     """
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])

@@ -1,4 +1,4 @@
-"""What is known of a run beside its model and its data."""
+"""What the callbacks of a run know of it, beside its model and its data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +8,17 @@ from ltbench.records import RunFolder
 
 @dataclass
 class RunContext:
-    """What names a run, where it lies and what it is doing: its callbacks share one of these.
+    """What identifies a run, where it lies and what it is doing; its callbacks share one of these.
 
     Attributes:
-        name: Of the run, for people.
-        job_id: 16 hex digits of what could change its result.
-        folder: Where it leaves its files.
+        name: Name of the run, for people.
+        job_id: Hash of everything that could change its result, 16 hex digits.
+        folder: Where it writes its files.
         config: The resolved config.
-        starts: What names the trained networks that it begins with, by the model's argument.
-        made_from: What the model is made from: its class and all of its arguments.
+        starts: Identity of each trained network that it starts from, by the model's argument.
+        made_from: Class and all arguments of the model.
         selection: Which weights are evaluated: ``last``; ``best``, the first epoch that was best on
-            validation; ``given``, a checkpoint that the user named; None while training.
+            validation; ``given``, a checkpoint named by the user; None while training.
     """
 
     name: str

@@ -18,66 +18,68 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from typing_extensions import override
 
 from ltbench import records
-from ltbench.data.datasets import Batch, MemoryImages
+from ltbench.data.datasets import MemoryImages
 from ltbench.runs.callbacks.run_record import count_images, device_name
 from ltbench.runs.experiment import build
 from ltbench.runs.notices import quiet
+from ltbench.runs.training import make_trainer
 
-STEPS = 10  # timed, after one that is not
-SECONDS = 60.0  # after which no further step is begun
+STEPS = 10  # timed, after a first one that is not
+SECONDS = 60.0  # after which no further step begins
 
 
 class EnoughSteps(Exception):
-    """Ends a training whose cost is known."""
+    """Ends the training: its cost is known."""
 
 
 class SavedTensors(saved_tensors_hooks):
-    """Count what autograd keeps from forward passes for backward passes, while this is open.
+    """Measure the memory of tensors that autograd saves for backward passes, while this is open.
 
     Args:
-        held: Storages that are there anyhow, such as those of the weights.
+        held: Storages not to count, such as those of the weights.
 
     Attributes:
-        peak: The most bytes kept at one time.
+        peak: Largest number of bytes at one time.
     """
 
     def __init__(self, held: set[int]) -> None:
         self.held = held
         self.alive: Counter[int] = Counter()
         self.now = self.peak = 0
-        super().__init__(self._keep, lambda kept: kept.tensor)
+        super().__init__(self._save, lambda saved: saved.tensor)
 
-    def _keep(self, tensor: Tensor) -> "_Kept":
-        # Detached: an operation that keeps its own output would otherwise never let go of it.
-        storage, kept = tensor.untyped_storage(), _Kept(tensor.detach())
+    def _save(self, tensor: Tensor) -> "_Saved":
+        # Detached: an operation that saves its own output would otherwise never release it.
+        storage, saved = tensor.untyped_storage(), _Saved(tensor.detach())
         place, size = storage.data_ptr(), storage.nbytes()
         if place not in self.held:
             self.now += 0 if self.alive[place] else size
             self.alive[place] += 1
             self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self._drop, place, size)
-        return kept
+            weakref.finalize(saved, self._release, place, size)
+        return saved
 
-    def _drop(self, place: int, size: int) -> None:
+    def _release(self, place: int, size: int) -> None:
         self.alive[place] -= 1
         self.now -= 0 if self.alive[place] else size
 
 
-class _Kept:
+class _Saved:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 class Meter(Callback):
-    """Take the first steps of a training, measure them and end it.
+    """Measure the first steps of a training, then end it with :class:`EnoughSteps`.
 
     Attributes:
         steps: Steps of the whole training.
-        images: Images of each step taken, over all ranks.
-        seconds: Time of each step, with its data.
-        memory: Bytes by what they hold.
+        images: Images of each measured step, over all ranks.
+        seconds: Time of each, including loading its data.
+        memory: Bytes by purpose.
     """
 
     def __init__(self) -> None:
@@ -87,39 +89,30 @@ class Meter(Callback):
         self.memory: dict[str, int] = {}
         self.open = ExitStack()
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is known without a step, which may take long, and start the clock."""
         epochs, batches = trainer.max_epochs or -1, int(trainer.num_training_batches)
         limits = [n for n in (batches * epochs, trainer.max_steps) if n > 0]
         self.steps = min(limits, default=0)
         Console(quiet=not trainer.is_global_zero).print(
-            f"{_trained(pl_module):,} parameters; {self.steps:,} steps, {batches:,} an epoch. "
+            f"{_trained(pl_module):,} parameters; {self.steps:,} steps, {batches:,} per epoch. "
             "Timing a few of them.",
             highlight=False,
         )
         self.saved = SavedTensors({p.untyped_storage().data_ptr() for p in pl_module.parameters()})
         self.began = self.since = time.perf_counter()
 
+    @override
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
     ) -> None:
-        """Look at the memory of the first step."""
         if not self.seconds:
             self.open.enter_context(self.saved)
 
+    @override
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Note the time and, after enough steps, end.
-
-        Raises:
-            EnoughSteps: After ten timed steps, or a minute.
-        """
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         if not self.seconds:
@@ -133,15 +126,15 @@ class Meter(Callback):
         if late or len(self.seconds) > STEPS:
             raise EnoughSteps
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Close what an error left open."""
         self.open.close()
 
 
 def memory(trainer: L.Trainer, module: L.LightningModule) -> dict[str, int]:
-    """Return the bytes that a training holds between its steps, by what they are."""
+    """Return the bytes that a training holds between its steps, by purpose."""
     states = [
         value
         for optimizer in trainer.optimizers
@@ -155,7 +148,7 @@ def memory(trainer: L.Trainer, module: L.LightningModule) -> dict[str, int]:
         "weights": _bytes([*module.parameters(), *module.buffers()]),
         "gradients": _bytes(trained),
         "optimizer": _bytes(states),
-        "images": _bytes([found.images for found in loaded if isinstance(found, MemoryImages)]),
+        "images": _bytes([split.images for split in loaded if isinstance(split, MemoryImages)]),
     }
 
 
@@ -168,29 +161,24 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def cost_command(words: Sequence[str]) -> None:
-    """Run ``ltbench fit --dry-run`` with the other arguments of ``fit``."""
+    """Run ``ltbench fit --dry-run`` with further arguments of ``fit``."""
     with quiet():
         experiment = build(None, words, "fit --dry-run")
-        model, data, meter = experiment.model, experiment.data, Meter()
-        data.setup()
-        without = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-        trainer = experiment.make_trainer([meter], limit_val_batches=0, **without)
+        meter = Meter()
+        off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = make_trainer(experiment, experiment.training, [meter], limit_val_batches=0, **off)
         with suppress(EnoughSteps):
-            trainer.fit(model, datamodule=data)
-    found = estimate(trainer, model, meter)
+            trainer.fit(experiment.model, datamodule=experiment.data)
+    cost = estimate(trainer, experiment.model, meter)
     if not trainer.is_global_zero:
         return
-    Console().print(cost_table(experiment.config["name"], found))
+    Console().print(cost_table(experiment.config["name"], cost))
     if output := experiment.options.output:
-        text = json.dumps(found, indent=1) + "\n"
-        records.write_whole(Path(output), lambda file: file.write(text.encode()))
+        records.write_text(Path(output), json.dumps(cost, indent=1) + "\n")
 
 
 def estimate(trainer: L.Trainer, module: L.LightningModule, meter: Meter) -> dict[str, Any]:
-    """Return what a whole training takes, by name.
-
-    Seconds and hours are of training alone, without evaluation.
-    """
+    """Return the cost of the whole training, by name; its time is without evaluation."""
     timed = meter.seconds[1:] or meter.seconds
     step = sorted(timed)[len(timed) // 2]
     images = max(meter.images)
@@ -214,20 +202,22 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, meter: Meter) -> dic
     }
 
 
-def cost_table(name: str, found: dict[str, Any]) -> Table:
-    """Lay out an estimate for people."""
+def cost_table(name: str, cost: dict[str, Any]) -> Table:
+    """Show an estimate as a table."""
     table = Table(title=f"{escape(name)}: cost of training", show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
-    table.add_row("device", f"{found['devices']} x {escape(found['device'])}, {found['precision']}")
-    table.add_row("parameters", f"{found['parameters']:,}")
-    table.add_row("steps", f"{found['steps']:,} in {found['epochs']} epochs")
-    table.add_row("images a step, over all devices", f"{found['images_per_step']:,}")
-    table.add_row("images", f"{found['images']:,}")
-    for part, size in found["memory_bytes"].items():
+    table.add_row("device", f"{cost['devices']} x {escape(cost['device'])}, {cost['precision']}")
+    table.add_row("parameters", f"{cost['parameters']:,}")
+    table.add_row("steps", f"{cost['steps']:,} in {cost['epochs']} epochs")
+    table.add_row("images per step, over all devices", f"{cost['images_per_step']:,}")
+    table.add_row("images", f"{cost['images']:,}")
+    for part, size in cost["memory_bytes"].items():
         table.add_row(f"memory: {part}", f"{size / 2**20:,.0f} MiB")
-    table.add_row("a step", f"{found['seconds_per_step']:.3g} s, of {found['timed_steps']} timed")
-    table.add_row("images a second", f"{found['images_per_second']:,.0f}")
-    length = timedelta(seconds=round(3600 * found["hours"]))
-    table.add_row("training, without evaluation", f"{length} ({found['hours']:.2f} h)")
+    table.add_row(
+        "time per step", f"{cost['seconds_per_step']:.3g} s ({cost['timed_steps']} timed)"
+    )
+    table.add_row("images per second", f"{cost['images_per_second']:,.0f}")
+    duration = timedelta(seconds=round(3600 * cost["hours"]))
+    table.add_row("training, without evaluation", f"{duration} ({cost['hours']:.2f} h)")
     return table

@@ -20,12 +20,12 @@ from ltbench.runs.experiment import build
 from ltbench.runs.notices import quiet
 
 ROWS = 20
-NAMED = 20  # classes that the picture has room to name
-PICTURES = FigureCanvasBase.filetypes  # endings that matplotlib can write
+NAMED = 20  # classes that the plot has room to name
+FORMATS = FigureCanvasBase.filetypes  # extensions that matplotlib can write
 
 
 def data_command(words: Sequence[str]) -> None:
-    """Run ``ltbench data`` with the arguments that ``fit`` would take."""
+    """Run ``ltbench data`` with arguments of ``fit``."""
     with quiet():
         experiment = build(None, words, "data")
         output = experiment.options.output or f"{experiment.config['name']}_classes.png"
@@ -33,15 +33,18 @@ def data_command(words: Sequence[str]) -> None:
 
 
 def report(data: DataModule, output: Path) -> None:
-    """Print counts, imbalance, groups and the index hash, and draw the class histogram.
+    """Print counts, imbalance, groups and the index hash, and plot the class histogram.
 
     Args:
         data: The data to describe.
-        output: Picture of the histogram; its ending says the format.
+        output: File of the plot; its extension gives the format.
+
+    Raises:
+        UserError: The file cannot be written, or has another extension.
     """
     records.require_place(output)
-    if output.suffix[1:] not in PICTURES:
-        raise UserError(f"--output {output}: its ending is none of {', '.join(sorted(PICTURES))}.")
+    if output.suffix[1:] not in FORMATS:
+        raise UserError(f"--output {output}: use one of .{', .'.join(sorted(FORMATS))}.")
     data.setup()
     facts, counts = data.describe(), data.class_counts
     groups = {
@@ -53,16 +56,16 @@ def report(data: DataModule, output: Path) -> None:
         for group in groups.values()
     ]
     table = Table(title=f"{facts['source']}, {facts['profile']}")
-    for heading in ("class", "name", "train images", "by images", "by index"):
-        table.add_column(heading, justify="right" if heading == "train images" else "left")
+    for heading in ("class", "name", "training images", "by images", "by index"):
+        table.add_column(heading, justify="right" if heading == "training images" else "left")
     order = np.argsort(-counts, kind="stable").tolist()
     shown = order if len(order) <= 2 * ROWS else [*order[:ROWS], None, *order[-ROWS:]]
     for c in shown:
         if c is None:
             table.add_section()
             continue
-        named = (group[c] for group in group_of)
-        table.add_row(str(c), escape(facts["class_names"][c]), str(counts[c]), *named)
+        names = (group[c] for group in group_of)
+        table.add_row(str(c), escape(facts["class_names"][c]), str(counts[c]), *names)
     console = Console()
     console.print(table)
     for name, images in facts["images"].items():
@@ -104,6 +107,6 @@ def _histogram(data: DataModule) -> Figure:
 
 
 def _drawn(name: str, otherwise: str) -> str:
-    """Return a name, not too long, if matplotlib's font has all its letters."""
+    """Return a name, shortened, if matplotlib's font has all its letters."""
     font = get_font(findfont(FontProperties()))
     return f"{name:.20}" if all(font.get_char_index(ord(letter)) for letter in name) else otherwise

@@ -1,4 +1,4 @@
-"""From a config to a model, its data and what names their run. Nothing is trained here."""
+"""From a config to a model, its data, and the identity of their run. Nothing is trained here."""
 
 import json
 import pkgutil
@@ -13,8 +13,6 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 
 import ltbench.data.text
 import ltbench.data.transforms
@@ -40,12 +38,12 @@ from ltbench.runs.parsing import (
 )
 from ltbench.shipped import existing_config
 
-MOST_LETTERS = 200  # of a name: a file system takes 255
+MAX_NAME = 200  # letters; file systems allow 255
 
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
 
-# What a config starts from, beside Lightning's own defaults.
+# Defaults that differ from Lightning's.
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
     "use_distributed_sampler": False,
@@ -54,7 +52,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
 }
 
-COMMANDS = ("fit", "validate", "test", "predict")  # which are methods of a trainer
 CONFIG_OPTIONS = ("-c", "--config")
 
 T = TypeVar("T")
@@ -65,11 +62,11 @@ class Experiment:
     """A config, built.
 
     Attributes:
-        model: The method, its weights as they start.
-        data: Its data module; :meth:`~DataModule.setup` names its splits.
+        model: The method, with its initial weights.
+        data: Its data module, before :meth:`~DataModule.setup`.
         config: The resolved config: seed_everything, trainer, model, data and name.
-        trainer: Arguments of the trainer, the user's callbacks and loggers among them.
-        options: Further options of the command: ``fresh``, ``output``, ``ckpt_path``, ...
+        trainer: Arguments of the trainer, including the user's callbacks and loggers.
+        options: Options of the command: ``fresh``, ``output``, ``ckpt_path``, ...
     """
 
     model: Method
@@ -80,7 +77,7 @@ class Experiment:
 
     @cached_property
     def training(self) -> RunContext:
-        """What is known of a run that trains it.
+        """The context of a run that trains it.
 
         Raises:
             UserError: A network that it starts from is missing, or its run has not finished.
@@ -90,45 +87,27 @@ class Experiment:
 
     @cached_property
     def evaluation(self) -> RunContext:
-        """What is known of a run that only evaluates it, which needs no networks to start from."""
+        """The context of a run that only evaluates it, which needs no networks to start from."""
         return self._context({})
 
     @property
     def job_id(self) -> str:
-        """Hash of what could change the result of training it."""
+        """Hash of everything that could change the result of training it."""
         return self.training.job_id
 
     @property
     def folder(self) -> Path:
-        """Where training it leaves its files."""
+        """Where training it writes its files."""
         return self.training.folder.path
 
     def _context(self, starts: dict[str, dict[str, Any]]) -> RunContext:
         name, model = self.config["name"], self.config["model"]
         job_id = records.job_id(self.config, self.data.source.fingerprint, starts)
-        linked = {argument: getattr(self.data, ours) for ours, argument in LINKS.items()}
+        linked = {argument: getattr(self.data, name) for name, argument in LINKS.items()}
         made_from = {"class_path": model["class_path"], **model.get("init_args", {}), **linked}
         root = Path(self.config["trainer"]["default_root_dir"])
         folder = records.RunFolder(root / f"{name}-{job_id[:8]}")
         return RunContext(name, job_id, folder, self.config, starts, made_from | starts)
-
-    def make_trainer(self, callbacks: Sequence[Callback], **settings: Any) -> L.Trainer:  # noqa: ANN401
-        """Make the trainer of the config.
-
-        Args:
-            callbacks: Added to those of the config.
-            **settings: In place of the config's.
-
-        Raises:
-            UserError: Lightning refuses an argument.
-        """
-        settings = self.trainer | settings
-        own = settings["callbacks"] or []
-        settings["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
-        try:
-            return L.Trainer(**settings)
-        except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as e:
-            raise UserError(f"trainer: {str(e).splitlines()[0]}") from e
 
 
 def build(
@@ -136,19 +115,17 @@ def build(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     command: str = "fit",
 ) -> Experiment:
-    """Build the model and the data of a config.
-
-    The process is seeded by ``seed_everything``, as for its training.
+    """Build the model and the data of a config; seeds the process with ``seed_everything``.
 
     Args:
-        config: Path of a config, its name in ``ltbench list configs``, or what it would hold; None
-            if ``overrides`` name one.
+        config: Path of a config, its name in ``ltbench list configs``, or its content; None if
+            ``overrides`` name one.
         overrides: Settings by their dotted names, such as ``{"model.loss": "vs_loss"}``, or words
             of the command line, such as ``["--model.loss", "vs_loss"]``.
         command: The command whose options the words may have.
 
     Raises:
-        UserError: A mistake in the config, or what model or data refuse.
+        UserError: The config has a mistake, or the model or the data refuse an argument.
     """
     if isinstance(overrides, Mapping):
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in overrides.items()}
@@ -165,32 +142,32 @@ def build(
     parsed = parser.parse_args(words)
     seed = parsed.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UserError(f"seed_everything is {seed}; a run needs a whole number, 0 to 2^32 - 1.")
+        raise UserError(f"seed_everything is {seed}; it must be a whole number, 0 to 2^32 - 1.")
     resolved = _resolved(parser, parsed)
     if parsed.output and command in ("fit", "validate", "test"):
-        raise UserError(f"--output is for predict and data: {command} writes no file.")
+        raise UserError(f"--output is for predict and data; {command} does not write such a file.")
     L.seed_everything(seed, workers=True)
     built = _instantiated(parser, parsed)
-    for ours, argument in LINKS.items():
-        found = getattr(built.data, ours)
-        if linked.get(argument, found) != found:
+    for name, argument in LINKS.items():
+        value = getattr(built.data, name)
+        if linked.get(argument, value) != value:
             raise UserError(
-                f"model.{argument} is {linked[argument]}, but this data has {found}: leave it out, "
-                "and it is taken from the data."
+                f"model.{argument} is {linked[argument]}, but this data has {value}. Leave it out: "
+                "it is taken from the data."
             )
     return Experiment(built.model, built.data, resolved, {**built.trainer}, parsed)
 
 
 def build_part(part: str, base: type[T], settings: Mapping[str, Any]) -> T:
-    """Build the model or the data of a config alone.
+    """Build only the model or only the data of a config.
 
     Args:
         part: Its key in the config.
-        base: The class that it is a subclass of.
+        base: Its base class.
         settings: What the config holds under that key.
 
     Raises:
-        UserError: A mistake in them, or what its class refuses.
+        UserError: The settings have a mistake, or the class refuses them.
     """
     check_settings({part: settings}, part)
     parser = Parser()
@@ -203,7 +180,7 @@ def device_of(name: str | None) -> torch.device:
     """Return a device by its name; default: the first GPU, else the CPU.
 
     Raises:
-        UserError: It cannot be used here.
+        UserError: There is no such device here.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -211,15 +188,15 @@ def device_of(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        told = str(error).splitlines()[0]
-        raise UserError(f"device {name} cannot be used here: {told:.150}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name} cannot be used here: {reason:.150}") from error
     return device
 
 
 def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
     try:
         built: Namespace = parser.instantiate(parsed)
-    except ValueError as error:  # what a constructor refused, buried in errors of jsonargparse
+    except ValueError as error:  # a constructor's, wrapped in errors of jsonargparse
         raise cause(error) or UserError(explain(str(error))) from error
     return built
 
@@ -242,23 +219,23 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--name", type=str | None, help="Name of the run; default: the config's.")
     parser.add_argument("--fresh", type=bool, default=False, help="Start over, even if done.")
     parser.add_argument("--output", type=str | None, help="File that predict or data writes.")
-    for ours, argument in LINKS.items():
-        parser.link_arguments(f"data.{ours}", f"model.init_args.{argument}", apply_on="instantiate")
-    method = command if command in COMMANDS else "fit"
+    for name, argument in LINKS.items():
+        parser.link_arguments(f"data.{name}", f"model.init_args.{argument}", apply_on="instantiate")
+    method = command if hasattr(L.Trainer, command) else "fit"
     objects = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
     parser.add_method_arguments(L.Trainer, method, skip=objects)
     return parser
 
 
 def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Check what jsonargparse does not tell, or not in time.
+    """Check what jsonargparse does not check, or too late.
 
     Returns:
-        The words, with files for the names of configs and bare names for classes of ours; and what
-        they or the configs say of arguments that the model takes from the data.
+        The words, with files for the names of configs and bare names for our classes; and values,
+        in these words or the configs, of arguments that the model takes from the data.
 
     Raises:
-        UserError: A config that is none, or a class of a package that nobody vouched for.
+        UserError: A config cannot be read, or names a class of a package that is not trusted.
     """
     checked, linked = list(words), dict[str, Any]()
     for at, (word, following) in enumerate(pairwise([*words, ""])):
@@ -281,24 +258,23 @@ def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
-    """Return the whole config that was parsed, which names the run.
+    """Return the complete config, which identifies the run.
 
     Raises:
-        UserError: Settings that no run can have.
+        UserError: A setting that no run can have.
     """
     text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
     name = whole["name"]
-    if name is not None and (Path(name).name != name or len(name) > MOST_LETTERS):
+    if name is not None and (Path(name).name != name or len(name) > MAX_NAME):
         raise UserError(
-            f"--name '{name:.40}' is no name of a run folder: at most {MOST_LETTERS} letters, and "
-            "no slash."
+            f"--name '{name:.40}' cannot name a folder: use at most {MAX_NAME} letters, no slash."
         )
     for part in ("model", "data"):
         class_ = pkgutil.resolve_name(whole[part]["class_path"])
         if null := null_of(class_, whole[part].get("init_args", {})):
-            raise UserError(f"{part}.{null} is null; it needs a value.")
+            raise UserError(f"{part}.{null} is null, but it needs a value.")
     resolved = {
         key: records.canonical(whole[key])
         for key in ("seed_everything", "trainer", "model", "data")

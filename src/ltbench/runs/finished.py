@@ -1,4 +1,4 @@
-"""A finished run, opened: what it learned, what from, and what it says of new images."""
+"""A finished run, opened: its model with weights, its data, and predictions of new images."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,13 +33,13 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True)
 class Classification:
-    """What a network says of N images.
+    """Predictions of N images.
 
     Attributes:
-        labels: The most likely class of each, (N,).
-        class_names: Its name, N of them.
-        probabilities: Of each class, (N, C) float32.
-        images: The files, in the same order; empty where there were none.
+        labels: Most likely class of each image, (N,).
+        class_names: Names of these classes, N of them.
+        probabilities: Probability of each class, (N, C) float32.
+        images: The files, in the same order; empty if the images were not files.
     """
 
     labels: NDArray[np.int64]
@@ -53,11 +53,11 @@ class FinishedRun:
     """A run that is done.
 
     Attributes:
-        folder: Where it lies.
-        record: Its record (:mod:`ltbench.records.schema` says what is in it).
+        folder: Its folder.
+        record: Its record (see :mod:`ltbench.records.schema`).
         config: Its resolved config.
-        model: The method in evaluation mode, its weights loaded.
-        checkpoint: What was stored with the weights.
+        model: The method in evaluation mode, with its weights.
+        checkpoint: The checkpoint of the weights.
         device: Where the model is.
     """
 
@@ -75,10 +75,10 @@ class FinishedRun:
 
     @cached_property
     def data(self) -> DataModule:
-        """What it was trained on, its splits named; looked for when it is first asked for.
+        """The data that it was trained on, set up; opened at first use.
 
         Raises:
-            UserError: It is gone, or has other classes or training images than it had.
+            UserError: The data is missing, or its classes or training images have changed.
         """
         with quiet():
             data = build_part("data", DataModule, self.config["data"])
@@ -91,26 +91,28 @@ class FinishedRun:
 
         Args:
             images: A file, a folder (all images below it, in path order), a PIL image, or several
-                of these; or uint8 images (N, C, H, W), which are taken as they are if they have
-                the size that the network was trained on.
+                of these; or uint8 images (N, C, H, W), which are not resized if they have the size
+                of the training images.
 
         Raises:
-            UserError: It is a run of another kind, or there is an image that cannot be used.
+            UserError: The run does not classify images, or an image cannot be used.
         """
         model = self.model
         if not isinstance(model, ClassificationModule) or "image_size" not in self._identity:
-            raise UserError(f"{self.folder} is not a run that classifies images.")
+            raise UserError(f"the run {self.folder} does not classify images.")
         items = _listed(images)
         if not len(items):
-            raise UserError("there are no images to classify.")
+            raise UserError("no images to classify.")
         kind = _AUTOCAST.get(self.config["trainer"]["precision"])
         context = torch.autocast(self.device.type, kind) if kind else nullcontext()
-        size = int(self._data_arguments.get("eval_batch_size", 500))
+        arguments = arguments_of(self.config, "data")
+        how = Decoding(**(arguments.get("decoding") or {}))
+        size = int(arguments.get("eval_batch_size", 500))
         mean, std = self._identity["mean"], self._identity["std"]
         scores = []
         with quiet(), torch.inference_mode(), context:
             for start in range(0, len(items), size):
-                batch = self._squares(items[start : start + size]).to(self.device)
+                batch = self._squares(items[start : start + size], how).to(self.device)
                 scores.append(model.predict_step({"image": standardised(batch, mean, std)}, 0))
         probabilities = torch.cat(scores)
         labels = probabilities.argmax(1)
@@ -121,15 +123,15 @@ class FinishedRun:
             [item for item in items if isinstance(item, Path)],
         )
 
-    def _squares(self, items: "list[Path | Image] | Tensor") -> Tensor:
+    def _squares(self, items: "list[Path | Image] | Tensor", how: Decoding) -> Tensor:
         """Return images (B, C, size, size) uint8."""
         channels = self.checkpoint["ltbench_model"][LINKS["channels"]]
-        size, how = self._identity["image_size"], self._decoding
+        size = self._identity["image_size"]
         if isinstance(items, Tensor):
             if items.ndim != 4 or items.shape[1] != channels or items.dtype != torch.uint8:
                 raise UserError(
-                    f"images of shape {tuple(items.shape)} and type {items.dtype} cannot be "
-                    f"classified: give uint8 images (N, {channels}, H, W)."
+                    f"images must be uint8 of shape (N, {channels}, H, W), not {items.dtype} of "
+                    f"shape {tuple(items.shape)}."
                 )
             return items if items.shape[2:] == (size, size) else fit(items, size, how)
         squares = [
@@ -139,14 +141,6 @@ class FinishedRun:
             for item in items
         ]
         return torch.stack(squares)
-
-    @property
-    def _data_arguments(self) -> dict[str, Any]:
-        return dict(arguments_of(self.config, "data"))
-
-    @property
-    def _decoding(self) -> Decoding:
-        return Decoding(**(self._data_arguments.get("decoding") or {}))
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -159,11 +153,11 @@ def open_run(
     selection: Literal["last", "best"] = "last",
     device: str | None = None,
 ) -> FinishedRun:
-    """Open the folder of a finished run; the images that it was trained on are not needed.
+    """Open the folder of a finished run; its training images are not needed.
 
     Args:
         folder: The run folder.
-        selection: Its weights of the last epoch, or those that were best on validation.
+        selection: Whether to load the weights of the last epoch, or those best on validation.
         device: Where to put the model, such as ``cpu`` or ``cuda:1``; default: the first GPU, else
             the CPU.
 
@@ -177,8 +171,8 @@ def open_run(
     record = run.read()
     if record["status"] != "done":
         raise UserError(
-            f"the run {folder} is not finished (status: {record['status']}): give its command "
-            "again, and it goes on."
+            f"the run {folder} is not finished (status: {record['status']}): run its command again "
+            "to resume it."
         )
     config = check_config(run.config)
     checkpoint = check_checkpoint(run.checkpoint(selection))
@@ -205,5 +199,5 @@ def _listed(images: "ToPredict | Sequence[ToPredict]") -> "list[Path | Image] | 
         return list(image_files(path)) if path.is_dir() else [path]
     parts = [_listed(each) for each in images]
     if any(isinstance(part, Tensor) for part in parts):
-        raise UserError("arrays of pixels are classified as one array, (N, C, H, W).")
+        raise UserError("stack several arrays of pixels into one, (N, C, H, W).")
     return [item for part in parts for item in part]

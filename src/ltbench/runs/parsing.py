@@ -1,4 +1,4 @@
-"""A parser whose complaints are for people: the key, what is wrong, the nearest valid name."""
+"""A parser whose errors are for people: the key, what is wrong, and the nearest valid name."""
 
 import difflib
 import inspect
@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol
@@ -28,19 +29,12 @@ from ltbench.records import canonical, parse_yaml
 from ltbench.runs.trust import require_trusted
 
 _log = logging.getLogger(__name__)
-_listener = logging.getLogger(f"{__name__}.listener")  # by name: a parser is copied, and so is it
+_listener = logging.getLogger(f"{__name__}.listener")  # by name, since parsers are copied
 _listener.setLevel(logging.DEBUG)
 _listener.propagate = False
 
-# The bases of what a config may name by its class: their subclasses are the valid names.
-CHOICES = (
-    Method,
-    DataModule,
-    Protocol,
-    BatchTransform,
-    GradientRule,
-    LRSchedule,
-)
+# Bases of the classes that a config may name.
+BASES = (Method, DataModule, Protocol, BatchTransform, GradientRule, LRSchedule)
 
 _UNKNOWN = re.compile(
     r"(?:[Oo]ption '(?P<option>[^']+)' is not accepted"
@@ -48,7 +42,7 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: (?P<argument>--\S+)"
     r"|Expected a dot import path string: (?P<name>\S+))"
 )
-_STRAY = re.compile(r"unrecognized arguments: (?!-).+?(?=\.?$)")  # values that belong to no option
+_STRAY = re.compile(r"unrecognized arguments: (?!-).+?(?=\.?$)")  # values without an option
 _MISSING = re.compile(r"the following arguments are required: (.+?)\.?$", re.MULTILINE)
 _DROPPED = re.compile(
     r"class_path change from '(?P<old>[^']+)' to '(?P<new>[^']+)', "
@@ -62,18 +56,19 @@ _NOISE = re.compile(
 
 
 class _Dropped(logging.Handler):
-    """Warn, each once, of arguments that another class does not take over: they are dropped."""
+    """Warn, once each, of arguments that are dropped because another class replaces theirs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: set[str] = set()
+        self._seen: set[str] = set()
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        found = _DROPPED.search(record.getMessage())
-        if found is None or found[0] in self._told:
+        match = _DROPPED.search(record.getMessage())
+        if match is None or match[0] in self._seen:
             return
-        self._told.add(found[0])
-        replaced = pkgutil.resolve_name(found["old"])
+        self._seen.add(match[0])
+        replaced = pkgutil.resolve_name(match["old"])
         settings = [
             (name, parameter.default)
             for base in replaced.__mro__
@@ -84,59 +79,51 @@ class _Dropped(logging.Handler):
         defaults = {
             f"{name!r}: {default!r}"
             for name, value in settings
-            for default in (value, _as_float(value))
+            for default in (value, float(value) if isinstance(value, int) else value)
         }
-        each = re.split(r", (?=')", found["arguments"])
-        if given := ", ".join(argument for argument in each if argument not in defaults):
-            old, new = (name.rpartition(".")[2] for name in found.group("old", "new"))
-            _log.warning("warning: %s takes the place of %s, whose %s is dropped.", new, old, given)
+        arguments = re.split(r", (?=')", match["arguments"])
+        if dropped := ", ".join(each for each in arguments if each not in defaults):
+            old, new = (name.rpartition(".")[2] for name in match.group("old", "new"))
+            _log.warning("warning: %s replaces %s, whose %s is dropped.", new, old, dropped)
 
 
 def _default_optimizers() -> Iterator[Optimizer]:
-    """Make the optimizer that each method takes where a config names none."""
-    for found in _classes():
-        parameter = inspect.signature(found).parameters.get("optimizer")
+    """Make the optimizer that each method uses if a config names none."""
+    for class_ in _classes():
+        parameter = inspect.signature(class_).parameters.get("optimizer")
         if parameter is not None and callable(parameter.default):
             made = parameter.default([nn.Parameter(torch.zeros(1))])
             if isinstance(made, Optimizer):
                 yield made
 
 
-def _as_float(value: object) -> object:
-    return float(value) if isinstance(value, int) else value  # as a parameter of that type has it
-
-
-MODE = "ltbench"  # of a parser: YAML, with the classes of ours by their bare names
+MODE = "ltbench"  # of a parser: YAML, with our classes by their bare names
 set_loader(MODE, lambda text: canonical(get_loader("yaml")(text)), (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, which raises its errors as :class:`~ltbench.errors.UserError`."""
+    """Lightning's parser, whose errors are :class:`~ltbench.errors.UserError`."""
 
+    # The logger hears what jsonargparse does not report; parsers of classes come with one.
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as jsonargparse's
-        """Listen to what jsonargparse tells nobody; the parser of a class is given a logger."""
         if "logger" not in kwargs:
             _listener.handlers = [_Dropped()]
         super().__init__(*args, **{"logger": _listener, "parser_mode": MODE, **kwargs})
 
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the mistake in a line or two.
-
-        Raises:
-            UserError: Always.
-        """
         raise cause(ex) or UserError(explain(message)) from ex
 
 
 def cause(error: BaseException | None) -> UserError | None:
-    """Find the UserError that jsonargparse wrapped in errors of its own, if there is one."""
+    """Return the UserError that jsonargparse wrapped in errors of its own, if any."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def explain(message: str) -> str:
-    """Shorten a message of jsonargparse to the place and the mistake, and add a suggestion.
+    """Reduce a message of jsonargparse to the place and the mistake, and add a suggestion.
 
     >>> explain("unrecognized arguments: --trainer.max_epoch 3")
     "unknown option '--trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"
@@ -144,18 +131,15 @@ def explain(message: str) -> str:
     place = ".".join(_PLACE.findall(message))
     if missing := _MISSING.search(message):
         what = f"{place}: {missing[1]} is missing" if place else f"{missing[1]} is missing"
-        return f"{what}. A config has all that is needed: --config FILE (`ltbench list configs`)."
+        return f"{what}. Start from a config: --config FILE (`ltbench list configs`)."
     if stray := _STRAY.match(message):
-        return (
-            f"{stray[0]}. If these are what a pattern such as runs/NAME-* stands for, it fits more "
-            "than one: name the one that you mean."
-        )
+        return f"{stray[0]}. If a pattern such as runs/NAME-* matches several files, name one."
     unknown = _UNKNOWN.search(message)
     if unknown is None:
         lines = [line.strip(" -") for line in message.splitlines() if not _NOISE.match(line)]
-        given = re.search(r"^\s*Given value: (.{1,60})$", message, re.MULTILINE)
-        told = f" (given: {given[1]})" if given else ""
-        return f"{place + ': ' if place else ''}{'; '.join(filter(None, lines))}{told}"
+        value = re.search(r"^\s*Given value: (.{1,60})$", message, re.MULTILINE)
+        suffix = f" (got {value[1]})" if value else ""
+        return f"{place + ': ' if place else ''}{'; '.join(filter(None, lines))}{suffix}"
     name = next(group for group in unknown.groups() if group)
     kind = "class" if unknown["name"] else "option"
     where = f" in {place}" if place else ""
@@ -165,39 +149,40 @@ def explain(message: str) -> str:
 
 
 def check_config(path: Path) -> dict[str, Any]:
-    """Read a config, and refuse a file that is none by its name, which jsonargparse does not tell.
+    """Read a config; jsonargparse would not name the file in an error.
 
     Raises:
-        UserError: It is missing, no text, no YAML, or no config.
+        UserError: It is missing, not text, not YAML, or not a config.
     """
     if not path.is_file():
-        raise UserError(f"there is no config {path}: `ltbench list configs` names those at hand.")
+        raise UserError(f"config {path} not found; `ltbench list configs` shows what there is.")
     try:
-        found = parse_yaml(path.read_text())
+        config = parse_yaml(path.read_text())
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is no readable config: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no config: it needs the keys trainer, model and data.")
-    check_settings(found, str(path))
-    return found
+        raise UserError(f"cannot read config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a config: it needs the keys trainer, model and data.")
+    check_settings(config, str(path))
+    return config
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:
     """Refuse what cannot be a config.
 
     Args:
-        settings: What a config holds.
-        where: What to call it in a message.
+        settings: Content of a config.
+        where: Its name in messages.
 
     Raises:
-        UserError: One of its parts is no mapping, or it names a class of a package that nobody
-            vouched for.
+        UserError: A part of it is not a mapping, or names a class of a package that is not trusted.
     """
     for key, value in settings.items():
         if key not in ("trainer", "model", "data"):
             continue
         if not isinstance(value, dict) and not (isinstance(value, str) and key != "trainer"):
-            raise UserError(f"{where}: '{key}' holds no settings but {value!r:.40}: indent them.")
+            raise UserError(
+                f"{where}: '{key}' must hold settings, not {value!r:.40}; indent the lines below."
+            )
         require_trusted(value, where)
 
 
@@ -205,32 +190,32 @@ def check_argument(option: str, value: str) -> dict[str, Any]:
     """Read an argument as a config would hold it, nested by the dots in its option.
 
     Raises:
-        UserError: It names a class of a package that nobody vouched for.
+        UserError: It names a class of a package that is not trusted.
     """
-    try:
-        given = yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError):  # which is told when it is parsed in earnest
-        return {}
     *above, last = option.removeprefix("--").split(".")
-    found = {last: given}
-    require_trusted(found, option)
+    try:
+        settings = {last: yaml.safe_load(value)}
+    except (yaml.YAMLError, RecursionError):  # the parser will report it
+        return {}
+    require_trusted(settings, option)
     for key in reversed(above):
-        found = {key: found}
-    return found
+        settings = {key: settings}
+    return settings
 
 
 def arguments_of(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return the arguments that a config gives the class of a part (``model``, ``data``)."""
-    found = settings.get(part)
-    found = found.get("init_args", found) if isinstance(found, dict) else {}
-    return found if isinstance(found, dict) else {}
+    """Return the arguments of a part (``model``, ``data``) of a config."""
+    arguments = settings.get(part)
+    if isinstance(arguments, dict):
+        arguments = arguments.get("init_args", arguments)
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def whole_numbers_first() -> None:
     """Let ``limit_train_batches: 1`` mean one batch, never all of them.
 
-    Lightning asks typing for the union of int and float in both orders and gets one for both, now
-    this and now that; where float comes first, the parser reads 1 as 1.0, a share.
+    Lightning has unions of int and float in both orders, and typing caches one for both, whichever
+    comes first; if that is float, the parser reads 1 as 1.0, a share.
     """
     types = inspect.unwrap(Trainer.__init__).__annotations__
     for split in ("train", "val", "test", "predict"):
@@ -238,19 +223,19 @@ def whole_numbers_first() -> None:
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Refuse what Lightning finds out late or not at all, or what would make a result another one.
+    """Refuse settings that Lightning refuses late or never, or that would falsify a result.
 
     Args:
-        settings: Those of the trainer, resolved.
+        settings: Resolved settings of the trainer.
 
     Raises:
-        UserError: Naming the first.
+        UserError: Naming the first such setting.
     """
     epochs, every = settings["max_epochs"], settings["check_val_every_n_epoch"]
-    parts = [settings["limit_val_batches"], settings["limit_test_batches"]]
+    limits = [settings["limit_val_batches"], settings["limit_test_batches"]]
     callbacks = settings["callbacks"] or []
-    named = [str(c.get("class_path")) for c in (callbacks if isinstance(callbacks, list) else [])]
-    for wrong, told in (
+    classes = [str(c.get("class_path")) for c in (callbacks if isinstance(callbacks, list) else [])]
+    for wrong, message in (
         (
             settings["fast_dev_run"] or settings["limit_train_batches"] == 0,
             "fast_dev_run and limit_train_batches: 0 leave no checkpoint to test; for a quick look "
@@ -263,38 +248,38 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
         ),
         (
             0 < (epochs or 0) < (settings["min_epochs"] or 0),
-            f"min_epochs is above max_epochs {epochs}, where the schedules end",
+            f"min_epochs is above max_epochs {epochs}, at which the schedules end",
         ),
         (
             settings["max_time"] is not None,
-            "max_time would report an unfinished training as a result. To end a run at a time use "
-            "`timeout 2h ltbench fit ...`: the same command goes on from its last checkpoint",
+            "max_time would report an unfinished training as a result. To stop a run in time use "
+            "`timeout 2h ltbench fit ...`: the same command resumes from its last checkpoint",
         ),
         (
             settings["overfit_batches"],
             "overfit_batches replaces the order of the images; use limit_train_batches",
         ),
         (
-            any(isinstance(part, float) and part != 1 for part in parts),
-            "limit_val_batches and limit_test_batches take a whole number of batches",
+            any(isinstance(limit, float) and limit != 1 for limit in limits),
+            "limit_val_batches and limit_test_batches must be whole numbers of batches",
         ),
         (
             "://" in str(settings["default_root_dir"]) or not settings["default_root_dir"],
-            "default_root_dir must be a folder of this machine, such as runs",
+            "default_root_dir must be a folder on this machine, such as runs",
         ),
         (
-            any(name.endswith("StochasticWeightAveraging") for name in named),
+            any(name.endswith("StochasticWeightAveraging") for name in classes),
             "StochasticWeightAveraging replaces the schedule of the method; use model.ema_decay",
         ),
     ):
         if wrong:
-            raise UserError(f"trainer.{told}.")
-    if any(isinstance(part, int) for part in parts):
+            raise UserError(f"trainer.{message}.")
+    if any(isinstance(limit, int) for limit in limits):
         _log.warning("warning: trainer.limit_..._batches is set: not all images are evaluated.")
 
 
 def null_of(class_: type, arguments: Mapping[str, object]) -> str | None:
-    """Return an argument that is null though its class gives it another type, if there is one."""
+    """Return an argument that is null although its type does not allow it, if there is one."""
     for base in class_.__mro__:
         for name, parameter in inspect.signature(base).parameters.items():
             kind = parameter.annotation
@@ -313,21 +298,21 @@ def _nearest(name: str, is_class: bool) -> str | None:
     if path and path[0] not in _GROUPS:
         path[0] = next(iter(difflib.get_close_matches(path[0], _GROUPS, 1)), path[0])
     near = last if last in valid else next(iter(difflib.get_close_matches(last, valid, 1)), None)
-    found = dashes + ".".join([*path, near]) if near else None
-    return None if found == name else found
+    nearest = dashes + ".".join([*path, near]) if near else None
+    return None if nearest == name else nearest
 
 
 _GROUPS = ("trainer", "model", "data", "seed_everything", "name", "fresh", "output", "ckpt_path")
 
 
 def _classes() -> Iterator[type]:
-    pending: list[type] = list(CHOICES)
+    pending: list[type] = list(BASES)
     while pending:
-        found = pending.pop()
-        yield found
-        pending.extend(found.__subclasses__())
+        class_ = pending.pop()
+        yield class_
+        pending.extend(class_.__subclasses__())
 
 
 def _arguments() -> Iterator[str]:
-    for found in (Trainer, *_classes()):
-        yield from inspect.signature(found).parameters
+    for class_ in (Trainer, *_classes()):
+        yield from inspect.signature(class_).parameters

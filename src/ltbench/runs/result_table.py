@@ -1,4 +1,4 @@
-"""The table that a run ends with, from its record."""
+"""The table printed at the end of a run, from its record."""
 
 import math
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from ltbench.records.schema import SELECTIONS
 
 
 def result_table(record: dict[str, Any]) -> Table:
-    """Lay out a record's metrics in percent: a column a selection (last epoch, best on val).
+    """Show a record's metrics in percent, with one column per selection (last, best on val).
 
-    They are those of the test set; of the validation set where the data has no test set. A model
-    with several heads has a column for each. A run on data with neither has no metrics.
+    They are those of the test set, or of the validation set if there is no test set. Each head of
+    a model has a column of its own.
     """
     selections = record["metrics"]
-    split = "test" if any("test" in found for found in selections.values()) else "val"
+    split = "test" if any("test" in splits for splits in selections.values()) else "val"
     images = {"test": "test set", "val": "validation set"}[split]
     table = Table(title=f"{record['name']}: {images} of {record['data']['source']}, %")
     table.add_column("")
     columns: list[dict[str, Any]] = []
-    for selection, found in selections.items():
-        metrics = found.get(split, {})
+    for selection, splits in selections.items():
+        metrics = splits.get(split, {})
         for head in ["", *_heads(metrics)]:
             title = SELECTIONS[selection] + (f", {head}" if head else "")
             table.add_column(escape(title), justify="right")

@@ -1,4 +1,4 @@
-"""``ltbench fit``, ``validate``, ``test``, ``predict``: what a trainer does with an experiment."""
+"""``ltbench fit``, ``validate``, ``test``, ``predict``: a trainer runs an experiment."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
@@ -29,18 +30,13 @@ from ltbench.runs.result_table import result_table
 
 
 def run_command(command: str, words: Sequence[str]) -> None:
-    """Run a command of the command line.
-
-    Args:
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-        words: The words after it.
-    """
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` with the words that follow it."""
     with quiet():
         experiment = build(None, words, command)
         try:
             COMMANDS[command](experiment)
         except SystemExit as stop:
-            # Lightning turns Ctrl-C into an exit of its own, after it has cleaned up.
+            # Lightning turns Ctrl-C into an exit of its own, after cleaning up.
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise
@@ -52,24 +48,33 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     **settings: Any,  # noqa: ANN401
 ) -> L.Trainer:
-    """Make the trainer of a command, whose files are whole and which ends as any other program.
+    """Make a trainer that writes checkpoints atomically and leaves signals to the program.
 
     Args:
-        experiment: Its config.
-        context: Its run.
+        experiment: The experiment.
+        context: The run.
         callbacks: Added to those of the config and to the progress bar.
-        **settings: In place of the config's.
+        **settings: Replace those of the config.
+
+    Raises:
+        UserError: Lightning refuses an argument.
     """
     experiment.data.setup()
-    shown = experiment.trainer["enable_progress_bar"] is not False
-    trainer = experiment.make_trainer([*([Progress()] if shown else []), *callbacks], **settings)
+    settings = experiment.trainer | settings
+    own = settings["callbacks"] or []
+    own = own if isinstance(own, list) else [own]
+    bar = [Progress()] if settings["enable_progress_bar"] is not False else []
+    try:
+        trainer = L.Trainer(**{**settings, "callbacks": [*own, *bar, *callbacks]})
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # a user's own
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # the user's own
             callback.dirpath = str(context.folder.path / "extra_checkpoints")
     trainer.strategy.checkpoint_io = WholeCheckpoints(context, experiment.data)
-    # A signal ends a run as Ctrl-C does (see `cli`). Lightning's own handlers end it with code 0,
-    # talk to other ranks in the middle of a step, and under Slurm save one checkpoint for all runs
-    # of a folder, from which every one of them would then go on.
+    # A signal ends a run as Ctrl-C does (see `cli`). Lightning's own handlers exit with code 0,
+    # contact other ranks in the middle of a step, and under Slurm save one checkpoint for all runs
+    # of a folder, from which each of them would then resume.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
@@ -77,8 +82,8 @@ def make_trainer(
 class Training:
     """A training with its record, its checkpoints (last, and best on validation) and curves.
 
-    A run lies in ``<trainer.default_root_dir>/<name>-<job id>``. The same config goes on from that
-    folder's last checkpoint, or shows its result where the run is done.
+    A run lies in ``<trainer.default_root_dir>/<name>-<job id>``. The same config resumes from the
+    last checkpoint in that folder or, if the run is done, shows its result.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -87,7 +92,7 @@ class Training:
         self.record = RunRecord(self.context, self.model.monitor)
         self.data.setup()
         self.checkpoints = self._checkpoints()
-        # "best" first: the state that "last" saves must know of the best of the same epoch.
+        # "best" before "last", which saves the state of all callbacks, that of "best" included.
         callbacks = [Anomalies(), self.record, KeepPredictions(self.context)]
         self.trainer = make_trainer(
             experiment,
@@ -95,26 +100,22 @@ class Training:
             [*callbacks, *reversed(self.checkpoints.values())],
             logger=self._loggers(),
         )
-        # A run that is refused before its first step leaves nothing behind: see the record.
+        # The record starts the loggers: a run refused before its first step leaves no files.
         self.record.loggers, self.trainer.loggers = self.trainer.loggers, []
 
     def _loggers(self) -> list[Logger]:
-        named = self.experiment.trainer["logger"]
-        own = named if isinstance(named, list) else [named]
+        loggers = self.experiment.trainer["logger"]
+        own = loggers if isinstance(loggers, list) else [loggers]
         curves = TensorBoardLogger(self.context.folder.path, name="", version="")
         return [curves, *(logger for logger in own if isinstance(logger, Logger))]
 
     def _checkpoints(self) -> dict[str, RunCheckpoint]:
-        where: dict[str, Any] = {
-            "dirpath": self.context.folder.checkpoints,
-            "enable_version_counter": False,
-        }
-        kept = {"last": RunCheckpoint(**where, filename="last", save_on_train_epoch_end=True)}
-        if "val" in self.data.splits and self.model.monitor:
-            kept["best"] = RunCheckpoint(
-                **where, filename="best", monitor=self.model.monitor, mode="max"
-            )
-        return kept
+        where: Any = {"dirpath": self.context.folder.checkpoints, "enable_version_counter": False}
+        last = RunCheckpoint(**where, filename="last", save_on_train_epoch_end=True)
+        if "val" not in self.data.splits or not self.model.monitor:
+            return {"last": last}
+        best = RunCheckpoint(**where, filename="best", monitor=self.model.monitor, mode="max")
+        return {"last": last, "best": best}
 
     def run(self) -> None:
         """Train, test the last and the best-on-validation weights, and print the table."""
@@ -122,9 +123,9 @@ class Training:
         console = Console(quiet=not self.trainer.is_global_zero)
         if options.fresh and self.trainer.is_global_zero:
             shutil.rmtree(folder.path, ignore_errors=True)
-        # Every rank decides alike, also one that looks before the first has cleared the folder.
-        there = not options.fresh and folder.record.exists()
-        if there and folder.read()["status"] == "done":
+        # All ranks decide alike, even one that looks before the first has cleared the folder.
+        exists = not options.fresh and folder.record.exists()
+        if exists and folder.read()["status"] == "done":
             console.print(f"{folder.path} is done already; --fresh true starts over.")
         else:
             last = folder.checkpoint("last")
@@ -139,14 +140,16 @@ class Training:
                 records.clear_parts(folder.path)
             self._train(start)
             if not self.record.begun and start not in (None, last):
-                raise UserError(f"{start} has been trained to the end: `ltbench test` measures it.")
+                raise UserError(
+                    f"the training of {start} is complete: evaluate it, `ltbench test`."
+                )
             self._evaluate_selections()
         if self.trainer.is_global_zero:
             console.print(result_table(folder.read()))
             console.print(f"Record: {folder.record}")
 
     def _train(self, start: Path | None) -> None:
-        # An image that cannot be read is found before training, not after it.
+        # Fail before training, not after it, if an image cannot be read.
         for split in {"val", "test"} & self.data.splits.keys():
             if self.data.source.in_memory:
                 self.data.dataset(split)
@@ -156,17 +159,17 @@ class Training:
             if not self.record.begun:
                 raise
             last = self.context.folder.checkpoint("last")
-            kept = last if last.exists() else "none yet"
-            raise UserError(f"{error} Last good checkpoint: {kept}.") from error
+            saved = last if last.exists() else "none yet"
+            raise UserError(f"{error} Last good checkpoint: {saved}.") from error
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             if start is None or self.record.begun:
                 raise
             raise UserError(
-                f"cannot go on from {start} ({error!r:.200}): --fresh true starts over."
+                f"cannot resume from {start} ({error!r:.200}): --fresh true starts over."
             ) from error
 
     def _evaluate_selections(self) -> None:
-        """Test the last and the best weights, as they lie on disk, and close the record."""
+        """Test the last and the best weights, as saved, and complete the record."""
         self.trainer.loggers = []
         for selection, checkpoint in self.checkpoints.items():
             self.record.select(selection)
@@ -206,10 +209,10 @@ def test(experiment: Experiment) -> None:
 
 
 def predict(experiment: Experiment) -> None:
-    """Let the method predict, and write what it says: a CSV row an image, for a classifier."""
+    """Write the predictions of the method: for a classifier, a CSV file with a row per image."""
     output = experiment.options.output
     experiment.model.check_output(output)
-    # One table of all images comes from one process.
+    # One process, so that there is one table of all images.
     alone: dict[str, Any] = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     trainer, checkpoint = _of_checkpoint(experiment, "predict", **alone)
     batches = trainer.predict(**checkpoint)
@@ -222,18 +225,18 @@ def _of_checkpoint(
     callbacks: Sequence[Callback] = (),
     **settings: Any,  # noqa: ANN401
 ) -> tuple[L.Trainer, dict[str, Any]]:
-    """Return a trainer, and what evaluates the checkpoint that the user named.
+    """Return a trainer, and the arguments with which it evaluates the user's checkpoint.
 
     Raises:
-        UserError: There is none, it is damaged, or it does not belong to this config.
+        UserError: The checkpoint is missing or damaged, or does not belong to this config.
     """
     path = experiment.options.ckpt_path
     if not path:
-        raise UserError(f"{command} needs --ckpt_path FILE: a run keeps checkpoints/.")
+        raise UserError(f"{command} needs --ckpt_path FILE: a run folder has some in checkpoints/.")
     model, data = experiment.model, experiment.data
     data.setup()
     if command == "validate" and "val" not in data.splits:
-        raise UserError("there is no validation split: set data.val_fraction above 0.")
+        raise UserError("no validation split found: set data.val_fraction above 0.")
     require_evaluable(Path(path), experiment, same_images=command == "validate")
     off = {"logger": False, "enable_checkpointing": False}
     trainer = make_trainer(experiment, experiment.evaluation, callbacks, **off, **settings)

@@ -15,7 +15,7 @@ from ltbench.bench.run import estimate
 from ltbench.bench.run import suite as suites
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.launchers import Launcher, Local
-from ltbench.bench.run.runner import Runner, wanted
+from ltbench.bench.run.runner import Runner, unfinished
 from ltbench.bench.run.status import Board, duration
 from ltbench.bench.run.suite import Plan, Suite
 from ltbench.errors import UserError, unknown_name
@@ -36,66 +36,69 @@ def bench_command(args: Sequence[str]) -> None:
 
 
 def run(args: Sequence[str]) -> None:
-    """Run what is not done of a suite; exit with 1 if anything failed."""
-    parser = _parser("run", "Run what is not done of a suite.")
+    """Run the jobs of a suite that are not done; exit with 1 if anything failed."""
+    parser = _parser("run", "Run the jobs of a suite that are not done.")
     parser.add_argument("--seeds", type=_seeds, help="for example 0,1,2; default: the suite's")
-    parser.add_argument("--rows", type=_names, help="for example ce,vs; default: all")
-    parser.add_argument("--only-failed", action="store_true", help="run again what failed, alone")
+    parser.add_argument(
+        "--rows", type=lambda text: text.split(","), help="for example ce,vs; default: all"
+    )
+    parser.add_argument("--only-failed", action="store_true", help="run only failed jobs again")
     together = parser.add_mutually_exclusive_group()
     together.add_argument(
-        "--jobs", type=whole_number, help="at a time; default: one a GPU, else one a core"
+        "--jobs", type=whole_number, help="at a time; default: one per GPU, else one per core"
     )
     together.add_argument("--pack", type=whole_number, help="at a time on each GPU")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and how long")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would run, and how long it takes"
+    )
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    given, rest = parser.parse_known_args(args)
-    extra = overrides(rest)
-    cluster = {name: extra.pop(name) for name in list(extra) if name.startswith("slurm.")}
-    suite = suites.read(suites.find(given.suite), extra)
-    plan = suites.plan(suite, given.seeds, given.rows)
-    store, console = Store(given.folder), Console()
-    launcher = _launcher(given, cluster)
-    if given.dry_run:
-        dry_run(suite, plan, store, launcher, given.only_failed)
+    options, others = parser.parse_known_args(args)
+    settings = overrides(others)
+    cluster = {name: settings.pop(name) for name in list(settings) if name.startswith("slurm.")}
+    suite = suites.read(suites.find(options.suite), settings)
+    plan = suites.plan(suite, options.seeds, options.rows)
+    store, console = Store(options.folder), Console()
+    launcher = _launcher(options, cluster)
+    if options.dry_run:
+        dry_run(suite, plan, store, launcher, options.only_failed)
         return
     store.save(plan)
     with Board(plan, console, launcher.slots) as board:
-        states = Runner(plan, store, launcher, given.only_failed, board.update).run()
+        states = Runner(plan, store, launcher, options.only_failed, board.update).run()
     if any(state.status != "done" for state in states.values()):
         raise SystemExit(1)
 
 
-def _launcher(given: argparse.Namespace, cluster: Mapping[str, Any]) -> Launcher:
-    if given.launcher == "local":
-        return Local(given.jobs, given.pack)
-    if given.pack:
-        raise UserError("--pack is for the GPUs of this machine; a job of Slurm has its own.")
+def _launcher(options: argparse.Namespace, cluster: Mapping[str, Any]) -> Launcher:
+    if options.launcher == "local":
+        return Local(options.jobs, options.pack)
+    if options.pack:
+        raise UserError(
+            "--pack is for the GPUs of this machine; Slurm gives each job its own: leave it out."
+        )
     from ltbench.bench.run.slurm import Slurm
 
     parameters = {name.removeprefix("slurm."): value for name, value in cluster.items()}
-    return Slurm(given.folder, given.jobs, parameters)
+    return Slurm(options.folder, options.jobs, parameters)
 
 
 def dry_run(
     suite: Suite, plan: Plan, store: Store, launcher: Launcher, only_failed: bool = False
 ) -> None:
-    """Print what is left to run and how long it takes, from what was measured; run nothing of it.
+    """Print which jobs are left and how long they take; run none of them.
 
-    Recipes about which nothing is known are timed for a few steps.
+    Recipes that were never run are timed for a few steps.
     """
     console = Console()
     before = store.states(plan)
-    todo = wanted(before, only_failed)
-    states = {  # what failed is run again
-        key: replace(state, status="waiting") if key in todo else state
-        for key, state in before.items()
-    }
+    todo = unfinished(before, only_failed)
+    states = before | {key: replace(before[key], status="waiting") for key in todo}
     unknown = set(todo) - estimate.totals(plan, states).keys()
     probed: estimate.Seconds = {}
     if unknown:
-        told = f"timing {estimate.BATCHES} steps of what was never run ..."
-        console.print(told)
-        with console.status(told):
+        message = f"timing {estimate.BATCHES} steps of jobs that were never run ..."
+        console.print(message)
+        with console.status(message):
             probed, failed = estimate.probe(suite, plan, unknown, store, launcher)
         for name, cause in failed.items():
             console.print(f"{name} cannot be timed: {cause}", markup=False, highlight=False)
@@ -108,32 +111,35 @@ def dry_run(
             escape(job.name), str(job.seed), before[key].status, time if key in todo else ""
         )
     console.print(table)
-    told = f"{len(todo)} of {len(plan.jobs)} jobs left"
+    message = f"{len(todo)} of {len(plan.jobs)} jobs left"
     if remaining and whole:
         wall = duration(estimate.makespan(plan, remaining, launcher.slots))
-        told += f", {duration(sum(remaining.values()))} in all; about {wall} with "
-        told += f"{launcher.slots} at a time, {launcher.threads} threads each"
-    console.print(f"{told}.", highlight=False, soft_wrap=True)
+        message += f", {duration(sum(remaining.values()))} in all; about {wall} with "
+        message += f"{launcher.slots} at a time, {launcher.threads} threads each"
+    console.print(f"{message}.", highlight=False, soft_wrap=True)
 
 
 def status(args: Sequence[str]) -> None:
-    """Say how far a suite is."""
-    given = _parser("status", "Say how far a suite is.").parse_args(args)
-    store = Store(given.folder)
-    plan = store.load(Path(given.suite).stem)
-    Board(plan, Console()).show(store.states(plan))
+    """Show how far a suite is."""
+    options = _parser("status", "Show how far a suite is.").parse_args(args)
+    store = Store(options.folder)
+    plan = store.load(Path(options.suite).stem)
+    console = Console()
+    console.print(Board(plan, console).view(store.states(plan)))
 
 
 def export(args: Sequence[str]) -> None:
-    """Copy what a leaderboard needs of a suite's finished jobs, to be published."""
+    """Copy what a leaderboard needs of a suite's finished jobs, to publish it."""
     from ltbench.bench.show.export import export
 
-    parser = _parser("export", "Copy a suite's finished jobs, without weights, to be published.")
+    parser = _parser(
+        "export", "Copy the finished jobs of a suite, without weights, to publish them."
+    )
     parser.add_argument("--to", type=Path, required=True, help="for example benchmarks/results")
-    given = parser.parse_args(args)
-    store = Store(given.folder)
-    count = export(store.load(Path(given.suite).stem), store, given.to)
-    print(f"{count} jobs: ltbench leaderboard {given.suite} --folder {given.to}")
+    options = parser.parse_args(args)
+    store = Store(options.folder)
+    count = export(store.load(Path(options.suite).stem), store, options.to)
+    print(f"{count} jobs: ltbench leaderboard {options.suite} --folder {options.to}")
 
 
 def reproduce(args: Sequence[str]) -> None:
@@ -143,9 +149,11 @@ def reproduce(args: Sequence[str]) -> None:
     parser = Arguments("ltbench bench reproduce")
     parser.add_argument("job", help="run folder, record, or the start of a job id")
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduced"))
-    parser.add_argument("--tolerance", type=float, default=0.0, help="of a metric; default: 0")
-    given, rest = parser.parse_known_args(args)
-    if not reproduce(given.job, given.folder, rest, given.tolerance):
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="largest difference of a metric; default: 0"
+    )
+    options, others = parser.parse_known_args(args)
+    if not reproduce(options.job, options.folder, others, options.tolerance):
         raise SystemExit(1)
 
 
@@ -153,7 +161,7 @@ def _parser(action: str, description: str) -> argparse.ArgumentParser:
     parser = Arguments(
         f"ltbench bench {action}",
         description=description,
-        epilog="Further --ARGUMENT VALUE pairs are given to every stage, after its own overrides."
+        epilog="Further --ARGUMENT VALUE pairs override the settings of every stage."
         if action == "run"
         else None,
     )
@@ -165,13 +173,10 @@ def _parser(action: str, description: str) -> argparse.ArgumentParser:
 def _seeds(text: str) -> list[int]:
     seeds = [int(seed) if seed.isdecimal() else None for seed in text.split(",")]
     if not all(map(suites.is_seed, seeds)):
-        told = f"'{text}' is no list of seeds such as 0,1,2, up to 2^32 - 1"
-        raise argparse.ArgumentTypeError(told)
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a list of seeds from 0 to 2^32 - 1, such as 0,1,2"
+        )
     return [seed for seed in seeds if seed is not None]
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -180,14 +185,16 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: A name without a value, or a value without a name.
     """
-    found, rest = {}, list(words)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or rest):
-            raise UserError(f"cannot read '{name}': give --NAME VALUE, as to ltbench fit.")
-        text = value if equals else rest.pop(0)
+    values, left = {}, list(words)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or left):
+            raise UserError(f"cannot read '{name}': write --NAME VALUE, as for ltbench fit.")
+        text = value if equals else left.pop(0)
         try:
-            found[name.removeprefix("--")] = yaml.safe_load(text)
+            values[name.removeprefix("--")] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"cannot read the value '{text}' of {name}: it is no YAML.") from error
-    return found
+            raise UserError(
+                f"cannot read the value '{text}' of {name}: it is not valid YAML."
+            ) from error
+    return values

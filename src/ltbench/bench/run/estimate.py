@@ -1,4 +1,4 @@
-"""How long jobs take, as measured: by other seeds, by their own epochs, or by a few timed steps."""
+"""How long jobs take, measured by other seeds, by their own epochs, or by a few timed steps."""
 
 import heapq
 import math
@@ -13,7 +13,7 @@ from ltbench.bench.run import suite as suites
 from ltbench.bench.run.jobs import State, Store
 from ltbench.bench.run.launchers import Launcher
 from ltbench.bench.run.runner import Runner
-from ltbench.bench.run.suite import Job, Plan, Suite
+from ltbench.bench.run.suite import Job, Plan, Row, Suite, with_needs
 from ltbench.records.files import read_json, write_json
 
 BATCHES = 16  # of a timed run
@@ -29,49 +29,37 @@ Seconds = dict[str, float]
 
 
 def totals(plan: Plan, states: Mapping[str, State], probed: Seconds | None = None) -> Seconds:
-    """Return how long whole jobs take, of those about which something is known.
-
-    Args:
-        plan: The jobs.
-        states: Where they stand.
-        probed: Recipe -> seconds, from :func:`probe`.
-    """
+    """Return the seconds of whole jobs, where something is known; ``probed`` is by recipe."""
     measured: dict[str, list[float]] = {}
     for key, state in states.items():
         if state.status == "done" and state.notes and state.notes.get("seconds"):
             measured.setdefault(plan.jobs[key].recipe, []).append(float(state.notes["seconds"]))
-    known = (probed or {}) | {recipe: sum(s) / len(s) for recipe, s in measured.items()}
-    found = {}
+    by_recipe = (probed or {}) | {recipe: sum(s) / len(s) for recipe, s in measured.items()}
+    seconds = {}
     for key, job in plan.jobs.items():
         epochs, record = jobs.epochs(states[key]), states[key].record or {}
         if epochs and epochs[0] and record.get("wall_seconds"):
-            found[key] = record["wall_seconds"] / epochs[0] * epochs[1]
-        elif job.recipe in known:
-            found[key] = known[job.recipe]
-    return found
+            seconds[key] = record["wall_seconds"] / epochs[0] * epochs[1]
+        elif job.recipe in by_recipe:
+            seconds[key] = by_recipe[job.recipe]
+    return seconds
 
 
 def left(plan: Plan, states: Mapping[str, State], whole: Seconds) -> Seconds:
-    """Return the seconds that each unfinished job still needs; unknown ones get the mean.
-
-    Args:
-        plan: The jobs.
-        states: Where they stand.
-        whole: What :func:`totals` returned.
-    """
+    """Return the seconds that unfinished jobs still need, from those of whole jobs or the mean."""
     mean = sum(whole.values()) / len(whole) if whole else 0.0
-    found = {}
+    seconds = {}
     for key, state in states.items():
         if state.status in ("done", "failed", "blocked"):
             continue
         epochs = jobs.epochs(state)
         share = 1 - epochs[0] / epochs[1] if epochs else 1.0
-        found[key] = whole.get(key, mean) * share
-    return found
+        seconds[key] = whole.get(key, mean) * share
+    return seconds
 
 
 def makespan(plan: Plan, remaining: Seconds, slots: int) -> float:
-    """Return the seconds until all is done, with ``slots`` jobs at a time, stages in order."""
+    """Return the seconds until all jobs are done, ``slots`` at a time, stages in order."""
     ended: Seconds = {}
     free = [0.0] * max(1, min(slots, len(remaining)))
     for key, seconds in remaining.items():
@@ -82,87 +70,66 @@ def makespan(plan: Plan, remaining: Seconds, slots: int) -> float:
 
 
 def probe(
-    suite: Suite, plan: Plan, wanted: set[str], store: Store, launcher: Launcher
+    suite: Suite, plan: Plan, keys: set[str], store: Store, launcher: Launcher
 ) -> tuple[Seconds, dict[str, str]]:
-    """Time a few steps of each recipe, in the order of their stages; each is timed once.
-
-    Args:
-        suite: The suite of ``plan``.
-        plan: Its jobs.
-        wanted: Keys of the jobs to time.
-        store: The suite's; what was found is kept there, in ``.timings.json``.
-        launcher: What runs them.
+    """Time a few steps of the recipes of some jobs, stages in order; the store keeps the timings.
 
     Returns:
         Recipe -> estimated seconds of the whole job; and name of a job that failed -> why.
     """
     path = store.folder / ".timings.json"
-    known = {k: v for k, v in read_json(path).items() if isinstance(v, int | float)}
-    wanted = {key for key in wanted if plan.jobs[key].recipe not in known}
-    if not wanted:
-        return known, {}
+    timings = {k: v for k, v in read_json(path).items() if isinstance(v, int | float)}
+    keys = {key for key in keys if plan.jobs[key].recipe not in timings}
+    if not keys:
+        return timings, {}
     store.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="timing-", dir=store.folder) as folder:  # on the jobs' own disk
-        found, failed = _probe(suite, plan, wanted, Store(Path(folder)), launcher)
-    known |= found
-    write_json(path, known)
-    return known, failed
+        measured, failed = _probe(suite, plan, keys, Store(Path(folder)), launcher)
+    timings |= measured
+    write_json(path, timings)
+    return timings, failed
 
 
 def _probe(
-    suite: Suite, plan: Plan, wanted: set[str], store: Store, launcher: Launcher
+    suite: Suite, plan: Plan, keys: set[str], store: Store, launcher: Launcher
 ) -> tuple[Seconds, dict[str, str]]:
     seed = next(iter(next(iter(plan.rows.values()))))
     short = suites.plan(_shortened(suite), [seed])
-    pairs = {
-        ours: theirs
-        for row, of_row in plan.rows.items()
-        for ours, theirs in zip(of_row[seed], short.rows[row][seed], strict=True)
+    short_keys = {
+        key: short_key
+        for row, stages in plan.rows.items()
+        for key, short_key in zip(stages[seed], short.rows[row][seed], strict=True)
     }
-    recipes = {plan.jobs[key].recipe for key in wanted}
-    needed = _with_needs({pairs[k] for k in pairs if plan.jobs[k].recipe in recipes}, short)
-    short = replace(short, jobs={key: job for key, job in short.jobs.items() if key in needed})
+    recipes = {plan.jobs[key].recipe for key in keys}
+    used = {short_keys[key] for key in short_keys if plan.jobs[key].recipe in recipes}
+    short = replace(short, jobs=with_needs(used, short.jobs))
     states = Runner(short, store, launcher).run()
-    found, failed = {}, {}
-    for ours, theirs in pairs.items():
-        state = states.get(theirs)
+    seconds, failed = {}, {}
+    for key, short_key in short_keys.items():
+        state, job = states.get(short_key), plan.jobs[key]
         if state and state.status == "failed":
-            failed[short.jobs[theirs].name] = state.cause or "its cause is unknown"
+            failed[short.jobs[short_key].name] = state.cause or "unknown cause"
         if state and state.status == "done" and state.record:
-            seconds = _extrapolated(plan.jobs[ours], state.record)
-            if seconds is not None:
+            training = _extrapolated(job, state.record)
+            if training is not None:
                 around = float((state.notes or {})["seconds"]) - state.record["wall_seconds"]
-                found[plan.jobs[ours].recipe] = around + seconds
-    return found, failed
+                seconds[job.recipe] = around + training
+    return seconds, failed
 
 
 def _shortened(suite: Suite) -> Suite:
-    rows = {
-        name: replace(
-            row,
-            stages={
-                key: replace(stage, overrides={**stage.overrides, **_SHORT})
-                for key, stage in row.stages.items()
-            },
-        )
-        for name, row in suite.rows.items()
-    }
-    return replace(suite, rows=rows)
+    def short(row: Row) -> Row:
+        stages = {
+            name: replace(stage, overrides={**stage.overrides, **_SHORT})
+            for name, stage in row.stages.items()
+        }
+        return replace(row, stages=stages)
 
-
-def _with_needs(keys: set[str], plan: Plan) -> set[str]:
-    found: set[str] = set()
-    pending = list(keys)
-    while pending:
-        key = pending.pop()
-        if key not in found:
-            found.add(key)
-            pending.extend(plan.jobs[key].needs)
-    return found
+    return replace(suite, rows={name: short(row) for name, row in suite.rows.items()})
 
 
 def _extrapolated(job: Job, record: Mapping[str, Any]) -> float | None:
-    """Return the seconds of training that follow from a short run's record."""
+    """Return the seconds of a whole training, from the record of a short one."""
     settings = suites.settings(Path(job.config), job.overrides)
     batches = math.ceil(record["data"]["images"]["train"] / record["batch_size"])
     batches = settings.get("data.steps_per_epoch") or record.get("batches_per_epoch") or batches

@@ -24,34 +24,22 @@ from ltbench.records.files import read_json
 from ltbench.records.folder import RECORD
 
 STATES = ("done", "running", "queued", "waiting", "stopped", "failed", "blocked")
-"""``stopped``: cut off, and will go on; ``blocked``: a stage that it needs has failed."""
+"""``stopped``: interrupted, and can go on; ``blocked``: a stage that it needs has failed."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands.
+    """The state of a job."""
 
-    Args:
-        status: One of :data:`STATES`.
-        run: The run folder, once there is one.
-        record: Its record, as it stands.
-        cause: Why it failed, or what is wrong with its record.
-        notes: What the runner wrote down: when it began, its exit code, its seconds so far.
-    """
-
-    status: str
-    run: Path | None = None
-    record: Mapping[str, Any] | None = None
-    cause: str | None = None
-    notes: Mapping[str, Any] | None = None
+    status: str  # one of STATES
+    run: Path | None = None  # the run folder, once there is one
+    record: Mapping[str, Any] | None = None  # as it stands
+    cause: str | None = None  # why it failed, or what is wrong with its record
+    notes: Mapping[str, Any] | None = None  # of the runner: start, exit code, seconds so far
 
 
 class Store:
-    """The folder in which suites keep their jobs and their plans; a job belongs to all suites.
-
-    Args:
-        folder: Where; made when something is first written.
-    """
+    """The folder in which suites keep their jobs and plans; a job belongs to all suites."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,11 +55,11 @@ class Store:
         return self._folders.setdefault(job.key, self.folder / named)
 
     def save(self, plan: Plan) -> None:
-        """Write down what was last asked of a suite."""
+        """Save what a suite was last asked to run."""
         records.write_json(self.folder / f"{plan.suite}.json", asdict(plan))
 
     def load(self, suite: str) -> Plan:
-        """Read what was last asked of a suite.
+        """Read what a suite was last asked to run.
 
         Raises:
             UserError: It was never run here, or the file is damaged.
@@ -79,36 +67,36 @@ class Store:
         path = self.folder / f"{suite}.json"
         if not path.is_file():
             raise UserError(
-                f"suite {suite} was not run in {self.folder}: ltbench bench run {suite}."
+                f"suite {suite} was never run in {self.folder}: try ltbench bench run {suite}."
             )
         try:
-            found = json.loads(path.read_text())
-            jobs = {key: Job(**job) for key, job in found["jobs"].items()}
+            content = json.loads(path.read_text())
+            jobs = {key: Job(**job) for key, job in content["jobs"].items()}
             rows = {
                 name: {int(seed): keys for seed, keys in seeds.items()}
-                for name, seeds in found["rows"].items()
+                for name, seeds in content["rows"].items()
             }
-            baselines = found.get("baselines", {})
-            return Plan(found["suite"], jobs, rows, found["families"], baselines)
+            baselines = content.get("baselines", {})
+            return Plan(content["suite"], jobs, rows, content["families"], baselines)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{path} is damaged: ltbench bench run {suite} writes it anew; what is done stays."
+                f"{path} is damaged: ltbench bench run {suite} rewrites it and keeps finished jobs."
             ) from error
 
     def states(self, plan: Plan) -> dict[str, State]:
-        """Look at every job of a plan."""
-        found: dict[str, State] = {}
+        """Read the state of every job of a plan."""
+        states: dict[str, State] = {}
         for key, job in plan.jobs.items():
             state = read_state(self.job_folder(job))
-            upstream = [found[need].status for need in job.needs]
+            upstream = [states[need].status for need in job.needs]
             if state.status in ("waiting", "stopped") and {"failed", "blocked"} & set(upstream):
                 state = State("blocked", state.run, state.record, notes=state.notes)
-            found[key] = state
-        return found
+            states[key] = state
+        return states
 
 
 def read_state(folder: Path) -> State:
-    """Say where the job of a folder stands; nothing is written."""
+    """Return the state of the job in a folder; nothing is written."""
     notes = read_json(folder / "job.json")
     run, record, damage = _run_of(folder)
     if record and record["status"] == "done":
@@ -125,20 +113,20 @@ def read_state(folder: Path) -> State:
 
 
 def _run_of(folder: Path) -> tuple[Path | None, dict[str, Any] | None, str | None]:
-    """Return the run in a job's folder (the one that is done, else the latest), and any damage."""
-    found, damage = [], None
+    """Return the run in a job's folder (a finished one, else the latest), and any damage."""
+    runs, damage = [], None
     for path in folder.glob(f"*/{RECORD}"):
         try:
             record = records.read_record(path)
-            found.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
+            runs.append((record["status"] == "done", path.stat().st_mtime, path.parent, record))
         except UserError as error:
-            told = str(error).removesuffix(".")
-            damage = f"{told}. Until that file is mended or removed, the job cannot go on."
-        except OSError:  # it was taken away meanwhile
+            problem = str(error).removesuffix(".")
+            damage = f"{problem}. Repair or remove that file; until then the job cannot go on."
+        except OSError:  # removed in the meantime
             continue
-    if not found:
+    if not runs:
         return None, None, damage
-    _, _, run, record = max(found, key=lambda item: item[:2])
+    _, _, run, record = max(runs, key=lambda item: item[:2])
     return run, record, damage
 
 
@@ -150,14 +138,13 @@ def _cause(folder: Path, record: dict[str, Any] | None, notes: Mapping[str, Any]
     code = int(notes["returncode"])
     if code < 0:
         return f"killed by signal {-code} ({signal.Signals(-code).name})"
-    told_since_start = tail(folder / "log.txt").rpartition("\n$ ")[2].partition("\n")[2]
-    lines = [line.strip() for line in told_since_start.splitlines() if line.strip()]
-    told = next((line for line in reversed(lines) if line.startswith("error: ")), None)
-    return (told or (lines or [f"exit code {code}"])[-1]).removeprefix("error: ")
+    output = _tail(folder / "log.txt").rpartition("\n$ ")[2].partition("\n")[2]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    error = next((line for line in reversed(lines) if line.startswith("error: ")), None)
+    return (error or (lines or [f"exit code {code}"])[-1]).removeprefix("error: ")
 
 
-def tail(path: Path, size: int = 4000) -> str:
-    """Return the end of a text file; nothing where there is none."""
+def _tail(path: Path, size: int = 4000) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
@@ -167,7 +154,7 @@ def tail(path: Path, size: int = 4000) -> str:
 
 
 def note(folder: Path, **notes: Any) -> None:  # noqa: ANN401 - what JSON can hold
-    """Add to a job's notes."""
+    """Add to the notes of a job."""
     records.write_json(folder / "job.json", {**read_json(folder / "job.json"), **notes})
 
 
@@ -187,13 +174,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def command(job: Job, folder: Path, runs: Mapping[str, Path]) -> list[str]:
-    """Return the command line that trains a job.
-
-    Args:
-        job: The job.
-        folder: Its folder.
-        runs: Key -> run folder, of the jobs that it needs.
-    """
+    """Return the command line of a job; ``runs`` are the run folders of the jobs that it needs."""
     overrides = substitute(job.overrides, {key: str(run) for key, run in runs.items()})
     return [
         *(sys.executable, "-m", "ltbench", "fit", "--config", job.config),
@@ -212,19 +193,14 @@ def start(
 ) -> "subprocess.Popen[bytes] | None":
     """Start a job's process, which holds the lock of its folder until it ends.
 
-    Args:
-        folder: The job's folder.
-        words: Its command line.
-        environment: What is added to this process's environment.
-
     Returns:
-        The process; None where another one runs the job, or has run it.
+        The process; None if another one is running the job, or has run it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if (found := _run_of(folder)[1]) and found["status"] == "done":
+        if (record := _run_of(folder)[1]) and record["status"] == "done":
             return None
         seconds = read_json(folder / "job.json").get("seconds", 0.0)
         with (folder / "log.txt").open("ab") as log:
@@ -256,7 +232,7 @@ def start(
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to end this process with its parent: a killed runner leaves no strays."""
+    """Ask Linux to end this process with its parent: a killed runner leaves none behind."""
     if sys.platform == "linux":
         _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -265,17 +241,17 @@ _LIBC = ctypes.CDLL(None)  # opened before the fork: nothing may wait for a lock
 
 
 def ended(folder: Path, returncode: int | None) -> None:
-    """Note how a job's process ended (None: it was asked to), and what it took."""
+    """Note the exit code of a job's process (None: it was asked to end) and its seconds."""
     notes = read_json(folder / "job.json")
     seconds = float(notes.get("seconds") or 0) + time.time() - float(notes.get("began") or 0)
     note(folder, returncode=returncode, seconds=round(seconds, 2))
 
 
 def epochs(state: State) -> tuple[int, int] | None:
-    """Return the epochs that a run has done and will do, where its record says so."""
+    """Return the number of epochs done and of all epochs, if the record has them."""
     try:
         record = state.record or {}
         done, total = int(record["epochs"]), int(record["config"]["trainer"]["max_epochs"])
-    except (KeyError, TypeError, ValueError):  # not begun, by steps instead, or not of ours
+    except (KeyError, TypeError, ValueError):  # not begun, counted in steps, or a foreign record
         return None
     return (done, total) if total > 0 else None

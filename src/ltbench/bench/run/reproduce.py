@@ -25,41 +25,35 @@ ENVIRONMENT = ("versions", "git", "device", "threads", "precision", "world_size"
 def find(job: str, besides: Path) -> Path:
     """Return the record of a job, by its run folder, its record or the start of its job id.
 
-    Args:
-        job: One of these.
-        besides: A folder that is left out: of runs that were to reproduce others.
+    Runs below the folder ``besides``, which reproduced others, do not count.
 
     Raises:
-        UserError: There is none, or several.
+        UserError: There is no such job, or there are several.
     """
     path = Path(job)
     if path.exists():
         return RunFolder(path).record if path.is_dir() else path
-    found = {}
+    job_ids = {}
     for place in PLACES:
         for record in place.glob(f"**/{RECORD}"):
             if besides in record.parents:
                 continue
             try:
-                found[record] = str(records.read_record(record).get("job_id"))
+                job_ids[record] = str(records.read_record(record).get("job_id"))
             except UserError:
                 continue
-    matching = [record for record, job_id in found.items() if job_id.startswith(job)]
-    if len({found[record] for record in matching}) != 1:
+    matching = [record for record, job_id in job_ids.items() if job_id.startswith(job)]
+    if len({job_ids[record] for record in matching}) != 1:
         places = " and ".join(map(str, PLACES))
         number = "several jobs" if matching else "no job"
-        raise UserError(f"{number} in {places} with an id that starts with '{job}'.")
+        raise UserError(f"found {number} in {places} with an id that starts with '{job}'.")
     return matching[0]
 
 
 def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: float = 0) -> bool:
-    """Run a job again and say whether its metrics agree.
+    """Run a job again below a folder and say whether its metrics agree, within a tolerance.
 
-    Args:
-        job: See :func:`find`.
-        folder: Where the new run goes.
-        overrides: Further arguments of ``ltbench fit``, such as where the data lies here.
-        tolerance: Largest difference of a metric that counts as agreement.
+    Overrides are further arguments of ``ltbench fit``, such as where the data lies here.
 
     Raises:
         UserError: The job is not finished, or starts from a run that is not here.
@@ -67,44 +61,33 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
     path = find(job, folder)
     record = records.read_record(path)
     if record["status"] != "done":
-        raise UserError(f"{path}: the run is {record['status']}; there is nothing to agree with.")
+        raise UserError(f"{path}: the run is {record['status']}, so its metrics are not final.")
     if not record.get("job_id"):
-        raise UserError(f"{path} has no job id, by which it could be run again.")
+        raise UserError(f"{path} has no job id, so it cannot be run again.")
     for start in record.get("lineage") or ():
         if start.get("path") and not Path(start["path"]).exists():
             raise UserError(
                 f"{path} starts from {start['path']} (job {start.get('job_id')}), which is not "
-                "here: reproduce that job, then say where it lies with --model.<argument>.path."
+                "here: reproduce that job, then point to it with --model.<argument>.path."
             )
     place = folder / record["job_id"]
     if any(records.read_record(old)["status"] == "done" for old in place.glob(f"*/{RECORD}")):
-        shutil.rmtree(place)  # what was run with the code of that day says nothing of today's
+        shutil.rmtree(place)  # a result of earlier code says nothing about today's
     config = RunFolder(place).config
     records.write_text(config, yaml.safe_dump(record["config"], sort_keys=False))
-    words = [sys.executable, "-m", "ltbench", "fit", "--config", str(config)]
-    words += [f"--trainer.default_root_dir={place}", *overrides]
+    command = [sys.executable, "-m", "ltbench", "fit", "--config", str(config)]
+    command += [f"--trainer.default_root_dir={place}", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(record.get("threads") or 1)}
-    if subprocess.run(words, env=environment, check=False).returncode:
+    if subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"the run failed; its files are in {place}.")
-    again = records.read_record(_newest(place))
-    return compare(record, again, tolerance, Console())
-
-
-def _newest(place: Path) -> Path:
-    return max(place.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    newest = max(place.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    return compare(record, records.read_record(newest), tolerance, Console())
 
 
 def compare(
     record: Mapping[str, Any], again: Mapping[str, Any], tolerance: float, console: Console
 ) -> bool:
-    """Print which metrics differ, and what else does; return whether they agree.
-
-    Args:
-        record: The first run's.
-        again: The second run's.
-        tolerance: Largest difference that counts as agreement.
-        console: Where to.
-    """
+    """Print which metrics differ, and what else does; return whether they agree."""
     before, after = dict(_metrics(record["metrics"])), dict(_metrics(again["metrics"]))
     differing = {
         name: (before.get(name), after.get(name))
@@ -124,13 +107,12 @@ def compare(
         if record.get(name) != again.get(name):
             console.print(f"{name}: {record.get(name)} then, {again.get(name)} now.", markup=False)
     agree = worst <= tolerance
-    told = "agree within the tolerance" if agree else "differ"
-    console.print(f"{len(differing)} of {len(before)} metrics {told}; by {worst:.4g} at most.")
+    verdict = "agree within the tolerance" if agree else "differ"
+    console.print(f"{len(differing)} of {len(before)} metrics {verdict}, by at most {worst:.4g}.")
     return agree
 
 
 def _metrics(value: Any, name: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401
-    """Yield every number in a record's metrics, with its path."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _metrics(item, f"{name}.{key}" if name else str(key))

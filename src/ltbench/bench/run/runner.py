@@ -1,7 +1,7 @@
 """Run the jobs of a plan in the order of their stages, and survive anything.
 
-The runner keeps nothing in its head: what is done lies in records, what runs is said by locks. So
-it can be killed and started again, and two of them can share a folder.
+The runner has no state of its own: records say what is done, and locks what is running. So it can
+be killed and started again, and two of them can share a folder.
 """
 
 import signal
@@ -20,14 +20,9 @@ GRACE = 120.0  # seconds that a process has to end after it was asked to
 
 
 class Runner:
-    """Run what is not done.
+    """Run what is not done, or only what has failed and what needs it.
 
-    Args:
-        plan: The jobs.
-        store: Where they are kept.
-        launcher: What starts them.
-        only_failed: Leave out what has not failed and needs nothing that has.
-        watch: Called with all states whenever something may have changed.
+    ``watch`` is called with all states whenever something may have changed.
     """
 
     def __init__(
@@ -40,12 +35,12 @@ class Runner:
     ) -> None:
         self.plan, self.store, self.launcher, self.watch = plan, store, launcher, watch
         self.states = store.states(plan)
-        self.pending = wanted(self.states, only_failed)
+        self.pending = unfinished(self.states, only_failed)
         self.running: dict[str, Handle] = {}
         self._looked = 0.0
 
     def run(self) -> dict[str, State]:
-        """Run until nothing is left that can run; return how every job ended.
+        """Run until nothing is left that can run; return the state of every job.
 
         Raises:
             KeyboardInterrupt: After the running processes were asked to end, and did.
@@ -54,7 +49,7 @@ class Runner:
         try:
             for key in self.pending:  # each gets another chance, so none is blocked yet
                 if self.states[key].status in ("failed", "blocked"):
-                    self._set(key, State("waiting"))
+                    self.states[key] = State("waiting")
             while self.pending or self.running:
                 self._start_what_can()
                 self._collect_what_ended()
@@ -74,19 +69,19 @@ class Runner:
             upstream = {self.states[need].status for need in job.needs}
             if upstream & {"failed", "blocked"}:
                 self.pending.remove(key)
-                self._set(key, State("blocked"))
+                self.states[key] = State("blocked")
             elif upstream <= {"done"} and self.launcher.has_room():
                 self._start(key, job)
 
     def _start(self, key: str, job: Job) -> None:
         state = self.states[key]
         if state.status == "running" and time.monotonic() - self._looked < LOOK:
-            return  # by another runner; the next look says whether it still does
+            return  # in another runner; the next look shows whether it still is
         folder = self.store.job_folder(job)
         runs = {need: run for need in job.needs if (run := self.states[need].run)}
         handle = self.launcher.start(folder, jobs.command(job, folder, runs))
         state = jobs.read_state(folder)
-        self._set(key, state)
+        self.states[key] = state
         if handle:
             self.running[key] = handle
         if handle or state.status == "done":
@@ -103,23 +98,20 @@ class Runner:
                     self.pending.append(key)
                 elif state.status != "done" and code == 0:
                     state = State("failed", state.run, state.record, "it left no finished record")
-                self._set(key, state)
+                self.states[key] = state
 
     def _look(self) -> None:
         for key in [*self.running, *self.pending]:
             folder = self.store.job_folder(self.plan.jobs[key])
             state = jobs.read_state(folder)
             if state.status == "running" or (state.status == "done" and key in self.pending):
-                self._set(key, state)
+                self.states[key] = state
             if key in self.pending and state.status == "done":
                 self.pending.remove(key)
         self._looked = time.monotonic()
 
-    def _set(self, key: str, state: State) -> None:
-        self.states[key] = state
-
     def _stop(self) -> None:
-        """Ask what runs to end, and wait; it was not its fault, so it has not failed."""
+        """Ask what runs to end, and wait; that does not make it a failure."""
         for handle in self.running.values():
             handle.stop()
         end = time.monotonic() + GRACE
@@ -131,11 +123,11 @@ class Runner:
             del self.running[key]
             folder = self.store.job_folder(self.plan.jobs[key])
             jobs.note(folder, returncode=None)
-            self._set(key, jobs.read_state(folder))
+            self.states[key] = jobs.read_state(folder)
 
 
-def wanted(states: Mapping[str, State], only_failed: bool) -> list[str]:
-    """Return the jobs that a runner has to see to: what is not done, or what has failed."""
+def unfinished(states: Mapping[str, State], only_failed: bool) -> list[str]:
+    """Return the jobs that a runner has to run: all that are not done, or those that failed."""
     statuses = {"failed", "blocked"} if only_failed else set(jobs.STATES) - {"done"}
     return [key for key, state in states.items() if state.status in statuses]
 

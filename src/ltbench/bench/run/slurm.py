@@ -1,4 +1,4 @@
-"""Jobs on Slurm, through submitit: each is one Slurm job, queued again when it is pre-empted."""
+"""Jobs on Slurm, through submitit: each is one Slurm job, requeued when it is preempted."""
 
 import importlib
 import signal
@@ -8,20 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from ltbench.bench.run import jobs
+from ltbench.bench.run.launchers import Handle, Launcher
 from ltbench.errors import UserError
 
 GRACE = 60.0  # seconds that a process has to end; Slurm gives 90 before it takes the node
-TIMEOUTS = 1000  # a job may run into its time limit this often; each time it goes on
+TIMEOUTS = 1000  # that a job may run into its time limit; each time it goes on
 
 
 class Work:
-    """What runs on the node: a job's process, and its end when Slurm wants the node back.
-
-    Args:
-        folder: The job's folder.
-        words: Its command line.
-    """
+    """What runs on the node: a job's process, which ends when Slurm wants the node back."""
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.folder, self.words = folder, words
@@ -30,19 +28,19 @@ class Work:
     def __call__(self) -> int:
         """Run the process and return its exit code."""
         self.process = jobs.start(self.folder, self.words, {})
-        if self.process is None:  # another one runs it, or has run it
+        if self.process is None:  # another one is running it, or has run it
             return 0
         code = self.process.wait()
-        if code == 128 + signal.SIGTERM:  # Slurm has told all processes that it takes the node:
-            time.sleep(GRACE)  # it will end this one, or tell it to hand the work back
+        if code == 128 + signal.SIGTERM:  # Slurm takes the node and has told all processes:
+            time.sleep(GRACE)  # it will end this one too, or call its checkpoint
         jobs.ended(self.folder, code)
         return code
 
     def checkpoint(self) -> Any:  # noqa: ANN401 - submitit has no types
         """End the process and hand the same work to submitit: it goes on from its checkpoint.
 
-        This is a signal's handler, and interrupts the waiting in :meth:`__call__`, which holds a
-        lock of ``subprocess``: to wait here in the same way would be to wait for ever.
+        This signal handler interrupts :meth:`__call__`, which waits and holds a lock of
+        ``subprocess``: waiting here in the same way would never end.
         """
         if self.process is not None:
             self.process.terminate()
@@ -53,43 +51,43 @@ class Work:
         return _submitit().helpers.DelayedSubmission(Work(self.folder, self.words))
 
 
-class Slurm:
+class Slurm(Launcher):
     """A cluster.
 
     Args:
         folder: Where submitit keeps its own files; all nodes must see it.
-        jobs: Jobs that are queued or run at a time.
+        jobs: Jobs that are queued or running at a time.
         parameters: Of submitit's executor, for example ``timeout_min``, ``gpus_per_node`` or
-            ``slurm_partition``; ``cluster`` is ``slurm``, or ``local`` for a trial without one.
+            ``slurm_partition``; ``cluster`` is ``slurm``, or ``local`` to try it without one.
 
     Raises:
-        UserError: There is no Slurm here, no submitit, or a parameter is unknown.
+        UserError: Slurm or submitit is missing, or a parameter is unknown.
     """
 
     threads = 1
 
     def __init__(self, folder: Path, jobs: int | None, parameters: Mapping[str, Any]) -> None:
         self.slots = jobs or 1000
-        given = {"timeout_min": 24 * 60, "cluster": "slurm", **parameters}
+        settings = {"timeout_min": 24 * 60, "cluster": "slurm", **parameters}
         try:
             self._executor = _submitit().AutoExecutor(
                 folder / "submitit",
-                cluster=given.pop("cluster"),
+                cluster=settings.pop("cluster"),
                 slurm_max_num_timeout=TIMEOUTS,
                 local_max_num_timeout=TIMEOUTS,
             )
-            self._executor.update_parameters(**given)
+            self._executor.update_parameters(**settings)
         except (RuntimeError, NameError, ValueError, TypeError) as error:
             raise UserError(f"--launcher slurm: {str(error).splitlines()[0]}") from error
         self._handles: list[SlurmHandle] = []
 
+    @override
     def has_room(self) -> bool:
-        """Say whether fewer jobs than ``slots`` are queued or run."""
         self._handles = [handle for handle in self._handles if handle.poll() is None]
         return len(self._handles) < self.slots
 
+    @override
     def start(self, folder: Path, words: list[str]) -> "SlurmHandle | None":
-        """Queue a job; None where a process runs it already."""
         if jobs.is_locked(folder):
             return None
         submitted = self._executor.submit(Work(folder, words))
@@ -98,25 +96,25 @@ class Slurm:
         return self._handles[-1]
 
 
-class SlurmHandle:
+class SlurmHandle(Handle):
     """A job that was queued."""
 
     def __init__(self, folder: Path, submitted: Any) -> None:  # noqa: ANN401
         self._folder, self._submitted = folder, submitted
         self._code: int | None = None
 
+    @override
     def poll(self) -> int | None:
-        """Return the exit code; None while it waits or runs."""
         if self._code is None and self._submitted.done():
             error = self._submitted.exception()
             self._code = 1 if error else int(self._submitted.result())
-            if error:  # the node died, or the job was cancelled: nobody noted it there
+            if error:  # the node died, or the job was cancelled, so nothing was noted
                 reason = str(error).strip().splitlines()[-1]
                 jobs.note(self._folder, returncode=1, queued=None, cause=f"Slurm: {reason}")
         return self._code
 
+    @override
     def stop(self) -> None:
-        """Take the job off the queue, or its node."""
         self._submitted.cancel()
 
 

@@ -1,9 +1,8 @@
-"""How far a suite is: a table on a terminal, a line an event elsewhere."""
+"""How far a suite is: a live table on a terminal, elsewhere a line per event."""
 
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -29,54 +28,40 @@ MARKS = {
 class Board:
     """The state of a plan, shown while it runs.
 
-    Args:
-        plan: The jobs.
-        console: Where to.
-        slots: Jobs at a time, for the time left; 0: not known.
+    With ``slots``, the number of jobs at a time, it shows the time left.
     """
 
     def __init__(self, plan: Plan, console: Console, slots: int = 0) -> None:
         self.plan, self.console, self.slots = plan, console, slots
         self._live = Live(console=console, auto_refresh=False, transient=False)
-        self._told: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
 
     def __enter__(self) -> "Board":
-        """Take the terminal."""
         if self.console.is_terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give it back."""
+    def __exit__(self, *error: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
 
     def update(self, states: Mapping[str, State]) -> None:
-        """Show where things stand; elsewhere than on a terminal, what has changed."""
+        """Show the states on a terminal; elsewhere, print what has changed."""
         if self.console.is_terminal:
             self._live.update(self.view(states), refresh=True)
             return
         for key, state in states.items():
-            before = self._told.get(key, "waiting")
+            before = self._printed.get(key, "waiting")
             if state.status not in (before, "queued"):
-                self._told[key] = state.status
+                self._printed[key] = state.status
                 job = self.plan.jobs[key]
                 text = f"{state.status} {job.name} seed {job.seed}{_why(state)}"
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, states: Mapping[str, State]) -> None:
-        """Print the table once."""
-        self.console.print(self.view(states))
-
     def view(self, states: Mapping[str, State]) -> RenderableType:
-        """Lay out totals, what runs and what failed; then rows by seeds, a mark a stage.
+        """Lay out totals, what runs and what failed; then rows by seeds, a mark per stage.
 
-        In that order: the lower part of what is higher than the terminal is not seen meanwhile.
+        In that order, since a terminal hides the lower part of a live table that is too high.
         """
         table = Table(box=None, pad_edge=False)
         table.add_column("")
@@ -96,16 +81,13 @@ class Board:
         remaining = estimate.left(self.plan, states, whole)
         if self.slots and whole and remaining:
             totals += f"; ends in {duration(estimate.makespan(self.plan, remaining, self.slots))}"
-        return Group(Text(totals, style="bold"), *self._details(states), table)
-
-    def _details(self, states: Mapping[str, State]) -> list[RenderableType]:
-        lines: list[RenderableType] = []
+        details = []
         for key, state in states.items():
             job = self.plan.jobs[key]
             if state.status in ("running", "failed", "stopped"):
                 mark, style = MARKS[state.status]
-                lines.append(Text(f"{mark} {job.name} seed {job.seed}{_why(state)}", style=style))
-        return lines
+                details.append(Text(f"{mark} {job.name} seed {job.seed}{_why(state)}", style=style))
+        return Group(Text(totals, style="bold"), *details, table)
 
 
 def _why(state: State) -> str:
@@ -115,8 +97,8 @@ def _why(state: State) -> str:
     if state.status == "done" and notes.get("seconds"):
         parts.append(duration(notes["seconds"]))
     parts.append(state.cause or "")
-    told = ", ".join(part for part in parts if part)
-    return f": {told}" if told else ""
+    text = ", ".join(part for part in parts if part)
+    return f": {text}" if text else ""
 
 
 def duration(seconds: float) -> str:

@@ -46,39 +46,26 @@ Overrides = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a row.
-
-    Args:
-        config: The config file.
-        overrides: Arguments of the config -> values, after those of the suite and of the row.
-        seed: A seed of its own; None: the row's.
-    """
+    """One training of a row."""
 
     config: Path
-    overrides: Overrides
-    seed: int | None = None
+    overrides: Overrides  # arguments -> values, after those of suite and row
+    seed: int | None = None  # None: that of the row
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the leaderboard: the result of its last stage.
-
-    Args:
-        name: What it is called.
-        family: What kind of method it is.
-        stages: Name -> stage, in order.
-        baseline: The row that shows what the method adds; empty: there is none.
-    """
+    """A line of the leaderboard: the result of its last stage."""
 
     name: str
-    family: str
-    stages: Mapping[str, Stage]
-    baseline: str = ""
+    family: str  # what kind of method it is
+    stages: Mapping[str, Stage]  # in order
+    baseline: str = ""  # the row that shows what the method adds; may be empty
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite's file says."""
+    """The content of a suite's file."""
 
     name: str
     seeds: Sequence[int]
@@ -87,68 +74,57 @@ class Suite:
 
 @dataclass(frozen=True)
 class Job:
-    """One process of ``ltbench fit``.
+    """One process of ``ltbench fit``."""
 
-    Args:
-        key: 16 hex digits: a hash of settings, seed and the keys of the jobs it needs.
-        name: What the run is called.
-        seed: Seed of the run.
-        config: The config file.
-        overrides: Values in which ``{<key>}`` stands for the run folder of another job.
-        needs: Keys of those jobs.
-        recipe: A hash of the settings alone: jobs that differ in seeds share it.
-    """
-
-    key: str
+    key: str  # 16 hex digits: a hash of settings, seed and the keys of the jobs it needs
     name: str
     seed: int
     config: str
-    overrides: Overrides
-    needs: Sequence[str] = ()
-    recipe: str = ""
+    overrides: Overrides  # ``{<key>}`` in a value stands for the run folder of another job
+    needs: Sequence[str] = ()  # keys of those jobs
+    recipe: str = ""  # a hash of the settings alone, which other seeds share
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a suite, each after those it needs, and which of them a row consists of.
-
-    Args:
-        suite: Name of the suite.
-        jobs: Key -> job.
-        rows: Row -> seed -> keys of its stages in order; the last one is the result.
-        families: Row -> family.
-        baselines: Row -> the row that it is compared with, where it has one.
-    """
+    """The jobs of a suite, each after those it needs, and the rows that they make up."""
 
     suite: str
-    jobs: Mapping[str, Job]
-    rows: Mapping[str, Mapping[int, Sequence[str]]]
-    families: Mapping[str, str] = field(default_factory=dict)
-    baselines: Mapping[str, str] = field(default_factory=dict)
+    jobs: Mapping[str, Job]  # by key
+    rows: Mapping[str, Mapping[int, Sequence[str]]]  # row -> seed -> keys of its stages
+    families: Mapping[str, str] = field(default_factory=dict)  # by row
+    baselines: Mapping[str, str] = field(default_factory=dict)  # by row, where it has one
 
     def after(self, earlier: "Plan") -> "Plan":
-        """Return an earlier plan with these rows and seeds beside its own, or in their place."""
+        """Return an earlier plan, extended and overwritten by the rows and seeds of this one."""
         rows = {
             name: {**earlier.rows.get(name, {}), **self.rows.get(name, {})}
             for name in {**earlier.rows, **self.rows}
         }
         jobs = {**earlier.jobs, **self.jobs}
         used = {key for seeds in rows.values() for stages in seeds.values() for key in stages}
-        for key in reversed(jobs):  # which stand after those they need
-            used.update(jobs[key].needs if key in used else ())
-        kept = {key: job for key, job in jobs.items() if key in used}
         families = {**earlier.families, **self.families}
         baselines = {
             row: baseline for row, baseline in earlier.baselines.items() if row not in self.families
         }
-        return Plan(self.suite, kept, rows, families, {**baselines, **self.baselines})
+        return Plan(
+            self.suite, with_needs(used, jobs), rows, families, {**baselines, **self.baselines}
+        )
+
+
+def with_needs(keys: Iterable[str], jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Return jobs and those they need, of an ordered mapping, in its order."""
+    used = set(keys)
+    for key in reversed(list(jobs)):
+        used.update(jobs[key].needs if key in used else ())
+    return {key: job for key, job in jobs.items() if key in used}
 
 
 def find(name: str) -> Path:
     """Return the file of a suite, by its name or path.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such suite.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -161,45 +137,41 @@ def find(name: str) -> Path:
 
 
 def read(path: Path, overrides: Overrides | None = None) -> Suite:
-    """Read and check a suite.
-
-    Args:
-        path: Its file.
-        overrides: Given on the command line; they come after all others.
+    """Read and check a suite; ``overrides`` come after all others.
 
     Raises:
         UserError: It is not YAML, or something in it is unknown or missing.
     """
     try:
-        found = parse_yaml(path.read_text())
+        content = parse_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no readable suite: {reason}") from error
-    _check(found, _SUITE_KEYS, str(path))
-    seeds = found.get("seeds", [0])
+        raise UserError(f"{path} is not a readable suite: {reason}") from error
+    _check(content, _SUITE_KEYS, str(path))
+    seeds = content.get("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(map(is_seed, seeds))):
         raise UserError(
-            f"{path}: seeds is {seeds!r}; it must be a list of whole numbers, 0 to 2^32 - 1."
+            f"{path}: seeds must be a list of whole numbers from 0 to 2^32 - 1, not {seeds!r}."
         )
-    if not found.get("rows"):
+    if not content.get("rows"):
         raise UserError(f"{path} has no rows.")
     rows = {}
-    for name, row in _check(found["rows"], None, f"{path}: rows").items():
+    for name, row in _check(content["rows"], None, f"{path}: rows").items():
         where = f"{path}: row '{name}'"
         _check(row, _ROW_KEYS | _STAGE_KEYS, where)
         if ("config" in row) == ("stages" in row) or row.get("stages") == {}:
             raise UserError(f"{where} needs either a config or stages.")
         stages = row.get("stages", {name: {k: v for k, v in row.items() if k in _STAGE_KEYS}})
-        shared = {**found.get("overrides", {}), **row.get("overrides", {})}
+        shared = {**content.get("overrides", {}), **row.get("overrides", {})}
         name = _named(name, where)
-        built = {
+        stage_of = {
             _named(stage, f"{where}, stage '{stage}'"): _stage(
                 settings, shared, overrides or {}, f"{where}, stage '{stage}'", path
             )
             for stage, settings in _check(stages, None, f"{where}, stages").items()
         }
         baseline = str(row.get("baseline") or "")
-        rows[name] = Row(name, str(row.get("family", "")), built, baseline)
+        rows[name] = Row(name, str(row.get("family", "")), stage_of, baseline)
     for row in rows.values():
         others = rows.keys() - {row.name}
         if row.baseline and row.baseline not in others:
@@ -208,37 +180,37 @@ def read(path: Path, overrides: Overrides | None = None) -> Suite:
     return Suite(path.stem, seeds, rows)
 
 
-def _named(given: object, where: str) -> str:
-    """Return the name of a row or stage: references name it, and so does a folder."""
-    if not _NAME.fullmatch(str(given)):
+def _named(name: object, where: str) -> str:
+    """Check the name of a row or stage, which references use and a folder bears."""
+    if not _NAME.fullmatch(str(name)):
         raise UserError(
-            f"{where}: its name is that of a folder: use letters, digits and . _ + - only."
+            f"{where}: its name becomes that of a folder: use only letters, digits and . _ + -"
         )
-    return str(given)
+    return str(name)
 
 
 def is_seed(value: object) -> bool:
-    """Say whether torch, numpy and Python all take a value as a seed."""
+    """Say whether torch, numpy and Python all accept a value as a seed."""
     return type(value) is int and 0 <= value < 2**32
 
 
-def _check(found: Any, keys: set[str] | None, where: str) -> dict[str, Any]:  # noqa: ANN401
-    if not isinstance(found, dict):
-        raise UserError(f"{where} must be a mapping of names to values, not {found!r}.")
-    for key in found if keys is not None else ():
-        if key not in (keys or ()):
-            raise UserError(f"{where}: {unknown_name('key', str(key), keys or ())}")
-    for key in {"overrides"} & found.keys():
-        _check(found[key], None, f"{where}, overrides")
-    return found
+def _check(content: Any, keys: set[str] | None, where: str) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must be a mapping of names to values, not {content!r}.")
+    for key in content:
+        if keys and key not in keys:
+            raise UserError(f"{where}: {unknown_name('key', str(key), keys)}")
+    if "overrides" in content:
+        _check(content["overrides"], None, f"{where}, overrides")
+    return content
 
 
 def _stage(
-    settings: dict[str, Any], shared: Overrides, given: Overrides, where: str, suite: Path
+    settings: dict[str, Any], shared: Overrides, last: Overrides, where: str, suite: Path
 ) -> Stage:
     _check(settings, _STAGE_KEYS, where)
     if "config" not in settings:
-        raise UserError(f"{where} names no config.")
+        raise UserError(f"{where} needs a config.")
     name = str(settings["config"])
     if name.endswith(".yaml"):
         config = Path(name) if Path(name).is_file() else suite.parent / name
@@ -248,8 +220,8 @@ def _stage(
         raise UserError(f"{where}: {unknown_name('config', name, catalog.configs())}")
     seed = settings.get("seed")
     if seed is not None and not is_seed(seed):
-        raise UserError(f"{where}: seed is {seed!r}; it must be a whole number, 0 to 2^32 - 1.")
-    return Stage(config, {**shared, **settings.get("overrides", {}), **given}, seed)
+        raise UserError(f"{where}: seed must be a whole number from 0 to 2^32 - 1, not {seed!r}.")
+    return Stage(config, {**shared, **settings.get("overrides", {}), **last}, seed)
 
 
 def plan(
@@ -259,15 +231,19 @@ def plan(
 
     Args:
         suite: The suite.
-        seeds: Instead of those that the suite names.
-        rows: These alone, in this order, with whatever stages of others they need.
+        seeds: In place of the suite's.
+        rows: Only these, in this order, with the stages of other rows that they need.
 
     Raises:
-        UserError: A stage needs one that there is not, or itself; there is no such row.
+        UserError: A row or stage is unknown, or stages need each other.
     """
     seeds = list(seeds or suite.seeds)
-    chosen = {name: _row(suite, name) for name in rows or suite.rows}
-    places = [(row.name, stage) for row in chosen.values() for stage in row.stages]
+    rows = list(rows or suite.rows)
+    for name in rows:
+        if name not in suite.rows:
+            raise UserError(f"suite {suite.name}: {unknown_name('row', name, suite.rows)}")
+    chosen = [suite.rows[name] for name in rows]
+    places = [(row.name, stage) for row in chosen for stage in row.stages]
     needs: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for place in places:  # which grows by what they need
         row = suite.rows[place[0]]
@@ -294,21 +270,15 @@ def plan(
                 jobs[job.key] = job
     stages = {
         row.name: {seed: [keys[row.name, stage, seed] for stage in row.stages] for seed in seeds}
-        for row in chosen.values()
+        for row in chosen
     }
     return Plan(
         suite.name,
         jobs,
         stages,
-        {row.name: row.family for row in chosen.values()},
-        {row.name: row.baseline for row in chosen.values() if row.baseline},
+        {row.name: row.family for row in chosen},
+        {row.name: row.baseline for row in chosen if row.baseline},
     )
-
-
-def _row(suite: Suite, name: str) -> Row:
-    if name not in suite.rows:
-        raise UserError(f"suite {suite.name}: {unknown_name('row', name, suite.rows)}")
-    return suite.rows[name]
 
 
 def _job(row: Row, name: str, seed: int, upstream: Mapping[str, Job]) -> Job:
@@ -371,7 +341,7 @@ def settings(config: Path, overrides: Overrides) -> dict[str, Any]:
         content = _parsed(config.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{config} is no readable config: {reason}") from error
+        raise UserError(f"{config} is not a readable config: {reason}") from error
     flat = flatten(_check(content, None, str(config)))
     for name, value in flatten(dict(overrides)).items():
         parts = name.split(".")
@@ -391,9 +361,9 @@ def _parsed(text: str) -> Any:  # noqa: ANN401 - YAML is recursive; a suite read
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as dotted names -> values; ``init_args`` are left out of the names."""
-    found: dict[str, Any] = {}
+    """Return nested settings as dotted names -> values, without ``init_args`` in the names."""
+    flat: dict[str, Any] = {}
     for key, item in (value or {}).items():
         name = ".".join(p for p in f"{prefix}.{key}".split(".") if p not in ("", "init_args"))
-        found |= flatten(item, name) if isinstance(item, Mapping) and item else {name: item}
-    return found
+        flat |= flatten(item, name) if isinstance(item, Mapping) and item else {name: item}
+    return flat

@@ -1,4 +1,4 @@
-"""What papers report, set beside what was measured: gap and status, or why there is none."""
+"""Published numbers beside measured ones: gap and status, or why they cannot be compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,93 +20,68 @@ from ltbench.records import Record, parse_yaml
 TOLERANCE = 1.0
 """Percentage points within which a measured number matches a published one, unless a claim says."""
 
-DATASETS = {
+DATASETS = {  # data set of a claim -> number of classes, ending of the names of its configs
     "cifar10": (10, "cifar10"),
     "cifar100": (100, "cifar100"),
     "imagenet_lt": (1000, "imagenetlt"),
     "inaturalist2018": (8142, "inat"),
     "inaturalist2019": (1010, "inat2019"),
 }
-"""Data set of a claim -> its number of classes, and what its configs' names end with."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A published number.
+    """A published number."""
 
-    Args:
-        paper: arXiv number, or a name.
-        table: Where it stands.
-        protocol: How it was measured.
-        certainty: ``verified``, ``second-hand`` or ``unverified``.
-        dataset: Data set, as ``ltbench list datasets`` names it.
-        row: Row of a suite that it is about.
-        metric: Name of the metric.
-        value: The number; fractions in [0, 1].
-        tolerance: In the same unit.
-        needs: Path into a record -> value that makes a run comparable.
-    """
-
-    paper: str
+    paper: str  # arXiv number, or a name
     table: str
-    protocol: str
-    certainty: str
-    dataset: str
-    row: str
+    protocol: str  # how it was measured
+    certainty: str  # verified, second-hand or unverified
+    dataset: str  # as `ltbench list datasets` names it
+    row: str  # row of a suite
     metric: str
-    value: float
-    tolerance: float
-    needs: Mapping[str, Any]
+    value: float  # fractions in [0, 1]
+    tolerance: float  # in the same unit
+    needs: Mapping[str, Any]  # path in a record -> value that a comparable run has
 
     @property
     def source(self) -> str:
-        """Where it stands, and how certain it is."""
+        """Its table, and how certain it is."""
         return f"{self.paper}, {self.table} ({self.certainty})"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim beside our own number.
-
-    Args:
-        claim: The published number.
-        line: Name of our row; None where it was not run.
-        ours: Our estimate.
-        status: ``matched``, ``short``, ``better``, ``not run`` or ``not comparable``.
-        reasons: Why it is not comparable.
-    """
+    """A claim beside our own number."""
 
     claim: Claim
-    line: str | None
-    ours: Estimate | None
-    status: str
-    reasons: Sequence[str] = ()
+    line: str | None  # name of our row; None if it was not run
+    ours: Estimate | None  # our estimate
+    status: str  # matched, short, better, not run or not comparable
+    reasons: Sequence[str] = ()  # why it is not comparable
 
     @property
     def gap(self) -> float | None:
-        """Ours less theirs."""
+        """Our number minus the published one."""
         return self.ours.mean - self.claim.value if self.ours else None
 
 
 def read(path: Path | None = None) -> list[Claim]:
-    """Read the published numbers.
-
-    Args:
-        path: File; default: ``benchmarks/claims.yaml``, and no claims where it is missing.
+    """Read the published numbers; by default, those of ``benchmarks/claims.yaml`` if it exists.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is missing or damaged.
     """
-    given, path = path, path or shipped.folder("benchmarks") / "claims.yaml"
+    if path and not path.is_file():
+        raise UserError(f"--claims: there is no file {path}.")
+    path = path or shipped.folder("benchmarks") / "claims.yaml"
     if not path.is_file():
-        if given:
-            raise UserError(f"there are no claims {path}: name a file, or leave --claims out.")
         return []
     try:
         return [claim for entry in parse_yaml(path.read_text()) for claim in _claims(entry)]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, UserError) as error:
-        why = f"one has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"{path} is no readable list of claims: {why}") from error
+        why = f"one lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{path} is not a readable list of claims: {why}") from error
 
 
 def _claims(entry: Mapping[str, Any]) -> Iterator[Claim]:
@@ -128,26 +103,21 @@ def _claims(entry: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def judge(claims: Sequence[Claim], board: Leaderboard) -> list[Judged]:
-    """Set every claim about the data sets of a leaderboard beside its rows; those not run are last.
-
-    Args:
-        claims: The published numbers.
-        board: Ours.
-    """
+    """Compare the claims about the data of a leaderboard with its rows; those not run come last."""
     lines = [line for table in board.tables for line in table.lines]
-    found = []
+    judged = []
     for claim in claims:
         about = [line for line in lines if _same_data(claim, line.row.runs[0].record)]
         if not about:
             continue
         names = {claim.row, f"{claim.row}_{DATASETS.get(claim.dataset, (0, claim.dataset))[1]}"}
-        mine = [line for line in about if line.name in names]
-        found += [_judged(claim, line) for line in mine] or [Judged(claim, None, None, "not run")]
-    return sorted(found, key=lambda each: each.line is None)
+        ours = [line for line in about if line.name in names]
+        judged += [_judged(claim, line) for line in ours] or [Judged(claim, None, None, "not run")]
+    return sorted(judged, key=lambda each: each.line is None)
 
 
 def _same_data(claim: Claim, record: Record) -> bool:
-    """Say whether a run is about the data of a claim, perhaps as a folder that is called so."""
+    """Say whether a run is on the data of a claim, perhaps a folder of that name."""
     classes, source = len(record["data"]["class_counts"]), _letters(record["data"]["source"])
     return record.get("dataset") == claim.dataset or (
         record.get("dataset") == "folder"
@@ -183,7 +153,7 @@ def _unmet(needs: Mapping[str, Any], row: Row) -> Iterator[str]:
     flat["training_images"] = sum(record["data"]["class_counts"])
     flat["start"] = ", ".join(run.record["name"] for run in row.earlier) or None
     flat["config.model.backbone"] = comparable.backbone(record, row.earlier)[0]
-    for name, wanted in needs.items():
-        if flat.get(name) != wanted:
+    for name, value in needs.items():
+        if flat.get(name) != value:
             short = name.rpartition(".")[2].replace("_", " ")
-            yield f"{short} is {flat.get(name)}, not {wanted}"
+            yield f"{short} is {flat.get(name)}, not {value}"

@@ -1,7 +1,7 @@
 """What a row adds to its baseline, the row that a suite compares it with.
 
-Measured on other images than a paper's, or at another length, two rows cannot be compared with the
-paper's; the difference between them can, with an interval.
+Rows that were measured on other images than a paper's, or trained for longer or shorter, cannot be
+compared with the paper's; the difference between two of them can, with an interval.
 """
 
 import math
@@ -17,24 +17,17 @@ from ltbench.metrics.catalogue import shown_in
 
 @dataclass(frozen=True)
 class Gain:
-    """What a row adds to one metric.
+    """What a row adds to one metric."""
 
-    Args:
-        mean: Its mean over seeds less the baseline's, in the unit of the metric.
-        interval: 95 %, over test images and, where there are several, seeds; None if unknown.
-        claimed: The same difference in papers that report both rows in one table.
-        sources: Where they stand.
-    """
-
-    mean: float
-    interval: Interval | None
-    claimed: Sequence[float] = ()
-    sources: Sequence[str] = ()
+    mean: float  # its mean over seeds minus the baseline's
+    interval: Interval | None  # 95 %, over test images and, if there are several, seeds
+    claimed: Sequence[float] = ()  # the same difference in papers with both rows in one table
+    sources: Sequence[str] = ()  # of those numbers
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a row adds to its baseline, metric by metric."""
+    """What a row adds to its baseline, by metric."""
 
     row: str
     baseline: str
@@ -42,12 +35,7 @@ class Effect:
 
 
 def effects(table: Table, judged: Sequence[Judged]) -> list[Effect]:
-    """Compute what each row with a baseline in the same table adds to it; order of the table.
-
-    Args:
-        table: The rows.
-        judged: The claims about them.
-    """
+    """Compute what each row with a baseline in the same table adds to it; order of the table."""
     lines = {line.name: line for line in table.lines}
     return [
         Effect(line.name, over.name, dict(_gains(line, over, table, judged)))
@@ -57,10 +45,10 @@ def effects(table: Table, judged: Sequence[Judged]) -> list[Effect]:
 
 
 def missing(table: Table) -> list[str]:
-    """Say which rows have a baseline that is not in the table."""
+    """List the rows whose baseline is not in the table."""
     names = {line.name for line in table.lines}
     return [
-        f"What {line.name} adds is not known: there is no {line.row.baseline} in this table."
+        f"What {line.name} adds is unknown: its baseline {line.row.baseline} is not in this table."
         for line in table.lines
         if line.row.baseline and line.row.baseline not in names
     ]
@@ -75,14 +63,14 @@ def _gains(
             (line.estimates[name].values, over.estimates[name].values),
             (line.draws.get(name), over.draws.get(name)),
         )
-        claimed = list(_claimed(line, over, name, judged))
+        pairs = list(_claimed(line, over, name, judged))
         yield (
             name,
             Gain(
                 mean,
                 interval,
-                [mine.value - other.value for mine, other in claimed],
-                [mine.source for mine, _ in claimed],
+                [own.value - other.value for own, other in pairs],
+                [own.source for own, _ in pairs],
             ),
         )
 
@@ -90,7 +78,7 @@ def _gains(
 def _claimed(
     line: Line, over: Line, name: str, judged: Sequence[Judged]
 ) -> Iterator[tuple[Claim, Claim]]:
-    """Yield what papers report of both rows in one table; of one paper's, the more certain."""
+    """Yield the claims of papers with both rows in one table; of one paper's, the more certain."""
     names = {name}
     if name == "accuracy" and _is_balanced(line) and _is_balanced(over):
         names.add("mean_recall")  # which is the same number then
@@ -99,11 +87,11 @@ def _claimed(
         claim = each.claim
         if claim.metric in names and each.line in (line.name, over.name):
             place = (claim.paper, claim.dataset, claim.table)
-            mine, theirs = tables.setdefault(place, ({}, {}))
-            (mine if each.line == line.name else theirs).setdefault(claim.metric, claim)
-    for mine, theirs in tables.values():
-        for metric in mine.keys() & theirs.keys():
-            yield mine[metric], theirs[metric]
+            own, baseline = tables.setdefault(place, ({}, {}))
+            (own if each.line == line.name else baseline).setdefault(claim.metric, claim)
+    for own, baseline in tables.values():
+        for metric in own.keys() & baseline.keys():
+            yield own[metric], baseline[metric]
 
 
 def _is_balanced(line: Line) -> bool:

@@ -1,6 +1,6 @@
 """Tables computed from records: estimates with intervals, ranks, differences, cost.
 
-Rows measured on the same images make a table. Nothing here prints; see ``tables`` and ``report``.
+Rows measured on the same images make a table. ``show`` prints them.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ltbench.bench.score import comparable, posthoc, stats
 from ltbench.bench.score.comparable import Facts
-from ltbench.bench.score.posthoc import Found
+from ltbench.bench.score.posthoc import Corrected
 from ltbench.bench.score.results import Results, Row, Run
 from ltbench.bench.score.stats import Estimate, Resampler
 from ltbench.errors import UserError, unknown_name
@@ -24,7 +24,7 @@ from ltbench.records import Predictions
 
 @dataclass
 class Line:
-    """What a table says of a row."""
+    """A row of a table."""
 
     row: Row
     estimates: dict[str, Estimate]
@@ -33,43 +33,33 @@ class Line:
     rank: int = 0
     cost: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    posthoc: Found = field(default_factory=dict)
+    posthoc: Corrected = field(default_factory=dict)
     priors: dict[str, float] = field(default_factory=dict)
+    # metric -> its mean over seeds in each draw of test images, (B,)
     draws: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
-    """Metric -> its mean over seeds in each draw of test images, (B,)."""
 
     @property
     def name(self) -> str:
-        """Name of the row."""
+        """The row's name."""
         return self.row.name
 
 
 @dataclass
 class Table:
-    """Rows that were measured on the same images.
+    """Rows that were measured on the same images."""
 
-    Args:
-        title: What they were measured on.
-        by: The metric of the ranks.
-        metrics: Names of all metrics that some row has, in the order of the columns.
-        lines: The rows, best first.
-        shared: What most rows were trained with.
-        notes: What a reader has to know of all rows.
-        p: (rows, rows) p-values between the lines after Holm's correction; NaN if unknown.
-    """
-
-    title: str
-    by: str
-    metrics: list[str]
-    lines: list[Line]
-    shared: Facts
-    notes: list[str]
-    p: NDArray[np.float64]
+    title: str  # what they were measured on
+    by: str  # the metric that ranks them
+    metrics: list[str]  # names of all metrics that some row has, in order
+    lines: list[Line]  # best first
+    shared: Facts  # what most rows were trained with
+    notes: list[str]  # remarks on all rows
+    p: NDArray[np.float64]  # (rows, rows) after Holm's correction; NaN if unknown
 
 
 @dataclass
 class Leaderboard:
-    """All tables of a suite or folder, and what could not be used."""
+    """All tables of a suite or folder, and the runs that could not be used."""
 
     title: str
     tables: list[Table]
@@ -77,11 +67,7 @@ class Leaderboard:
 
 
 def build(results: Results, by: str | None = None) -> Leaderboard:
-    """Compute the tables.
-
-    Args:
-        results: The runs.
-        by: The metric to rank by; default: accuracy, or FID for generated images.
+    """Compute the tables, ranked by a metric; default: accuracy, or FID for generated images.
 
     Raises:
         UserError: No row has that metric.
@@ -99,12 +85,11 @@ def build(results: Results, by: str | None = None) -> Leaderboard:
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
-    """Name the metrics that some run has, in the order in which they are shown."""
+    """List the metrics that some run has, in the order in which they are shown."""
     return in_order(
         {
             name
-            for row in rows
-            for run in row.runs
+            for run in (run for row in rows for run in row.runs)
             for name, value in run.metrics.items()
             if value is not None
         }
@@ -165,31 +150,31 @@ def _paired(
     """Return whether the runs of each row are right about each image, (S, N), and the draws.
 
     Rows without predictions are left out, and those that were measured on other images than the
-    first one: such as another part of the training images, where there is no test set.
+    first one, such as another part of the training images if there is no test set.
     """
-    found: dict[str, NDArray[np.bool_]] = {}
+    correct: dict[str, NDArray[np.bool_]] = {}
     images: Predictions | None = None
     for row in rows:
-        mine = _predictions(row, problems)
-        if not mine:
+        predictions = _predictions(row, problems)
+        if not predictions:
             continue
-        if not _same_images([images or mine[0], *mine]):
-            other = next(iter(found), "each other")
+        if not _same_images([images or predictions[0], *predictions]):
+            other = next(iter(correct), "each other")
             problems.append(
-                f"{row.name}: its runs were measured on other images than those of {other}: "
-                "they are not compared image by image."
+                f"{row.name}: its runs were not measured on the images of {other}, so they are not "
+                "compared image by image."
             )
             continue
-        images = images or mine[0]
-        found[row.name] = np.array([each.correct for each in mine])
+        images = images or predictions[0]
+        correct[row.name] = np.array([each.correct for each in predictions])
     if images is None:
-        return found, None
-    return found, Resampler(images.label, len(rows[0].runs[0].class_counts))
+        return correct, None
+    return correct, Resampler(images.label, len(rows[0].runs[0].classes.counts))
 
 
 def _predictions(row: Row, problems: list[str]) -> list[Predictions]:
-    """Return the stored predictions of each run of a row; of none, where one has none."""
-    found: list[Predictions] = []
+    """Return the stored predictions of the runs of a row; nothing if one run has none."""
+    stored: list[Predictions] = []
     for run in row.runs:
         try:
             predictions = run.predictions()
@@ -197,22 +182,22 @@ def _predictions(row: Row, problems: list[str]) -> list[Predictions]:
             problems.append(str(error))
             continue
         if predictions is not None:
-            found.append(predictions)
-    return found if len(found) == len(row.runs) else []
+            stored.append(predictions)
+    return stored if len(stored) == len(row.runs) else []
 
 
-def _same_images(found: Sequence[Predictions]) -> bool:
-    first = found[0]
+def _same_images(predictions: Sequence[Predictions]) -> bool:
+    first = predictions[0]
     return all(
         np.array_equal(first.index, other.index) and np.array_equal(first.label, other.label)
-        for other in found
+        for other in predictions
     )
 
 
 def _draws(
     resampler: Resampler, correct: NDArray[np.bool_], classes: Classes
 ) -> dict[str, NDArray[np.floating]]:
-    """Return, of each metric, its mean over seeds in each draw of images, (B,)."""
+    """Return each metric's mean over seeds in each draw of images, (B,)."""
     metrics = resampled(resampler.recalls(correct), resampler.support, classes.groups)
     return {name: values.mean(0) for name, values in metrics.items()}
 
@@ -243,7 +228,7 @@ def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floatin
 
 
 def _cost(row: Row) -> dict[str, Any]:
-    """Return what a seed of a row costs: its own training, and with the earlier stages."""
+    """Return what one seed of a row costs: its own training, and with the earlier stages."""
     records = [run.record for run in row.runs]
     earlier = sum(run.record["wall_seconds"] for run in row.earlier)
     own = float(np.mean([record["wall_seconds"] for record in records]))
@@ -260,11 +245,6 @@ def _cost(row: Row) -> dict[str, Any]:
     }
 
 
-def _is_flat(estimate: Estimate) -> bool:
-    images = estimate.images
-    return estimate.seeds is None and images is not None and images[0] == images[1]
-
-
 def _notes(
     lines: Sequence[Line],
     resampler: Resampler | None,
@@ -274,8 +254,8 @@ def _notes(
     notes = []
     if len(lines) > 1 and all(draws is None for draws in replicates):
         notes.append(
-            f"How {metric(by).title} varies over test images is not known: rows share a rank by it "
-            "unless several seeds tell them apart."
+            f"How {metric(by).title} varies over test images is unknown: rows share a rank unless "
+            "several seeds tell them apart."
         )
     if resampler is not None:
         seen = resampler.support[resampler.support > 0]
@@ -283,13 +263,14 @@ def _notes(
         if small:
             notes.append(
                 f"{small} of {len(seen)} classes have fewer than {stats.SMALL_CLASS} test images, "
-                f"the smallest {seen.min()}: one image moves its recall by {100 / seen.min():.0f} "
+                f"the smallest {seen.min()}: one image shifts its recall by {100 / seen.min():.0f} "
                 "points, so min recall and H-mean say little."
             )
-    if any(_is_flat(estimate) for line in lines for estimate in line.estimates.values()):
+    alone = [each.images for line in lines for each in line.estimates.values() if not each.seeds]
+    if any(images and images[0] == images[1] for images in alone):
         notes.append(
-            "An interval of ±0.0 over test images is too narrow: of each class that counts there "
-            "all images are right or none, so draws of them do not vary."
+            "An interval of ±0.0 over test images is too narrow: in each class that counts, all "
+            "images are right or all wrong, so draws of them do not vary."
         )
     if any(line.differs for line in lines):
         notes.append("Rows that differ in more than the method say so; compare them with care.")

@@ -1,12 +1,12 @@
-"""Baselines that cost no training: what a run's stored scores give after a correction.
+"""Baselines without training: what a run's stored scores give after a correction.
 
 * Logit adjustment: ``z_c - tau log pi_c``, arXiv 2007.07314, eq. 9.
 * tau-normalisation: ``(z_c - b_c) / |w_c|^tau``, arXiv 1910.09217, section 4.1; it needs the
   classifier's weights, so the run's checkpoint.
 * Temperature: ``z / T``, arXiv 1706.04599, section 4.2; it changes the calibration alone.
 
-Each has one constant, chosen on validation images for the metric that it is to better; without
-those there is no baseline. A method that does not beat them was not worth its training.
+Each has one constant, chosen on validation images for the metric that it is meant to improve;
+without them there is no baseline. A method that does not beat these was not worth its training.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from ltbench.records.files import read_json
 Floats = NDArray[np.floating]
 TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
 TEMPERATURES = np.geomspace(0.25, 8, 41)
-CORRECTIONS = {
+CORRECTIONS = {  # metric -> the corrections that are meant to improve it
     "accuracy": ("logit adjustment", "tau-normalisation"),
     "hmean_recall": ("logit adjustment", "tau-normalisation"),
     "gmean_recall": ("logit adjustment",),
@@ -36,22 +36,21 @@ CORRECTIONS = {
     "min_coverage": ("logit adjustment",),
     "ece": ("temperature",),
 }
-"""Metric -> the corrections that are meant to better it."""
 
-Found = dict[str, dict[str, dict[str, float]]]
-"""Metric -> correction -> ``value`` on the test images and the ``constant`` that gave it."""
+Corrected = dict[str, dict[str, dict[str, float]]]
+"""Metric -> correction -> ``value`` on the test images and the ``constant`` it was chosen with."""
 
 Rule = Callable[[Floats, float], Floats]
 
 
 def logit_adjusted(logits: Floats, class_counts: NDArray[np.int64], tau: float) -> Floats:
-    """Return logits (N, C) less ``tau`` times the log of the training prior."""
+    """Return logits (N, C) minus ``tau`` times the log of the training prior."""
     adjusted: Floats = logits - tau * np.log(class_counts / class_counts.sum())
     return adjusted
 
 
 def tau_normalised(logits: Floats, norms: Floats, bias: Floats, tau: float) -> Floats:
-    """Return logits (N, C) of a classifier whose rows (C,) have their norms taken to 1 - tau."""
+    """Return logits (N, C) of a classifier whose row norms (C,) are taken to the power 1 - tau."""
     return (logits - bias) / norms**tau
 
 
@@ -63,74 +62,69 @@ def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: 
 
 
 def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
-    """Return the candidate with the best score; of equals the first."""
+    """Return the candidate with the best score; the first of equals."""
     return float(candidates[int(np.argmax(scores))])
 
 
-def baselines(runs: Sequence[Run]) -> Found:
-    """Return what each correction gives on the test images: means over runs.
+def baselines(runs: Sequence[Run]) -> Corrected:
+    """Return what each correction gives on the test images: means over the runs of a row.
 
-    What is found is kept in the run folder, as ``corrected_<selection>.json``.
-
-    Args:
-        runs: Runs of one row; a correction is left out where one of them cannot have it.
+    A correction that one of the runs cannot have is left out. The results are kept in the run
+    folder, as ``corrected_<selection>.json``.
     """
     first, *others = [_kept(run) for run in runs]
-    means: Found = {}
+    means: Corrected = {}
     for name, rules in first.items():
-        for rule, found in rules.items():
+        for rule, entry in rules.items():
             if all(rule in other.get(name, {}) for other in others):
-                each = [found, *(other[name][rule] for other in others)]
-                mean = {key: float(np.mean([one[key] for one in each])) for key in found}
+                each = [entry, *(other[name][rule] for other in others)]
+                mean = {key: float(np.mean([one[key] for one in each])) for key in entry}
                 means.setdefault(name, {})[rule] = mean
     return means
 
 
 def under_priors(runs: Sequence[Run]) -> dict[str, float]:
-    """Return the accuracy if the test set had other class shares, from the recalls alone.
+    """Return the mean accuracy of runs if the test set had other class shares, from recalls alone.
 
     ``forward`` are the shares of the training set, ``backward`` the same in reverse order of size.
-
-    Args:
-        runs: Runs of one row.
     """
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for run in runs:
         recalls = np.array(run.metrics.get("per_class_recall") or [], dtype=float)
         if not np.isfinite(recalls).any():
             return {}
-        counts = run.class_counts.astype(float)
+        counts = run.classes.counts.astype(float)
         order = by_frequency(counts)
         backward = np.empty_like(counts)
         backward[order] = counts[order[::-1]]
         shares = {"uniform": np.ones_like(counts), "forward": counts, "backward": backward}
         for name, share in shares.items():
             share = np.where(np.isfinite(recalls), share, 0)
-            found.setdefault(name, []).append(float(np.nansum(share * recalls) / share.sum()))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            accuracies.setdefault(name, []).append(float(np.nansum(share * recalls) / share.sum()))
+    return {name: float(np.mean(values)) for name, values in accuracies.items()}
 
 
-def _kept(run: Run) -> Found:
+def _kept(run: Run) -> Corrected:
     path = RunFolder(run.folder).corrected(run.selection)
-    kept: Found = read_json(path)
-    if kept.keys() == CORRECTIONS.keys() or not (found := _compute(run)):
-        return kept
+    stored: Corrected = read_json(path)
+    if stored.keys() == CORRECTIONS.keys() or not (computed := _compute(run)):
+        return stored
     # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
-    found = {name: kept.get(name, {}) | rules for name, rules in found.items()}
-    with contextlib.suppress(OSError):  # somebody else's folder: computed again next time
-        write_json(path, found)
-    return found
+    computed = {name: stored.get(name, {}) | rules for name, rules in computed.items()}
+    with contextlib.suppress(OSError):  # of another user: computed again next time
+        write_json(path, computed)
+    return computed
 
 
-def _compute(run: Run) -> Found:
+def _compute(run: Run) -> Corrected:
     try:
         val = run.predictions("val", logits=True)
         test = run.predictions("test", logits=True) if val else None
-    except UserError:  # named where the run's own predictions are read
+    except UserError:  # reported when the run's own predictions are read
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}
-    counts = run.class_counts
+    counts = run.classes.counts
     rules: dict[str, Rule] = {}
     if counts.min() > 0:
         rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
@@ -139,8 +133,8 @@ def _compute(run: Run) -> Found:
         rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
     scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
     error = expected_calibration_error(test.logits / scale, test.label)
-    found: Found = {name: {} for name in CORRECTIONS}
-    found["ece"]["temperature"] = {"value": error, "constant": scale}
+    best: Corrected = {name: {} for name in CORRECTIONS}
+    best["ece"]["temperature"] = {"value": error, "constant": scale}
     for rule, correct in rules.items():
         tried = [_metrics(val, correct(val.logits, tau), counts) for tau in TAUS[rule]]
         for name in (name for name, fitting in CORRECTIONS.items() if rule in fitting):
@@ -149,26 +143,28 @@ def _compute(run: Run) -> Found:
             tau = tune([metrics[aim] for metrics in tried], TAUS[rule])
             value = _metrics(test, correct(test.logits, tau), counts)[name]
             if np.isfinite(value):  # head and tail need ten classes
-                found[name][rule] = {"value": value, "constant": tau}
-    return found
+                best[name][rule] = {"value": value, "constant": tau}
+    return best
 
 
-def _loss(found: Predictions, temperature: float) -> float:
-    assert found.logits is not None
-    scores = found.logits.astype(np.float64) / temperature
-    return float((logsumexp(scores, 1) - scores[np.arange(len(scores)), found.label]).mean())
+def _loss(predictions: Predictions, temperature: float) -> float:
+    assert predictions.logits is not None
+    scores = predictions.logits.astype(np.float64) / temperature
+    return float((logsumexp(scores, 1) - scores[np.arange(len(scores)), predictions.label]).mean())
 
 
-def _metrics(found: Predictions, logits: Floats, counts: NDArray[np.int64]) -> dict[str, float]:
+def _metrics(
+    predictions: Predictions, logits: Floats, counts: NDArray[np.int64]
+) -> dict[str, float]:
     classes = logits.shape[1]
     prediction = logits.argmax(1)
-    hits = np.bincount(found.label[prediction == found.label], minlength=classes)
-    support = np.bincount(found.label, minlength=classes)
+    hits = np.bincount(predictions.label[prediction == predictions.label], minlength=classes)
+    support = np.bincount(predictions.label, minlength=classes)
     return metrics_from_counts(hits, support, np.bincount(prediction, minlength=classes), counts)
 
 
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
-    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has just one."""
+    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one."""
     path = RunFolder(run.folder).checkpoint(run.selection)
     if not path.is_file():
         return None

@@ -1,7 +1,7 @@
 """What a leaderboard is computed from: finished runs, read from disk and checked one by one.
 
-A record that is damaged, from a newer ltbench or somebody else's, and predictions that do not fit
-their record, are named as problems; the rest is read all the same.
+A record that is damaged, foreign or from a newer ltbench, and predictions that do not fit their
+record, are reported as problems; the rest is read all the same.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
@@ -25,17 +22,11 @@ from ltbench.records.schema import number
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
-
-    Args:
-        record: Its record.
-        folder: Where it lies.
-        selection: Which weights are looked at: ``last`` or ``best``.
-    """
+    """A finished run."""
 
     record: Record
     folder: Path
-    selection: str
+    selection: str  # which weights are evaluated: last or best
 
     @property
     def split(self) -> str:
@@ -52,17 +43,8 @@ class Run:
         """The classes, with their training images."""
         return Classes.of(self.record["data"])
 
-    @property
-    def class_counts(self) -> NDArray[np.int64]:
-        """(C,) training images of each class."""
-        return self.classes.counts
-
     def predictions(self, split: str | None = None, logits: bool = False) -> Predictions | None:
-        """Read the stored predictions; None where there are none.
-
-        Args:
-            split: Which images; default: :attr:`split`.
-            logits: Whether to read the logits too, which takes ten times as long.
+        """Read the stored predictions, by default for :attr:`split`; None where there are none.
 
         Raises:
             UserError: They are damaged, or do not fit the record.
@@ -74,48 +56,35 @@ class Run:
 
 @dataclass
 class Row:
-    """A line of a leaderboard: the runs that differ in nothing but the seed."""
+    """A row of a leaderboard: runs that differ only in their seeds."""
 
     name: str
     family: str
     runs: list[Run] = field(default_factory=list)
+    # the runs that those started from, directly or not, as far as they are available
     earlier: list[Run] = field(default_factory=list)
-    """Runs that those started from, and what these started from, as far as they are here."""
-    baseline: str = ""
-    """The row that shows what the method adds; empty where a suite names none."""
+    baseline: str = ""  # the row that shows what the method adds, if a suite names one
 
 
 @dataclass
 class Results:
-    """Everything that a leaderboard shows, before any statistics.
+    """Everything that a leaderboard is computed from."""
 
-    Args:
-        title: Name of the suite or folder.
-        rows: The lines.
-        problems: What could not be used, and why.
-    """
-
-    title: str
+    title: str  # name of the suite or folder
     rows: list[Row]
-    problems: list[str]
+    problems: list[str]  # what could not be used, and why
 
 
 def of_plan(plan: Plan, store: Store, selection: str = "last") -> Results:
-    """Collect the finished runs of a suite; the unfinished ones are named.
-
-    Args:
-        plan: Its jobs.
-        store: Where they are kept.
-        selection: Which weights are looked at: ``last`` or ``best``.
-    """
+    """Collect the finished runs of a suite; unfinished ones are reported as problems."""
     states = store.states(plan)
-    found = Results(plan.suite, [], [])
+    results = Results(plan.suite, [], [])
     runs = {
         key: run
         for key, state in states.items()
         if state.status == "done"
         and state.run
-        and (run := _read(state.run, selection, found.problems))
+        and (run := _read(state.run, selection, results.problems))
     }
     for name, of_row in plan.rows.items():
         row = Row(name, plan.families.get(name, ""), baseline=plan.baselines.get(name, ""))
@@ -125,26 +94,22 @@ def of_plan(plan: Plan, store: Store, selection: str = "last") -> Results:
                 row.runs.append(runs[keys[-1]])
             elif last.status != "done":
                 why = f": {last.cause}" if last.cause else ""
-                found.problems.append(f"{name}, seed {seed} is {last.status}{why}")
+                results.problems.append(f"{name}, seed {seed} is {last.status}{why}")
         if row.runs:
-            found.rows.append(row)
-    _find_starts(found.rows, runs.values())
-    return found
+            results.rows.append(row)
+    _find_starts(results.rows, runs.values())
+    return results
 
 
 def of_folder(folder: Path, selection: str = "last") -> Results:
-    """Collect the finished runs below a folder; those that differ in the seed alone are one row.
-
-    Args:
-        folder: The folder.
-        selection: Which weights are looked at: ``last`` or ``best``.
+    """Collect the finished runs below a folder; those that differ only in their seeds are one row.
 
     Raises:
         UserError: There is no record below it, or none that can be used.
     """
     paths = sorted(folder.glob(f"**/{RECORD}"))
     if not paths:
-        raise UserError(f"there is no {RECORD} below {folder}.")
+        raise UserError(f"no {RECORD} below {folder}: name a folder of runs.")
     problems: list[str] = []
     runs = [run for path in paths if (run := _read(path.parent, selection, problems))]
     if not runs:
@@ -154,7 +119,7 @@ def of_folder(folder: Path, selection: str = "last") -> Results:
         key = (run.record["name"], recipe(run.record))
         row = rows.setdefault(key, Row(key[0], str(run.record.get("method", ""))))
         if run.record["seed"] in [other.record["seed"] for other in row.runs]:
-            problems.append(f"{run.folder}: seed {run.record['seed']} of {row.name} is there twice")
+            problems.append(f"{run.folder}: seed {run.record['seed']} of {row.name} appears twice")
             continue
         row.runs.append(run)
     names = [name for name, _ in rows]
@@ -174,50 +139,45 @@ def _read(folder: Path, selection: str, problems: list[str]) -> Run | None:
 
 
 def _find_starts(rows: Iterable[Row], runs: Iterable[Run]) -> None:
-    """Give each row, of the runs that are here, those that its own go back to."""
+    """Give each row the runs that its own go back to, as far as they are available."""
     by_id = {run.record.get("job_id"): run for run in runs}
     for row in rows:
-        found: dict[str, Run] = {}
+        earlier: dict[str, Run] = {}
         pending = list(row.runs)
         while pending:
             for start in pending.pop().record.get("lineage") or ():
                 name = start.get("job_id")
-                if name and name in by_id and name not in found:
-                    found[name] = by_id[name]
+                if name and name in by_id and name not in earlier:
+                    earlier[name] = by_id[name]
                     pending.append(by_id[name])
-        row.earlier = list(found.values())
+        row.earlier = list(earlier.values())
 
 
 def read(folder: Path, selection: str = "last") -> Run:
-    """Read a finished run.
-
-    Args:
-        folder: Its folder.
-        selection: Which weights are looked at; ``best`` falls back to ``last`` where a run has no
-            validation.
+    """Read a finished run; ``best`` falls back to ``last`` if it has no validation.
 
     Raises:
-        UserError: It is not finished, or its record is damaged or not of this ltbench.
+        UserError: It is not finished, or its record is damaged or foreign.
     """
     path, record = RunFolder(folder).record, RunFolder(folder).read()
     if record["status"] != "done":
         raise UserError(f"{path}: the run is {record['status']}, not done.")
-    chosen = selection if selection in record["metrics"] else "last"
-    if chosen not in record["metrics"]:
+    weights = selection if selection in record["metrics"] else "last"
+    if weights not in record["metrics"]:
         raise UserError(f"{path} has no metrics of the {selection} weights.")
-    run = Run(record, folder, chosen)
+    run = Run(record, folder, weights)
     if not run.metrics:
-        raise UserError(f"{path} was measured on nothing.")
+        raise UserError(f"{path} has no metrics on a test or validation set.")
     if wrong := [name for name, value in run.metrics.items() if not _is_usable(name, value)]:
-        raise UserError(f"{path} is no readable run record: it has no usable '{wrong[0]}'.")
+        raise UserError(f"{path} is not a readable run record: it has no valid '{wrong[0]}'.")
     classes = len(run.classes)
     if not classes or len(run.metrics.get("per_class_recall", run.classes)) != classes:
-        raise UserError(f"{path} contradicts itself about the number of its classes.")
+        raise UserError(f"{path} contradicts itself about the number of classes.")
     return run
 
 
 def _is_usable(name: str, value: Any) -> bool:  # noqa: ANN401 - whatever a record holds
-    """Say whether a metric that is shown is one number or null, and recalls are fractions."""
+    """Say whether a metric is a number or null, and recalls are fractions."""
     if name == "per_class_recall":
         return isinstance(value, list) and all(
             each is None or (number(each) and 0 <= each <= 1) for each in value

@@ -1,9 +1,9 @@
-"""What a difference between two rows is worth: intervals, paired bootstrap, Holm, shared ranks.
+"""Whether rows differ beyond chance: intervals, paired bootstrap, Holm, shared ranks.
 
 Two things make a number uncertain. Another seed gives another network: that spread is seen between
 the runs of a row. Another test set gives other images: that spread is seen by drawing the images of
 each class again, with replacement, the same ones for every row (a paired bootstrap; Efron and
-Tibshirani 1993, chapter 16). The error of a difference between two rows is the sum of both.
+Tibshirani 1993, chapter 16). The error of a difference between two rows combines both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,29 +18,21 @@ Interval = tuple[float, float]
 
 LEVEL = 0.95
 REPLICATES = 1000
-SMALL_CLASS = 30
-"""Test images of a class below which its recall is too coarse for the min recall to mean much."""
+SMALL_CLASS = 30  # test images, below which a recall is too coarse for the min recall to mean much
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of a row.
+    """A metric of a row."""
 
-    Args:
-        mean: Mean over seeds.
-        seeds: 95 % t-interval of the mean over seeds; None for one seed.
-        images: 95 % bootstrap interval over test images; None without predictions.
-        values: The value of each seed.
-    """
-
-    mean: float
-    seeds: Interval | None
-    images: Interval | None
-    values: Sequence[float]
+    mean: float  # over seeds
+    seeds: Interval | None  # 95 % t-interval of the mean; None for one seed
+    images: Interval | None  # 95 % bootstrap interval over test images; None if unknown
+    values: Sequence[float]  # per seed
 
     @property
     def interval(self) -> Interval | None:
-        """The interval that is shown: over seeds, or over test images where there is one seed."""
+        """The interval that is shown: over seeds, or over test images if there is one seed."""
         return self.seeds or self.images
 
 
@@ -54,13 +46,9 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 class Resampler:
-    """Draws of test images, stratified by class, the same for every row.
+    """Draws of test images with labels (N,), stratified by class, the same for every row.
 
-    Args:
-        labels: (N,) classes of the images.
-        num_classes: C.
-        replicates: Number of draws, B.
-        seed: Of the draws.
+    There are B = ``replicates`` draws; ``seed`` is theirs.
     """
 
     def __init__(
@@ -81,21 +69,20 @@ class Resampler:
     def recalls(self, correct: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the recalls in each draw, (S, B, C); NaN for a class without images.
 
-        Args:
-            correct: (S, N) whether each of S runs is right about each image.
+        ``correct``, (S, N), says whether each of S runs is right about each image.
         """
-        found = np.full((len(correct), self.replicates, len(self.support)), np.nan, np.float32)
+        recalls = np.full((len(correct), self.replicates, len(self.support)), np.nan, np.float32)
         for c, hits, weights in self._classes(correct):
-            found[:, :, c] = (hits.astype(np.float32) @ weights) / len(weights)
-        return found
+            recalls[:, :, c] = (hits.astype(np.float32) @ weights) / len(weights)
+        return recalls
 
     def _classes(
         self, correct: NDArray[np.bool_]
     ) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.float32]]]:
         ends = np.cumsum(self.support)
         for c, weights in zip(np.flatnonzero(self.support), self._weights, strict=True):
-            mine = self._order[ends[c] - self.support[c] : ends[c]]
-            yield int(c), correct[:, mine], weights
+            images = self._order[ends[c] - self.support[c] : ends[c]]
+            yield int(c), correct[:, images], weights
 
 
 def _weights(draws: np.random.Generator, images: int, replicates: int) -> NDArray[np.float32]:
@@ -113,18 +100,11 @@ def percentiles(replicates: NDArray[np.floating]) -> Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows against all, by one metric.
+    """All rows against each other, by one metric; a row without the metric comes last."""
 
-    Attributes:
-        order: Rows, the best rank first; of one rank, the best mean.
-        ranks: (R,) 1 + the number of rows that are better beyond chance; a row without the metric
-            comes after all that have it.
-        p: (R, R) two-sided p-values after Holm's correction; NaN where nothing is known.
-    """
-
-    order: NDArray[np.intp]
-    ranks: NDArray[np.intp]
-    p: Floats
+    order: NDArray[np.intp]  # (R,) rows by rank, then by mean
+    ranks: NDArray[np.intp]  # (R,) 1 + the number of rows that are better beyond chance
+    p: Floats  # (R, R) two-sided, after Holm's correction; NaN if unknown
 
 
 def compare(
@@ -138,9 +118,9 @@ def compare(
     correction is over all pairs.
 
     Args:
-        values: For each row, the metric of each seed; NaN where it has none.
+        values: For each row, the metric of each seed; NaN if it has none.
         replicates: For each row, the mean over seeds in each draw of images, (B,); None if unknown.
-        higher_is_better: Whether a larger value is the better one.
+        higher_is_better: Whether larger values are better.
     """
     means = np.array([np.mean(of_row) for of_row in values])
     errors, freedom = _errors(values, replicates)
@@ -163,14 +143,10 @@ def difference(
     values: tuple[Sequence[float], Sequence[float]],
     replicates: tuple[NDArray[np.floating] | None, NDArray[np.floating] | None],
 ) -> tuple[float, Interval | None]:
-    """Return how far the mean of one row lies above another's, and the 95 % interval of that.
+    """Return the mean of one row minus that of another, and its 95 % interval.
 
-    Args:
-        values: Of either row, the metric of each seed.
-        replicates: Of either row, the mean over seeds in each draw, (B,); None if unknown.
-
-    Returns:
-        The difference; its interval by Student's t (:func:`_errors`), None where nothing is known.
+    The arguments are as in :func:`compare`, for two rows. The interval is by Student's t
+    (:func:`_errors`), None if the error is unknown.
     """
     mean = float(np.mean(values[0]) - np.mean(values[1]))
     errors, freedom = _errors(values, replicates)
@@ -183,11 +159,11 @@ def _errors(
 ) -> tuple[Floats, Floats]:
     """Return the standard error of each difference of means, (R, R), and its degrees of freedom.
 
-    Of rows i and j with n seeds each, the squared error is ``V_ij + s_i^2/n_i + s_j^2/n_j``: V_ij
+    For rows i and j with n seeds each, the squared error is ``V_ij + s_i^2/n_i + s_j^2/n_j``: V_ij
     is the variance of the difference over the paired bootstrap of images, s^2 the variance between
     seeds. The degrees of freedom are those of Welch and Satterthwaite, in which V_ij has infinitely
-    many. With one seed s is unknown and left out; where V_ij is unknown it is left out too, if both
-    rows have several seeds, and the error is then too small; else the error is NaN.
+    many. With one seed s is unknown and left out; if V_ij is unknown it is left out too, provided
+    that both rows have several seeds, and the error is then too small; else the error is NaN.
     """
     several = np.array([len(of_row) > 1 for of_row in values])
     variance = np.array([np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in values])
@@ -201,21 +177,23 @@ def _errors(
 
 
 def _paired_variances(replicates: Sequence[NDArray[np.floating] | None]) -> Floats:
-    """Return the variance of each difference over the draws, (R, R); NaN where one is unknown."""
+    """Return the variance of each difference over the draws, (R, R); NaN if unknown."""
     known = [r is not None for r in replicates]
-    found = np.full((len(replicates), len(replicates)), np.nan)
+    variances = np.full((len(replicates), len(replicates)), np.nan)
     if any(known):
         covariance = np.atleast_2d(np.cov(np.array([r for r in replicates if r is not None])))
         own = np.diag(covariance)
-        found[np.ix_(known, known)] = np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0)
-    return found
+        variances[np.ix_(known, known)] = np.maximum(
+            own[:, None] + own[None, :] - 2 * covariance, 0
+        )
+    return variances
 
 
 def holm(p: Floats) -> Floats:
     """Correct p-values for their number (Holm 1979); NaN stays NaN and does not count."""
-    found = np.full_like(p, np.nan)
+    corrected = np.full_like(p, np.nan)
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
     factors = len(order) - np.arange(len(order))
-    found[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
-    return found
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return corrected

@@ -26,33 +26,33 @@ def leaderboard_command(args: Sequence[str]) -> None:
     parser.add_argument("suite", help="name of a suite that was run, or a folder of runs")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default: {FOLDER}")
     parser.add_argument(
-        "--format", choices=FORMATS, help="default: the ending of --output, or rich"
+        "--format", choices=FORMATS, help="default: by the ending of --output, or rich"
     )
     parser.add_argument("--output", type=Path, help="file to write; default: the terminal")
     parser.add_argument("--by", help="metric to rank by; default: accuracy")
     parser.add_argument("--selection", choices=("last", "best"), default="last")
     parser.add_argument("--claims", type=Path, help="default: benchmarks/claims.yaml")
-    given = parser.parse_args(args)
-    form = given.format or _form_of(given.output)
-    if given.output is not None:
-        records.require_place(given.output)
-    published = claims.read(given.claims)
-    if Path(given.suite).is_dir():
-        found = results.of_folder(Path(given.suite), given.selection)
+    options = parser.parse_args(args)
+    form = options.format or _form_of(options.output)
+    if options.output is not None:
+        records.require_place(options.output)
+    published = claims.read(options.claims)
+    if Path(options.suite).is_dir():
+        scored = results.of_folder(Path(options.suite), options.selection)
     else:
-        store = Store(given.folder)
-        found = results.of_plan(store.load(Path(given.suite).stem), store, given.selection)
+        store = Store(options.folder)
+        scored = results.of_plan(store.load(Path(options.suite).stem), store, options.selection)
     with threadpool_limits(1):  # of many small products: threads would wait for each other
-        board = leaderboard.build(found, given.by)
+        board = leaderboard.build(scored, options.by)
     judged = claims.judge(published, board)
-    if given.output is None and form == "rich":
+    if options.output is None and form == "rich":
         console = Console()
         console.print(terminal.render(board, judged, console.width), highlight=False)
-    elif given.output is None:
+    elif options.output is None:
         print(_text(form, board, judged), end="")
     else:
-        records.write_text(given.output, _text(form, board, judged))
-        print(f"{form}: {given.output}")
+        records.write_text(options.output, _text(form, board, judged))
+        print(f"{form}: {options.output}")
 
 
 def _form_of(output: Path | None) -> str:
@@ -60,7 +60,7 @@ def _form_of(output: Path | None) -> str:
         return "rich"
     form = {"txt": "rich"}.get(output.suffix[1:], output.suffix[1:])
     if form not in FORMATS:
-        raise UserError(f"--output {output}: its ending is none of txt, {', '.join(FORMATS[1:])}.")
+        raise UserError(f"--output {output}: end it in .txt, .{', .'.join(FORMATS[1:])}.")
     return form
 
 

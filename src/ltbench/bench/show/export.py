@@ -1,4 +1,4 @@
-"""Copy what a leaderboard needs of a suite's finished jobs, to publish it: no weights."""
+"""Copy what a leaderboard needs of a suite's finished jobs, to publish it, without weights."""
 
 import json
 import shutil
@@ -10,28 +10,23 @@ from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
 from ltbench.records import RunFolder, write_text
 
-KEPT = (
+FILES = (  # of a run folder beside its record; not checkpoints, nor TensorBoard's files
     *("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png"),
     *("samples/last.png", "analysis/*"),
 )
-"""Files of a run folder beside its record. Checkpoints and TensorBoard's files stay."""
 TEXT = (".json", ".yaml", ".csv")
 
 
 def export(plan: Plan, store: Store, folder: Path) -> int:
-    """Copy records, configs, curves, predictions and figures of what is done.
+    """Copy records, configs, curves, predictions and figures of finished jobs.
 
     The copy is a folder of jobs as ``ltbench bench run`` keeps them, so that ``ltbench leaderboard
-    SUITE --folder FOLDER`` reads it anywhere. Paths in it say nothing of this machine: those under
-    the working folder become relative, and of others the last part is kept.
-
-    Args:
-        plan: The suite's jobs.
-        store: Where they were run.
-        folder: Where to. What was exported there before stays, but for rows and seeds of this plan.
+    SUITE --folder FOLDER`` reads it anywhere. Its paths reveal nothing of this machine: those under
+    the working folder become relative, and of others the last part is kept. What was exported there
+    before stays, except rows and seeds of this plan.
 
     Returns:
-        Jobs that were copied.
+        The number of jobs that were copied.
 
     Raises:
         UserError: The plan of an earlier export is damaged.
@@ -41,7 +36,10 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
     for key, state in done.items():
         run = state.run or Path()
         target = copies.job_folder(plan.jobs[key]) / run.name
-        for path in (RunFolder(run).record, *(p for kept in KEPT for p in sorted(run.glob(kept)))):
+        for path in (
+            RunFolder(run).record,
+            *(p for pattern in FILES for p in sorted(run.glob(pattern))),
+        ):
             _copy(path, target / path.relative_to(run), private)
         _write(target.parent / "job.json", {"seconds": (state.notes or {}).get("seconds")}, ())
     if (folder / f"{plan.suite}.json").is_file():
@@ -51,7 +49,7 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
 
 
 def _private(plan: Plan, store: Store) -> list[str]:
-    """Return what paths begin with on this machine alone, longest first."""
+    """Return the beginnings of paths that belong to this machine, longest first."""
     roots = {
         Path(job.overrides["data.root"])
         for job in plan.jobs.values()

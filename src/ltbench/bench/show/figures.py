@@ -1,7 +1,7 @@
 """The report's figures, as inline SVG: no script, no font, no file beside the page.
 
 A figure is 360 units wide, so that its text is as large as the page's on a phone. Colours are
-classes ``c0`` ... ``c9`` and ``rest``, which the page's style defines for light and dark.
+classes ``c0`` ... ``c9`` and ``rest``, which the page's style defines for light and dark mode.
 """
 
 import math
@@ -18,45 +18,31 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """What belongs to one row.
+    """The data of one row."""
 
-    Args:
-        name: Of the row.
-        colour: Index of its colour; those beyond the last are grey, and drawn first.
-        points: (x, y), in the units of the axes.
-        bounds: Per point (low, high) of y, where it has an interval.
-        across: (low, high) of x of a single point.
-    """
-
-    name: str
-    colour: int
-    points: Sequence[Point]
-    bounds: Sequence[tuple[float, float] | None] = ()
-    across: tuple[float, float] | None = None
+    name: str  # of the row
+    colour: int  # index; rows after the last colour are grey, and drawn first
+    points: Sequence[Point]  # (x, y), in the units of the axes
+    bounds: Sequence[tuple[float, float] | None] = ()  # (low, high) of y per point
+    across: tuple[float, float] | None = None  # (low, high) of x of a single point
 
 
 @dataclass
 class Canvas:
-    """An SVG with axes.
+    """An SVG with axes."""
 
-    Args:
-        x_range: Left and right end; a reversed pair turns the axis round.
-        y_range: Bottom and top.
-        log_x: Whether the x axis is logarithmic.
-    """
-
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
+    x_range: tuple[float, float]  # left and right end; a reversed pair flips the axis
+    y_range: tuple[float, float]  # bottom and top
     log_x: bool = False
     parts: list[str] = field(default_factory=list)
 
     def x(self, value: float) -> float:
-        """Return where a value lies horizontally."""
+        """Return the horizontal position of a value."""
         low, high, value = ((math.log10(v) if self.log_x else v) for v in (*self.x_range, value))
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Return where a value lies vertically."""
+        """Return the vertical position of a value."""
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
@@ -99,28 +85,24 @@ class Canvas:
         low, high = (self.y(bound) for bound in bounds)
         return f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}"/>'
 
-    def group(self, series: Series, marks: str, told: str = "") -> None:
-        """Add what belongs to a row: its colour, and its name where the pointer rests."""
+    def group(self, series: Series, marks: str, more: str = "") -> None:
+        """Add the marks of a row, in its colour, with its name as a tooltip."""
         name = escape(series.name, quote=True)
         colour = f"c{series.colour}" if series.colour < COLOURS else "rest"
         self.parts.append(
             f'<g class="series {colour}" data-row="{name}">'
-            f"<title>{name}{escape(told)}</title>{marks}</g>"
+            f"<title>{name}{escape(more)}</title>{marks}</g>"
         )
 
     def svg(self, label: str) -> str:
-        """Return the whole figure.
-
-        Args:
-            label: What it shows, for those who cannot see it.
-        """
+        """Return the whole figure; the label describes it to those who cannot see it."""
         label = escape(label, quote=True)
         head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         return f"{head}{''.join(self.parts)}</svg>"
 
 
 def ticks(low: float, high: float, number: int = 5) -> list[float]:
-    """Return round values between two, about ``number`` of them."""
+    """Return about ``number`` round values in a range."""
     raw = (high - low) / number
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw)
@@ -128,22 +110,15 @@ def ticks(low: float, high: float, number: int = 5) -> list[float]:
 
 
 def span(values: Iterable[float], floor: float = -math.inf, ceiling: float = math.inf) -> Point:
-    """Return a range with some room around all values, inside two limits."""
-    found = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(found), max(found)
+    """Return a range with some room around all values, within two limits."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
     room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return max(low - room, floor), min(high + room, ceiling)
 
 
 def scatter(rows: Sequence[Series], x_title: str, y_title: str, label: str) -> str:
-    """Draw a point a row with its intervals, and the front of those that no other beats in both.
-
-    Args:
-        rows: One point each; more is better on both axes.
-        x_title: Title of the x axis.
-        y_title: Title of the y axis.
-        label: What the figure shows.
-    """
+    """Draw rows of one point with intervals, and the front that no row beats on both axes."""
     points = [row.points[0] for row in rows]
     xs = [x for x, _ in points] + [v for row in rows for v in row.across or ()]
     ys = [y for _, y in points] + [v for row in rows for b in row.bounds for v in b or ()]
@@ -168,7 +143,7 @@ def _grey_first(rows: Sequence[Series]) -> list[Series]:
 
 
 def _staircase(canvas: Canvas, front: Sequence[Point]) -> str:
-    """Return the edge of what the points of a front beat, from the x axis to the y axis."""
+    """Return the edge of the area that a front beats, from the x axis to the y axis."""
     path = f"M{canvas.x(front[-1][0]):.1f} {HEIGHT - BOTTOM}"
     lefts = [LEFT, *(canvas.x(x) for x, _ in front)]
     for (_, y), left in zip(reversed(front), reversed(lefts[:-1]), strict=True):
@@ -177,18 +152,18 @@ def _staircase(canvas: Canvas, front: Sequence[Point]) -> str:
 
 
 def front_of(points: Sequence[Point]) -> list[int]:
-    """Return which points no other one beats in both, from the left to the right."""
-    kept = [n for n, p in enumerate(points) if not any(beats(other, p) for other in points)]
-    return sorted(kept, key=lambda n: points[n])
+    """Return the points that no other beats in both coordinates, from left to right."""
+    front = [n for n, p in enumerate(points) if not any(beats(other, p) for other in points)]
+    return sorted(front, key=lambda n: points[n])
 
 
 def beats(one: Point, other: Point) -> bool:
-    """Say whether a point is as good in both and better in one."""
+    """Say whether a point is at least as good in both coordinates and better in one."""
     return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
 def by_frequency(rows: Sequence[Series], label: str) -> str:
-    """Draw recall over the number of training images of a class, the head on the left."""
+    """Draw recall over the training images of a class, the head on the left."""
     images = [x for row in rows for x, _ in row.points]
     canvas = Canvas((max(images) * 1.05, max(min(images) / 1.05, 0.5)), (0, 100), log_x=True)
     decades = {10.0**n * m for n in range(7) for m in (1, 2, 5)}
@@ -202,7 +177,7 @@ def by_frequency(rows: Sequence[Series], label: str) -> str:
 
 
 def curves(rows: Sequence[Series], y_title: str, label: str, percent: bool = True) -> str:
-    """Draw a metric over the part of the training that is done: rows have epochs of all lengths."""
+    """Draw a metric over the completed part of the training: rows have any number of epochs."""
     canvas = Canvas(
         (0, 100), span((y for row in rows for _, y in row.points), 0, 100 if percent else math.inf)
     )
@@ -213,13 +188,7 @@ def curves(rows: Sequence[Series], y_title: str, label: str, percent: bool = Tru
 
 
 def bars(rows: Sequence[Series], groups: Sequence[str], label: str) -> str:
-    """Draw groups of bars, a bar a row, with intervals.
-
-    Args:
-        rows: A point a group: (index of the group, value).
-        groups: Names of the groups.
-        label: What the figure shows.
-    """
+    """Draw a bar per row and group, with intervals; points are (index of the group, value)."""
     canvas = Canvas((-0.5, len(groups) - 0.5), (0, 100))
     canvas.axes("", "recall, %", [(n, name) for n, name in enumerate(groups)])
     room = 0.84 * (WIDTH - LEFT - RIGHT) / len(groups) / len(rows)
@@ -234,6 +203,6 @@ def bars(rows: Sequence[Series], groups: Sequence[str], label: str) -> str:
             )
             if bounds:
                 marks += canvas.whisker(left + room * 0.43, bounds)
-        told = ", ".join(f"{groups[int(g)]} {v:.1f}" for g, v in row.points)
-        canvas.group(row, marks, f": {told}")
+        values = ", ".join(f"{groups[int(g)]} {v:.1f}" for g, v in row.points)
+        canvas.group(row, marks, f": {values}")
     return canvas.svg(label)

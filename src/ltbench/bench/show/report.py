@@ -1,10 +1,10 @@
-"""The report: one HTML file with everything in it, readable on a phone and without a network."""
+"""The report: one self-contained HTML file, readable on a phone and without a network."""
 
 import base64
 import contextlib
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,33 +22,24 @@ from ltbench.bench.score.leaderboard import Leaderboard, Line, Table
 from ltbench.bench.score.posthoc import CORRECTIONS
 from ltbench.bench.score.stats import Interval
 from ltbench.bench.show import figures, tables
-from ltbench.bench.show.figures import Series
+from ltbench.bench.show.figures import Point, Series
 from ltbench.metrics.catalogue import METRICS, metric, shown_in
 from ltbench.metrics.counts import by_frequency
 from ltbench.records import RunFolder
 
-BINS = 20
-"""Groups of classes of similar frequency, where there are too many classes to draw each."""
-PICTURES, PICTURE_BYTES = 4, 2_000_000
-"""Pictures of a row that are put into the page, and how large one may be."""
-SAMPLES, OTHERS = "samples/last.png", "*.png"
-"""Where a run leaves its generated images, and pictures of what it traced."""
-CURVES = {
+BINS = 20  # groups of classes of similar frequency, if there are too many classes to draw each
+PICTURES, PICTURE_BYTES = 4, 2_000_000  # of a row at most, and how large one may be
+SAMPLES, OTHERS = "samples/last.png", "*.png"  # generated images, and pictures of traces
+CURVES = {  # columns of a run's curves, of which the first that exists is drawn
     "val/accuracy": "on validation",
     "test_watched/accuracy": "on test (watched)",
     "val/fid": "on validation",
     "train/loss": "training loss",
 }
-"""Columns of a run's curves, of which the first that is there is drawn."""
 
 
 def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
-    """Render the report.
-
-    Args:
-        board: The tables.
-        judged: The claims about them.
-    """
+    """Render the report of a leaderboard and the claims about it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ltbench.bench.show", "."),
         autoescape=True,
@@ -62,14 +53,12 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
         sections=[_section(table, judged) for table in board.tables],
         sources=_by_source(judged),
         runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
-        level=95,
         version=__version__,
     )
 
 
 def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return what the template needs of a table."""
-    found = effects(table, judged)
+    gains = effects(table, judged)
     names = tables.columns(table)
     rated = [name for name in table.metrics if metric(name).percent]
     priors = [line for line in table.lines if line.priors]
@@ -87,12 +76,10 @@ def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
         "legend": [line.name for line in table.lines[: figures.COLOURS]],
         "grey": max(0, len(table.lines) - figures.COLOURS),
         "differing": tables.differing(table),
-        "effects": _effects(found),
-        "effect_remarks": tables.effect_remarks(table, found),
+        "effects": _effects(gains),
+        "effect_remarks": tables.effect_remarks(table, gains),
         "posthoc": _posthoc(table),
-        "priors": [
-            (line, shade) for line, shade in zip(priors, _prior_shades(priors), strict=True)
-        ],
+        "priors": list(zip(priors, _prior_shades(priors), strict=True)),
         "samples": [(line.name, s) for line in table.lines if (s := _pictures(line, SAMPLES))],
         "analyses": list(_analyses(table)),
         "pictures": partial(_pictures, pattern=OTHERS),
@@ -102,38 +89,38 @@ def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def _breakable(name: str) -> Markup:
-    """Let a long name break after its underscores."""
+    """Allow a long name to break after its underscores."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
 def _by_source(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """Return the claims by where they stand; those of which something was run come first."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    """Return the claims by source; sources with rows that were run come first."""
+    sources: dict[tuple[str, ...], dict[str, Any]] = {}
     for each in judged:
         claim = each.claim
         key = (claim.paper, claim.table, claim.protocol, claim.certainty)
-        source = found.setdefault(key, {"claim": claim, "measured": [], "missing": []})
+        source = sources.setdefault(key, {"claim": claim, "measured": [], "missing": []})
         cells = tables.claim_cells(each)
         source["measured" if each.line else "missing"].append((each, cells))
-    return sorted(found.values(), key=lambda source: not source["measured"])
+    return sorted(sources.values(), key=lambda source: not source["measured"])
 
 
 def _tiles(table: Table) -> list[tuple[str, str, str]]:
-    """Return title, cell and row of the best by what matters most, for those in a hurry."""
+    """Return title, cell and row of the best by the most important metrics."""
     others = shown_in("tiles", METRICS)
     names = [table.by, *(name for name in others if name != table.by)]
-    found = []
+    tiles = []
     for name in names:
         lines = [line for line in table.lines if name in line.estimates]
         if len(lines) > 1:
             sign = 1 if metric(name).higher_is_better else -1
             best = max(lines, key=lambda line: sign * line.estimates[name].mean)
-            found.append((metric(name).title, tables.cell(name, best.estimates[name]), best.name))
-    return found
+            tiles.append((metric(name).title, tables.cell(name, best.estimates[name]), best.name))
+    return tiles
 
 
 def _shades(table: Table, name: str) -> dict[str, float]:
-    """Return how good each row is among all, from 0 (worst) to 1 (best)."""
+    """Return how good each row is, from 0 (worst) to 1 (best)."""
     means = {x.name: x.estimates[name].mean for x in table.lines if name in x.estimates}
     if not metric(name).higher_is_better:
         means = {row: -mean for row, mean in means.items()}
@@ -151,32 +138,32 @@ def _scaled(values: Sequence[float]) -> list[float]:
 
 
 def _cell(line: Line, name: str) -> dict[str, Any]:
-    """Return the parts of a cell: what it shows, what it sorts by, and all that is known."""
+    """Return the parts of a cell: its text, its sort key, and a tooltip with all details."""
     estimate = line.estimates.get(name)
     if estimate is None:
-        return {"text": "-", "error": "", "sort": "", "told": ""}
+        return {"text": "-", "error": "", "sort": "", "details": ""}
     shown = metric(name)
-    told = [f"mean of {len(estimate.values)}: {', '.join(map(shown.text, estimate.values))}"]
+    details = [f"mean of {len(estimate.values)}: {', '.join(map(shown.text, estimate.values))}"]
     for kind, bounds in (("seeds", estimate.seeds), ("test images", estimate.images)):
         if bounds:
-            told.append(f"95 % over {kind}: {' to '.join(map(shown.text, bounds))}")
+            details.append(f"95 % over {kind}: {' to '.join(map(shown.text, bounds))}")
     error = tables.cell(name, estimate).partition(" ")[2]
     return {
         "text": shown.text(estimate.mean),
         "error": error,
         "sort": repr(estimate.mean),
-        "told": "; ".join(told),
+        "details": "; ".join(details),
     }
 
 
 def _best(table: Table) -> dict[str, float]:
     """Return the best mean of each metric in which the rows differ."""
-    found = {}
+    best = {}
     for name in table.metrics:
         means = [line.estimates[name].mean for line in table.lines if name in line.estimates]
         if len(set(means)) > 1:
-            found[name] = max(means) if metric(name).higher_is_better else min(means)
-    return found
+            best[name] = max(means) if metric(name).higher_is_better else min(means)
+    return best
 
 
 def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
@@ -201,15 +188,15 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
             "Up and right is better. The dashed edge is the front, which no row beats in both: "
             f"{', '.join(front)}.",
         )
-    recalls = [Series(line.name, n, found) for n, line in rows if (found := _recalls(line))]
+    recalls = _series(table, _recalls)
     if recalls:
-        binned = len(table.lines[0].row.runs[0].class_counts) > 2 * BINS
+        binned = len(table.lines[0].row.runs[0].classes.counts) > 2 * BINS
         yield (
             "Recall over class frequency",
             figures.by_frequency(recalls, "recall of classes by their training images"),
             f"Means of {BINS} groups of classes of similar frequency."
             if binned
-            else "A dot a class; the frequent ones are on the left.",
+            else "One dot per class; the frequent ones are on the left.",
         )
     for group, explained in _GROUPS.items():
         names = [name for name in table.metrics if metric(name).group == group]
@@ -225,11 +212,7 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
         name = column.rpartition("/")[2]
         shown = METRICS.get(name)
         factor = 100 if shown and shown.percent else 1
-        lines = [
-            Series(line.name, n, found)
-            for n, line in rows
-            if (found := _curve(line, column, factor))
-        ]
+        lines = _series(table, partial(_curve, column=column, factor=factor))
         if lines:
             title = _axis(name, f" {what}") if shown else what
             yield (
@@ -240,11 +223,15 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
             break
 
 
-AXES = ("accuracy", "min_recall")
-"""Metrics of which every row is a point in a figure."""
+def _series(table: Table, points: Callable[[Line], Sequence[Point]]) -> list[Series]:
+    rows = ((n, line.name, points(line)) for n, line in enumerate(table.lines))
+    return [Series(name, n, values) for n, name, values in rows if values]
+
+
+AXES = ("accuracy", "min_recall")  # of the figure in which every row is a point
 _GROUPS = {
     "shots": "More than 100, 20 to 100, and fewer than 20 training images.",
-    "ranks": "By the rank of a class, in the sizes that the papers use.",
+    "ranks": "By the rank of a class, in the group sizes that the papers use.",
 }
 
 
@@ -257,21 +244,19 @@ def _percent(bounds: Interval | None) -> Interval | None:
     return (100 * bounds[0], 100 * bounds[1]) if bounds else None
 
 
-def _recalls(line: Line) -> list[tuple[float, float]]:
+def _recalls(line: Line) -> list[Point]:
     """Return (training images, recall in %) of each class, or of groups of similar classes."""
-    found = [run.metrics.get("per_class_recall") for run in line.row.runs]
-    if not all(found):
+    by_run = [run.metrics.get("per_class_recall") for run in line.row.runs]
+    if not all(by_run):
         return []
-    recalls = np.nanmean(np.array(found, dtype=float), axis=0)
-    counts = line.row.runs[0].class_counts
+    recalls = np.nanmean(np.array(by_run, dtype=float), axis=0)
+    counts = line.row.runs[0].classes.counts
     order = [c for c in by_frequency(counts) if np.isfinite(recalls[c]) and counts[c]]
     parts = np.array_split(order, BINS) if len(order) > 2 * BINS else [[c] for c in order]
     return [(float(counts[part].mean()), 100 * float(recalls[part].mean())) for part in parts]
 
 
-def _groups(
-    line: Line, names: Sequence[str]
-) -> tuple[list[tuple[float, float]], list[Interval | None]]:
+def _groups(line: Line, names: Sequence[str]) -> tuple[list[Point], list[Interval | None]]:
     points, bounds = [], []
     for n, name in enumerate(names):
         if estimate := line.estimates.get(name):
@@ -280,72 +265,62 @@ def _groups(
     return points, bounds
 
 
-def _curve(line: Line, column: str, factor: int) -> list[tuple[float, float]]:
+def _curve(line: Line, column: str, factor: int) -> list[Point]:
     """Return (part of the training in %, value) from the first run's curves."""
     path = RunFolder(line.row.runs[0].folder).curves
-    found, epochs = [], 0.0
+    points, epochs = [], 0.0
     with contextlib.suppress(OSError, csv.Error), path.open(newline="", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
                 epochs = float(row["epoch"]) + 1
-                found.append((epochs, factor * float(row[column])))
+                points.append((epochs, factor * float(row[column])))
             except (KeyError, TypeError, ValueError):  # not measured in this epoch
                 continue
-    return [(100 * done / epochs, y) for done, y in found if np.isfinite((done, y)).all()]
+    return [(100 * done / epochs, y) for done, y in points if np.isfinite((done, y)).all()]
 
 
-def _effects(found: Sequence[Effect]) -> dict[str, Any] | None:
-    """Return the headings and cells of what rows add to their baselines."""
-    names = tables.effect_names(found)
-    rows = [(each, [_gain(each, name) for name in names]) for each in found]
+def _effects(gains: Sequence[Effect]) -> dict[str, Any] | None:
+    names = tables.effect_names(gains)
+    rows = [(each, [_gain(each, name) for name in names]) for each in gains]
     return {"metrics": [metric(name) for name in names], "rows": rows} if rows else None
 
 
 def _gain(effect: Effect, name: str) -> dict[str, str]:
-    """Return the parts of a cell, and whether the gain is one, a loss, or neither beyond chance."""
+    """Return the parts of a cell, and whether it is a gain, a loss, or neither beyond chance."""
     gain = effect.gains.get(name)
     text, _, error = tables.effect_cell(name, gain).partition(" ")
     if gain is None:
-        return {"text": text, "error": "", "sort": "", "kind": "", "told": ""}
+        return {"text": text, "error": "", "sort": "", "kind": "", "details": ""}
     low, high = gain.interval or (gain.mean, gain.mean)
     kind = ""
     if gain.interval and not low <= 0 <= high:
         kind = "up" if (low > 0) == metric(name).higher_is_better else "down"
-    told = "; ".join(gain.sources)
-    return {"text": text, "error": error, "sort": repr(gain.mean), "kind": kind, "told": told}
+    details = "; ".join(gain.sources)
+    return {"text": text, "error": error, "sort": repr(gain.mean), "kind": kind, "details": details}
 
 
 def _posthoc(table: Table) -> dict[str, Any] | None:
-    """Return the headings and cells of the baselines: of each metric the own, then corrected."""
+    """Return headings and cells of corrections: for each metric its own value, then corrected."""
     lines = [line for line in table.lines if line.posthoc]
     headings = [(metric(name), ["own", *rules]) for name, rules in CORRECTIONS.items()]
-    rows = [
-        (
-            line.name,
-            [
-                _corrected(line, name, rule)
-                for name, rules in CORRECTIONS.items()
-                for rule in ("", *rules)
-            ],
-        )
-        for line in lines
-    ]
+    places = [(name, rule) for name, rules in CORRECTIONS.items() for rule in ("", *rules)]
+    rows = [(line.name, [_corrected(line, *place) for place in places]) for line in lines]
     without = [line.name for line in table.lines if not line.posthoc]
     return {"headings": headings, "rows": rows, "without": without} if rows else None
 
 
 def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
-    """Return a cell: a row's own metric, or what it is after a correction."""
+    """Return a cell: a row's own metric, or its value after a correction."""
     own = line.estimates[name].mean if name in line.estimates else float("nan")
-    found = line.posthoc.get(name, {}).get(rule, {})
-    value = found.get("value", float("nan")) if rule else own
+    entry = line.posthoc.get(name, {}).get(rule, {})
+    value = entry.get("value", float("nan")) if rule else own
     cell = {"text": metric(name).text(value), "sort": repr(value), "own": not rule}
     if not rule or not np.isfinite(value):
         return cell | {"change": "", "kind": ""}
     change = 100 * (value - own)
     good = change > 0 if metric(name).higher_is_better else change < 0
     kind = "" if abs(change) < 0.05 else "up" if good else "down"
-    return cell | {"change": f"{change:+.1f} [{found['constant']:.2g}]", "kind": kind}
+    return cell | {"change": f"{change:+.1f} [{entry['constant']:.2g}]", "kind": kind}
 
 
 def _pictures(line: Line, pattern: str) -> list[tuple[str, str]]:
@@ -355,27 +330,27 @@ def _pictures(line: Line, pattern: str) -> list[tuple[str, str]]:
 
 
 def _embedded(folder: Path, paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Return (name below the folder, data URI) of those pictures that are not too large."""
-    found = []
+    """Return (name below the folder, data URI) of the pictures that are not too large."""
+    pictures = []
     for path in paths:
         if path.is_file() and path.stat().st_size <= PICTURE_BYTES:
             data = base64.b64encode(path.read_bytes()).decode()
             name = path.relative_to(folder).with_suffix("").as_posix()
-            found.append((name, f"data:image/png;base64,{data}"))
-    return found
+            pictures.append((name, f"data:image/png;base64,{data}"))
+    return pictures
 
 
 def _analyses(table: Table) -> Iterator[tuple[str, list[tuple[Any, list[tuple[str, str]]]]]]:
     """Yield each run that was analysed, with its analyses and their pictures."""
     for run in (run for line in table.lines for run in line.row.runs):
-        if found := analyses.of_run(run.folder):
+        if results := analyses.of_run(run.folder):
             name = f"{run.record['name']}, seed {run.record['seed']}"
-            yield name, [(each, _embedded(run.folder, each.pictures)) for each in found]
+            yield name, [(each, _embedded(run.folder, each.pictures)) for each in results]
 
 
 def _details(line: Line) -> list[dict[str, Any]]:
-    """Return what is known of each run: where it lies, what made it, its config."""
-    found = []
+    """Return the details of each run: its folder, its origin, its config."""
+    runs = []
     for run in [*line.row.runs, *line.row.earlier]:
         record = run.record
         git = record.get("git") or {}
@@ -397,11 +372,11 @@ def _details(line: Line) -> list[dict[str, Any]]:
             "differs from the paper": " ".join(record.get("deviations") or []),
             "run it again": f"ltbench bench reproduce {record.get('job_id')}",
         }
-        found.append(
+        runs.append(
             {
                 "title": f"{record['name']}, seed {record['seed']}",
                 "facts": {name: value for name, value in facts.items() if value},
                 "config": yaml.safe_dump(json.loads(json.dumps(record["config"])), sort_keys=False),
             }
         )
-    return found
+    return runs

@@ -16,8 +16,8 @@ from ltbench.metrics.catalogue import metric
 from ltbench.records.files import plain
 
 LEGEND = (
-    "Mean over seeds; ± is half of the 95 % interval: over seeds (t) where there are several, in "
-    "parentheses over test images (bootstrap) where there is one. Rows that share a rank cannot be "
+    "Mean over seeds; ± is half of the 95 % interval: over seeds (t) if there are several, or in "
+    "parentheses over test images (bootstrap) if there is one. Rows that share a rank cannot be "
     "told apart (paired bootstrap, Holm, 5 %)."
 )
 
@@ -28,7 +28,7 @@ def columns(table: Table) -> list[str]:
 
 
 def cell(name: str, estimate: Estimate | None) -> str:
-    """Write an estimate: ``61.5 ±0.8``, or ``61.5 (±0.8)`` where there is one seed."""
+    """Format an estimate: ``61.5 ±0.8``, or ``61.5 (±0.8)`` if there is one seed."""
     if estimate is None:
         return "-"
     shown = metric(name)
@@ -41,7 +41,7 @@ def cell(name: str, estimate: Estimate | None) -> str:
 
 
 def costs(line: Line) -> dict[str, str]:
-    """Write what a seed of a row costs."""
+    """Format what one seed of a row costs."""
     cost = line.cost
     whole = cost["wall_seconds_with_stages"]
     memory = cost["peak_memory_bytes"]
@@ -70,39 +70,39 @@ def cells(table: Table, line: Line) -> list[str]:
 
 
 def differing(table: Table) -> list[tuple[list[str], list[str]]]:
-    """Return rows that differ from most in the same way, and in what."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    """Return groups of rows that differ from most in the same way, and how."""
+    rows: dict[tuple[str, ...], list[str]] = {}
     for line in table.lines:
         if line.differs:
-            found.setdefault(tuple(line.differs), []).append(line.name)
-    return [(names, list(differs)) for differs, names in found.items()]
+            rows.setdefault(tuple(line.differs), []).append(line.name)
+    return [(names, list(differs)) for differs, names in rows.items()]
 
 
 def remarks(table: Table) -> list[str]:
-    """Return what has to be said below a table."""
+    """Return the remarks below a table."""
     usual = "; ".join(f"{name}: {value}" for name, value in table.shared.items())
-    found = [f"Trained with, unless a row says otherwise: {usual}.", *table.notes]
+    lines = [f"Trained with, unless a row says otherwise: {usual}.", *table.notes]
     for note in sorted({note for line in table.lines for note in line.notes}):
         rows = [line.name for line in table.lines if note in line.notes]
         of = "all rows" if len(rows) == len(table.lines) > 1 else ", ".join(rows)
-        found.append(f"{note} ({of}).")
-    return found
+        lines.append(f"{note} ({of}).")
+    return lines
 
 
 EFFECTS = "What a method adds to its baseline"
 EFFECT_LEGEND = (
-    "± is half of the 95 % interval of the difference, over test images and, where there are "
-    "several, seeds; in brackets, what papers add by the same method where they report both rows."
+    "± is half of the 95 % interval of the difference, over test images and, if there are several, "
+    "seeds; in brackets, the difference in papers that report both rows."
 )
 
 
-def effect_names(found: Sequence[Effect]) -> list[str]:
+def effect_names(rows: Sequence[Effect]) -> list[str]:
     """Return the metrics that some effect has, in the order of the columns."""
-    return list(dict.fromkeys(name for effect in found for name in effect.gains))
+    return list(dict.fromkeys(name for effect in rows for name in effect.gains))
 
 
 def effect_cell(name: str, gain: Gain | None) -> str:
-    """Write a gain: ``+5.7 ±1.1``, and in brackets what papers claim."""
+    """Format a gain: ``+5.7 ±1.1``, and in brackets what papers claim."""
     if gain is None:
         return "-"
     shown = metric(name)
@@ -115,25 +115,25 @@ def effect_cell(name: str, gain: Gain | None) -> str:
     return text
 
 
-def effect_headings(found: Sequence[Effect]) -> list[str]:
+def effect_headings(rows: Sequence[Effect]) -> list[str]:
     """Return the headings of a table of effects."""
-    return ["row", "over", *(metric(name).title for name in effect_names(found))]
+    return ["row", "over", *(metric(name).title for name in effect_names(rows))]
 
 
-def effect_cells(found: Sequence[Effect]) -> list[list[str]]:
+def effect_cells(rows: Sequence[Effect]) -> list[list[str]]:
     """Return the rows of a table of effects, in the order of :func:`effect_headings`."""
-    names = effect_names(found)
+    names = effect_names(rows)
     return [
         [each.row, each.baseline, *(effect_cell(name, each.gains.get(name)) for name in names)]
-        for each in found
+        for each in rows
     ]
 
 
-def effect_remarks(table: Table, found: Sequence[Effect]) -> list[str]:
-    """Return what has to be said below a table of effects."""
-    sources = [s for each in found for gain in each.gains.values() for s in gain.sources]
+def effect_remarks(table: Table, rows: Sequence[Effect]) -> list[str]:
+    """Return the remarks below a table of effects."""
+    sources = [s for each in rows for gain in each.gains.values() for s in gain.sources]
     of = f" Papers: {'; '.join(dict.fromkeys(sources))}." if sources else ""
-    return [*([EFFECT_LEGEND + of] if found else []), *missing(table)]
+    return [*([EFFECT_LEGEND + of] if rows else []), *missing(table)]
 
 
 def claim_cells(judged: Judged) -> list[str]:
@@ -157,16 +157,16 @@ CLAIM_HEADINGS = ("row", "metric", "claimed", "ours", "gap", "status", "source")
 
 
 def markdown(board: Leaderboard, judged: Sequence[Judged]) -> str:
-    """Write a leaderboard as Markdown."""
+    """Format a leaderboard as Markdown."""
     lines = [f"# {_plain(board.title)}", ""]
     for table in board.tables:
         lines += [f"## {_plain(table.title)}", ""]
         lines += [*_grid(headings(table), [cells(table, line) for line in table.lines]), ""]
         lines += [*(f"- {_plain(remark)}" for remark in remarks(table)), ""]
-        if found := effects(table, judged):
+        if gains := effects(table, judged):
             lines += [f"### {EFFECTS}", ""]
-            lines += [*_grid(effect_headings(found), effect_cells(found)), ""]
-        lines += [*(f"- {_plain(remark)}" for remark in effect_remarks(table, found)), ""]
+            lines += [*_grid(effect_headings(gains), effect_cells(gains)), ""]
+        lines += [*(f"- {_plain(remark)}" for remark in effect_remarks(table, gains)), ""]
     if judged:
         lines += ["## Claimed and measured", ""]
         lines += [*_grid(CLAIM_HEADINGS, [claim_cells(each) for each in judged]), ""]
@@ -184,29 +184,29 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def _plain(text: str) -> str:
-    """Keep what users named from becoming markup, or another cell."""
+    """Escape what users named, so that it becomes neither markup nor another cell."""
     for character in "\\`*_[]<>|":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
 
 
 def as_csv(board: Leaderboard) -> str:
-    """Write a row for each table, row and metric, in fractions."""
+    """Write a line for each table, row and metric, in fractions."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     ends = ("seeds_low", "seeds_high", "images_low", "images_high")
     writer.writerow(["table", "row", "rank", "seeds", "metric", "mean", *ends, "differs"])
     for table in board.tables:
         for line in table.lines:
-            for name, found in line.estimates.items():
-                bounds = [*(found.seeds or ("", "")), *(found.images or ("", ""))]
-                place = [table.title, line.name, line.rank, len(found.values)]
-                writer.writerow([*place, name, found.mean, *bounds, "; ".join(line.differs)])
+            for name, estimate in line.estimates.items():
+                bounds = [*(estimate.seeds or ("", "")), *(estimate.images or ("", ""))]
+                place = [table.title, line.name, line.rank, len(estimate.values)]
+                writer.writerow([*place, name, estimate.mean, *bounds, "; ".join(line.differs)])
     return out.getvalue()
 
 
 def as_json(board: Leaderboard, judged: Sequence[Judged]) -> str:
-    """Write everything that a leaderboard knows, in fractions."""
+    """Write everything that a leaderboard contains, in fractions."""
     content = {
         "title": board.title,
         "tables": [

@@ -11,60 +11,45 @@ from rich.table import Table as RichTable
 from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import effects
 from ltbench.bench.score.leaderboard import Leaderboard, Table
-from ltbench.bench.show.tables import (
-    CLAIM_HEADINGS,
-    EFFECTS,
-    LEGEND,
-    cell,
-    claim_cells,
-    columns,
-    costs,
-    differing,
-    effect_cells,
-    effect_headings,
-    effect_remarks,
-    remarks,
-)
+from ltbench.bench.show import tables
 from ltbench.metrics.catalogue import metric
 
 
 def render(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> RenderableType:
-    """Lay a leaderboard out: costs and claims in tables of their own.
+    """Lay out a leaderboard: costs and claims in tables of their own.
 
-    Args:
-        board: The tables.
-        judged: The claims; those about what was not run are only counted.
-        width: Columns of the terminal; the last metrics are left out where they do not fit.
+    The last metrics are left out if the width, in columns, is too small; of claims about rows that
+    were not run, only the number is shown.
     """
     parts: list[RenderableType] = []
     for table in board.tables:
         title = f"{board.title}: {table.title}"
         parts += [_ranks(table, title, width), "", _costs(table), ""]
-        for names, differs in differing(table):
+        for names, differs in tables.differing(table):
             verb = "differs" if len(names) == 1 else "differ"
             parts.append(escape(f"{', '.join(names)} {verb} in {'; '.join(differs)}."))
-        parts += [*map(escape, remarks(table)), ""]
+        parts += [*map(escape, tables.remarks(table)), ""]
         parts += _effects(table, judged, width)
     parts += _claims(judged)
     problems = [f"[yellow]{escape(problem)}[/]" for problem in board.problems]
-    return Group(*parts, LEGEND, *problems)
+    return Group(*parts, tables.LEGEND, *problems)
 
 
 def _ranks(table: Table, title: str, width: int) -> RichTable:
     longest = max(len(line.name) for line in table.lines)
-    names = columns(table)[: max(3, (width - longest - 16) // 14)]
+    names = tables.columns(table)[: max(3, (width - longest - 16) // 14)]
     shown = RichTable("rank", Column("row", no_wrap=True), "seeds", title=escape(title), box=None)
     for name in names:
         shown.add_column(metric(name).title, justify="right")
     for line in table.lines:
-        values = [cell(name, line.estimates.get(name)) for name in names]
+        values = [tables.cell(name, line.estimates.get(name)) for name in names]
         shown.add_row(str(line.rank), escape(line.name), str(len(line.row.runs)), *values)
     return shown
 
 
 def _costs(table: Table) -> RichTable:
-    """Lay out what the rows cost; one device for all is named below, not in each row."""
-    *titles, device = costs(table.lines[0])
+    """Lay out what the rows cost; a device that all share is named below, not in each row."""
+    *titles, device = tables.costs(table.lines[0])
     devices = {line.cost["device"] for line in table.lines}
     shown = RichTable(Column("row", no_wrap=True), box=None)
     for title in titles:
@@ -74,35 +59,35 @@ def _costs(table: Table) -> RichTable:
     else:
         shown.caption = escape(f"{device}: {devices.pop()}")
     for line in table.lines:
-        values = [costs(line)[str(column.header)] for column in shown.columns[1:]]
+        values = [tables.costs(line)[str(column.header)] for column in shown.columns[1:]]
         shown.add_row(*map(escape, [line.name, *values]))
     return shown
 
 
 def _effects(table: Table, judged: Sequence[Judged], width: int) -> Iterator[RenderableType]:
-    found = effects(table, judged)
-    if found:
-        *_, titles = rows = [*effect_cells(found), effect_headings(found)]
+    gains = effects(table, judged)
+    if gains:
+        *_, titles = rows = [*tables.effect_cells(gains), tables.effect_headings(gains)]
         widths = [max(len(row[n]) for row in rows) + 2 for n in range(len(titles))]
         fit = max(3, sum(total <= width for total in itertools.accumulate(widths)))
-        shown = RichTable(title=EFFECTS.lower(), box=None)
+        shown = RichTable(title=tables.EFFECTS.lower(), box=None)
         for n, title in enumerate(titles[:fit]):
             shown.add_column(title, justify="left" if n < 2 else "right", no_wrap=n < 2)
         for row in rows[:-1]:
             shown.add_row(*map(escape, row[:fit]))
         yield from (shown, "")
-    if said := effect_remarks(table, found):
-        yield from (*map(escape, said), "")
+    if below := tables.effect_remarks(table, gains):
+        yield from (*map(escape, below), "")
 
 
 def _claims(judged: Sequence[Judged]) -> Iterator[RenderableType]:
     measured = [each for each in judged if each.line]
     if measured:
-        shown = RichTable(*CLAIM_HEADINGS, title="claimed and measured", box=None)
-        shown.columns[CLAIM_HEADINGS.index("status")].no_wrap = True
+        shown = RichTable(*tables.CLAIM_HEADINGS, title="claimed and measured", box=None)
+        shown.columns[tables.CLAIM_HEADINGS.index("status")].no_wrap = True
         why: dict[str, list[str]] = {}
         for each in measured:
-            *cells, _, _ = claim_cells(each)
+            *cells, _, _ = tables.claim_cells(each)
             shown.add_row(*map(escape, [*cells, each.status, each.claim.paper]))
             for reason in each.reasons:
                 why.setdefault(reason, []).append(cells[0])

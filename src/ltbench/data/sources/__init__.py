@@ -51,10 +51,17 @@ def build_source(
     on_bad_image: "OnBadImage" = "error",
     decoding: "Decoding | None" = None,
 ) -> "Source":
-    """Build a source of ours or the user's own; its arguments are those of `sources.base.Source`.
+    """Build a source; the other arguments are those of `sources.base.Source`.
+
+    Args:
+        name: A key of :data:`SOURCES`, or the user's own as :func:`~ltbench.naming.resolve` says.
+        root: Folder of the data.
+        image_size: See `Source`.
+        on_bad_image: See `Source`.
+        decoding: See `Source`.
 
     Raises:
-        UserError: If there is no such source, or it finds a mistake in `root`.
+        UserError: There is no such source, or its data is missing or wrong.
     """
     from ltbench.data.sources.base import Source
 

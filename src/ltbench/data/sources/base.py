@@ -1,4 +1,4 @@
-"""What every source of images offers: uint8 images and integer labels, split by split."""
+"""What every source of images offers: uint8 images and integer labels, by split."""
 
 import unicodedata
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.sources.decoding import Decoding, fit
 from ltbench.errors import UserError
@@ -32,9 +33,8 @@ class Source(ABC):
 
     Args:
         root: Folder of the data.
-        image_size: Side in pixels that images are brought to; None keeps the source's own.
-        on_bad_image: What a file that cannot be decoded does: stop with its path, or be left out
-            of its split as if it were not there. Only sources of files can have such files.
+        image_size: Side in pixels that images are resized to; None: the source's own.
+        on_bad_image: Whether a file that cannot be decoded is an error or is left out of its split.
         decoding: How files of any shape become squares; only for sources of files.
 
     Attributes:
@@ -45,10 +45,10 @@ class Source(ABC):
         channels: Channels of every image, 1 or 3.
         mean: Per-channel mean to normalise with, of values scaled to [0, 1].
         std: Per-channel standard deviation, same scale.
-        splits: The splits there are, among train, val, test and unlabelled.
+        splits: Its splits, among train, val, test and unlabelled.
         in_memory: Whether a split is meant to be held as one tensor; if not, `images` is to be
             called on a few indices at a time, in workers.
-        texts: Whether there are texts instead of images.
+        texts: Whether it has texts instead of images.
         head_mid_tail: Numbers of head, mid and tail classes in the set's papers; None: 30/40/30 %.
     """
 
@@ -76,6 +76,10 @@ class Source(ABC):
         self.image_size = image_size
         self.on_bad_image = on_bad_image
         self.decoding = decoding or Decoding()
+        self._prepare()
+
+    def _prepare(self) -> None:  # noqa: B027 - not every source has files
+        """Find the files; called once, when the arguments are attributes."""
 
     @property
     @abstractmethod
@@ -94,7 +98,7 @@ class Source(ABC):
         """Refuse a class whose name a terminal would obey instead of showing it.
 
         Raises:
-            UserError: Naming the first with a control character.
+            UserError: A class name has a control character.
         """
         for name in self.class_names:
             if any(unicodedata.category(letter) == "Cc" for letter in name):
@@ -106,9 +110,9 @@ class Source(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this set from others that the same name could mean.
+        """What tells this data from other data that the same name could mean.
 
-        Found out once: checkpoint and record, which are written every epoch, name it.
+        Computed once: the checkpoint and the record of every epoch hold it.
         """
         return self.name
 
@@ -121,18 +125,12 @@ class Source(ABC):
 class ArraySource(Source):
     """A source that reads each split whole, as one array of images and one of labels."""
 
-    def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        on_bad_image: OnBadImage = "error",
-        decoding: Decoding | None = None,
-    ) -> None:
-        super().__init__(root, image_size, on_bad_image)
-        if decoding is not None:
+    @override
+    def _prepare(self) -> None:
+        if self.decoding != Decoding():
             raise UserError(
-                f"data.decoding is for image files, and {self.display_name} has none: leave it "
-                "out, and use RandomResizedCrop in data.augment for random crops."
+                f"data.decoding is for image files, but {self.display_name} has arrays: remove it, "
+                "and use RandomResizedCrop in data.augment for random crops."
             )
         self._loaded: dict[str, tuple[Images, Labels]] = {}
 
@@ -146,12 +144,12 @@ class ArraySource(Source):
             self._loaded[split] = self._load(split)
         return self._loaded[split]
 
+    @override
     def labels(self, split: str) -> Labels:
-        """See `Source.labels`."""
         return self._arrays(split)[1]
 
+    @override
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """See `Source.images`."""
         images, indices = self._arrays(split)[0], np.asarray(indices, dtype=np.int64)
         chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
         return torch.cat([fit(torch.from_numpy(images[rows]), self.image_size) for rows in chunks])
@@ -163,8 +161,8 @@ class DownloadedSource(ArraySource):
     dataset: ClassVar[Any]  # the class in torchvision.datasets, which carries no types
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """Name of each class, in label order, as the files have them."""
         self._arrays("train")
         return self._class_names
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from torchvision import datasets
+from typing_extensions import override
 
 from ltbench.data.sources.base import CIFAR_MEAN, CIFAR_STD, DownloadedSource, Images, Labels
 
@@ -17,6 +18,7 @@ class Cifar10(DownloadedSource):
     splits = frozenset({"train", "test"})
     dataset = datasets.CIFAR10
 
+    @override
     def _load(self, split: str) -> tuple[Images, Labels]:
         opened = self._open(train=split == "train")
         return opened.data.transpose(0, 3, 1, 2), np.array(opened.targets, dtype=np.int64)

@@ -18,29 +18,28 @@ from torchvision.transforms.v2 import functional as F
 from ltbench.data.loading import note
 from ltbench.errors import UserError
 
-ATTEMPTS = 10  # boxes that are drawn for an image before the centre is taken
+ATTEMPTS = 10  # boxes drawn for an image before the centre is used
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How image files of any shape become squares of the image size.
 
-    Evaluation scales the shorter side to ``resize`` and cuts out the centre. Training does so too,
-    or cuts out a box of random area, shape and place, another one each time (arXiv 1409.4842).
-    JPEG files are decoded at a half, a quarter or an eighth where a random box is large enough for
-    it, which changes the pixels of photographs by less than 2 of 255 on average; in evaluation
-    never.
+    Evaluation scales the shorter side to ``resize`` and crops the centre. Training does the same,
+    or crops a new box of random area, shape and place each time (arXiv 1409.4842). If the box is
+    large enough, a JPEG file is decoded at a half, a quarter or an eighth of its size, which
+    changes the pixels of photographs by less than 2 of 255 on average; never in evaluation.
 
     Args:
-        resize: Pixels of the shorter side before the centre is cut out; default: the image size.
-        random_crop: Least and greatest share of the image's area in training, [0.08, 1] for
-            ImageNet; default: the centre as in evaluation.
-        ratio: Least and greatest width over height of the box, drawn uniformly in its logarithm.
+        resize: Pixels of the shorter side before the centre is cropped; default: the image size.
+        random_crop: Smallest and largest share of the image's area in training, [0.08, 1] for
+            ImageNet; default: the centre, as in evaluation.
+        ratio: Smallest and largest width over height of the box, drawn uniformly in its logarithm.
         interpolation: How pixels are resampled, with antialiasing.
-        reduced: Whether JPEG files may be decoded at a reduced size at all.
+        reduced: Whether JPEG files may be decoded at a reduced size.
 
     Raises:
-        UserError: A share or ratio out of its range.
+        UserError: A share or ratio is out of range.
     """
 
     resize: int | None = None
@@ -50,18 +49,17 @@ class Decoding:
     reduced: bool = True
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         least, greatest = self.random_crop or (1, 1)
         if not 0 < least <= greatest <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(
-                f"data.decoding: random_crop {self.random_crop} and ratio {self.ratio} are pairs "
-                "of positive numbers, the smaller first; shares of the area are at most 1."
+                f"data.decoding: random_crop {self.random_crop} and ratio {self.ratio} must be "
+                "pairs of positive numbers, the smaller first, and random_crop at most 1."
             )
 
     def box(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Draw left, upper, right and lower edge of the box to cut out of an image.
+        """Draw the left, upper, right and lower edge of the box to crop from an image.
 
-        Of ten boxes the first that fits is taken; if none does, the largest centred one.
+        The first of ten boxes that fits is used; if none does, the largest centred one.
         """
         least, greatest = self.random_crop or (1, 1)
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -81,21 +79,21 @@ class Decoding:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Image.Image]:
-    """Open an image with 8-bit channels; whatever goes wrong inside names the file.
+    """Open an image with 8-bit channels; an error inside the block names the file.
 
     Raises:
-        UserError: If the file cannot be decoded.
+        UserError: The file cannot be decoded.
     """
     note(path)
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # convert("RGB") would cut these off at 255
-                raise ValueError(f"its pixels are of type {image.mode}, not 8 bits a channel")
+                raise ValueError(f"its pixels are of type {image.mode}, not 8 bits per channel")
             yield image
     except Exception as error:  # Pillow's readers raise errors of many types on damaged files
         raise UserError(
-            f"cannot read the image {path} ({error}).\nReplace or remove it, or leave such images "
-            "out with --data.on_bad_image skip."
+            f"cannot read the image {path} ({error}).\nReplace or remove it, or leave out such "
+            "images with --data.on_bad_image skip."
         ) from error
 
 
@@ -113,7 +111,7 @@ def decode(path: Path, channels: int, size: int, how: Decoding = Decoding()) -> 
     """Read the centre of an image, (channels, size, size) uint8; 1 channel is grey, 3 are RGB.
 
     Raises:
-        UserError: If the file cannot be decoded, naming it.
+        UserError: The file cannot be decoded.
     """
     with reading(path) as image:
         return square(image, channels, size, how)
@@ -127,10 +125,10 @@ def square(image: Image.Image, channels: int, size: int, how: Decoding = Decodin
 def decode_crops(
     path: Path, channels: int, size: int, how: Decoding, generator: torch.Generator, views: int
 ) -> Tensor:
-    """Read an image once and cut ``views`` random boxes, (views, channels, size, size) uint8.
+    """Read an image once and crop ``views`` random boxes, (views, channels, size, size) uint8.
 
     Raises:
-        UserError: If the file cannot be decoded, naming it.
+        UserError: The file cannot be decoded.
     """
     with reading(path) as image:
         width, height = image.size

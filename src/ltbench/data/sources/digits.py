@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 from sklearn.datasets import load_digits
+from typing_extensions import override
 
 from ltbench.data.sources.base import ArraySource, Images, Labels
 
@@ -22,10 +23,11 @@ class Digits(ArraySource):
     splits = frozenset({"train", "test"})
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """The ten digits."""
         return [str(digit) for digit in range(10)]
 
+    @override
     def _load(self, split: str) -> tuple[Images, Labels]:
         images, labels, in_test = _digits()
         rows = in_test if split == "test" else ~in_test

@@ -1,4 +1,4 @@
-"""What the sources share whose images are files of any size: a folder, lists, iNaturalist."""
+"""Shared by the sources whose images are files of any size: folder, lists, iNaturalist."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.sources.base import Labels, OnBadImage, Source
 from ltbench.data.sources.decoding import decode, decode_crops, is_readable
@@ -22,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 MEMORY_BUDGET = 2 * 1024**3  # bytes of decoded images, all splits together
 _Job = TypeVar("_Job")
-_CHECKERS = 16  # threads that look at files: they mostly wait for the disk
+_CHECKERS = 16  # threads that check files: they mostly wait for the disk
 
 # First bytes of a kind of image, and its last.
 _WHOLE = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xaeB`\x82"))
@@ -42,19 +43,19 @@ class Files(NamedTuple):
 
 
 class FileSource(Source):
-    """Images in files, decoded when they are asked for and brought to squares of one size.
+    """Images in files, decoded on demand and resized to squares of one size.
 
-    A subclass lists its files in ``__init__`` and hands them to :meth:`_take`. Grey, palette and
-    transparent images are converted to RGB. Images are held in memory if all splits together take
-    at most 2 GiB.
+    A subclass lists its files in :meth:`_prepare` and passes them to :meth:`_take`. Grey, palette
+    and transparent images are converted to RGB. Images are held in memory if all splits together
+    take at most 2 GiB.
     """
 
     def _take(self, size: int, files: Mapping[str, Files]) -> None:
-        """Remember the files of each split, and the size that their images are brought to."""
+        """Store the files of each split, and the size of their images."""
         if self.decoding.resize is not None and self.decoding.resize < size:
             raise UserError(
-                f"data.decoding: resize {self.decoding.resize} leaves less than the image size "
-                f"{size} that is cut out; set it to at least that."
+                f"data.decoding: resize {self.decoding.resize} is smaller than the image size "
+                f"{size}; set it to at least that."
             )
         self._size = size
         self._files = files
@@ -63,8 +64,8 @@ class FileSource(Source):
         self.in_memory = self.channels * images * size**2 <= MEMORY_BUDGET
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """Hash of the names and labels of all images."""
         digest = hashlib.sha256()
         for split in sorted(self._files):
             names, labels = self._files[split]
@@ -77,13 +78,13 @@ class FileSource(Source):
         self._check(split)
         return [self._path(name) for name in self._files[split].names]
 
+    @override
     def labels(self, split: str) -> Labels:
-        """See `Source.labels`."""
         self._check(split)
         return self._files[split].labels
 
+    @override
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """See `Source.images`; raises a UserError that names the file which cannot be decoded."""
         self._check(split)
         names = self._files[split].names[np.asarray(indices, dtype=np.int64)]
         images = torch.empty(len(names), self.channels, self._size, self._size, dtype=torch.uint8)
@@ -94,13 +95,13 @@ class FileSource(Source):
     def crops(
         self, split: str, indices: npt.ArrayLike, draws: Sequence[torch.Generator], views: int = 1
     ) -> Tensor:
-        """Cut random boxes out of images, as `Decoding.random_crop` says.
+        """Crop random boxes from images (see `Decoding.random_crop`).
 
         Args:
             split: Name of a split.
             indices: Which images.
-            draws: What the boxes of each of them are drawn from.
-            views: Number of boxes of each.
+            draws: Generators, one per image, from which its boxes are drawn.
+            views: Boxes per image.
 
         Returns:
             (views, len(indices), channels, size, size) uint8.
@@ -130,8 +131,8 @@ class FileSource(Source):
 def _decoded(
     function: Callable[[_Job], Tensor], jobs: Iterable[_Job], size: int
 ) -> Iterable[Tensor]:
-    # Below some 64 pixels threads only wait for each other: 0.11 ms an image alone, 0.23 on
-    # two cores. A loader's worker has one thread.
+    # Below some 64 pixels threads only wait for each other: 0.11 ms per image with one, 0.23 with
+    # two. A worker of a loader has one thread.
     threads = torch.get_num_threads() if size > 64 else 1
     if threads == 1:
         yield from map(function, jobs)
@@ -141,39 +142,42 @@ def _decoded(
 
 
 def usable(root: Path, files: Files, on_bad_image: OnBadImage, listed_in: Path) -> Files:
-    """Look at every file of a list once: is it there, and does it end as an image should?
+    """Check every file of a list once: is it there, and does it end as an image should?
 
-    A file that does not end like a whole JPEG or PNG file is decoded to be sure.
+    A file that does not end like a complete JPEG or PNG file is decoded to be sure.
 
     Args:
-        root: Folder that the names start from.
-        files: What is listed.
-        on_bad_image: Whether a bad file is an error, or is left out with a warning.
-        listed_in: Where they are listed, for the message.
+        root: Folder that the names are relative to.
+        files: The listed images.
+        on_bad_image: Whether a bad file is an error, or left out with a warning.
+        listed_in: The list, for messages.
+
+    Returns:
+        The images to use.
 
     Raises:
-        UserError: With `on_bad_image` ``error``: how many are bad, and the first five.
+        UserError: Images are missing or damaged and `on_bad_image` is ``error``, or all are.
     """
     for problem, find in (("missing", _missing), ("damaged", _damaged)):
         bad = find(root, files.names)
         if not bad.any():
             continue
         first = ", ".join(os.fsdecode(name) for name in files.names[bad][:5])
-        told = f"{bad.sum()} of {len(bad)} images in {listed_in} are {problem} below {root}: "
-        told += f"{first}{', ...' if bad.sum() > 5 else ''}"
+        summary = f"{bad.sum()} of {len(bad)} images in {listed_in} are {problem} below {root}: "
+        summary += f"{first}{', ...' if bad.sum() > 5 else ''}"
         if on_bad_image == "error":
             raise UserError(
-                f"{told}.\nPut them there, or go on without them: --data.on_bad_image skip."
+                f"{summary}.\nAdd them, or leave them out with --data.on_bad_image skip."
             )
-        warnings.warn(f"left out: {told}", stacklevel=2)
+        warnings.warn(f"left out: {summary}", stacklevel=2)
         files = Files(files.names[~bad], files.labels[~bad])
         if bad.all():
-            raise UserError(f"{told}.\nNone is left: is {root} their folder?")
+            raise UserError(f"{summary}.\nNone are left: is {root} the right folder?")
     return files
 
 
 def _missing(root: Path, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
-    """Which files are not there, with one sweep through each folder instead of a look a file."""
+    """Return which files are missing; each folder is listed once, which is faster than a stat."""
     missing = np.zeros(len(names), dtype=bool)
     present: dict[bytes, set[bytes]] = {}
     for row, name in enumerate(names.tolist()):
@@ -192,7 +196,7 @@ def _listing(folder: bytes) -> set[bytes]:
 
 
 def _damaged(root: Path, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
-    # By the hundred: a job of its own for each file costs more than the look at it.
+    # By the hundred: one job per file would cost more than the check.
     parts = np.array_split(names, -(-len(names) // 256))
     with ThreadPoolExecutor(_CHECKERS) as pool:
         bad = pool.map(lambda part: [_is_damaged(root / os.fsdecode(name)) for name in part], parts)

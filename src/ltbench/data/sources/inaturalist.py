@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ltbench.data.sources.base import OnBadImage
-from ltbench.data.sources.decoding import Decoding
+from typing_extensions import override
+
 from ltbench.data.sources.files import Files
 from ltbench.data.sources.lists import Lists, distinct, listed, read_list
 from ltbench.errors import UserError
@@ -17,11 +17,11 @@ INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 
 
 class INaturalist2018(Lists):
-    """iNaturalist 2018: 437,513 training images of 8,142 species, 1,000 to 2 a class.
+    """iNaturalist 2018: 437,513 training images of 8,142 species, 1,000 to 2 per class.
 
     `root` holds the folder ``train_val2018`` and either the official ``train2018.json`` and
     ``val2018.json``, or the field's list files. As in the field, the official validation set,
-    3 images a class, is the test split: the labels of the official test set were never published.
+    3 images per class, is the test split: the labels of the official test set were never published.
     Labels are the official category ids; there are as many classes as the JSON file has categories.
     """
 
@@ -34,29 +34,22 @@ class INaturalist2018(Lists):
         "train": "iNaturalist18_train.txt",
         "test": "iNaturalist18_val.txt",
     }
+    _categories: list[str] | None = None
 
-    def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        on_bad_image: OnBadImage = "error",
-        decoding: Decoding | None = None,
-    ) -> None:
-        self._categories: list[str] | None = None
-        super().__init__(root, image_size, on_bad_image, decoding)
-
+    @override
     def _annotations(self) -> dict[str, Path]:
-        found = {split: self.root / name for split, name in self.official.items()}
-        if found["train"].is_file():
-            return {split: path for split, path in found.items() if path.is_file()}
+        files = {split: self.root / name for split, name in self.official.items()}
+        if files["train"].is_file():
+            return {split: path for split, path in files.items() if path.is_file()}
         train, test = self.lists["train"], self.lists["test"]
         if not (self.root / train).is_file():
             raise UserError(
-                f"there is neither {self.official['train']} nor {train} in {self.root}.\n"
-                f"Unpack images and annotations there; lists are taken as well ({train}, {test})."
+                f"{self.root} has neither {self.official['train']} nor {train}.\nUnpack images and "
+                f"annotations there; list files ({train}, {test}) can stand in for annotations."
             )
         return super()._annotations()
 
+    @override
     def _read(self, path: Path) -> Files:
         if path.suffix != ".json":
             return read_list(path)
@@ -66,8 +59,8 @@ class INaturalist2018(Lists):
         return files
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """The names of the categories; from a list, the folder of the first image of each."""
         return distinct(self._categories) if self._categories else super().class_names
 
 
@@ -85,13 +78,13 @@ class INaturalist2019(INaturalist2018):
 
 
 def read_annotations(path: Path) -> tuple[Files, list[str]]:
-    """Read an annotation file of the official layout (that of COCO), one annotation an image.
+    """Read an annotation file of the official layout (COCO's), with one annotation per image.
 
     Returns:
         The images in the order of their annotations, and the name of each category.
 
     Raises:
-        UserError: The file is no JSON or lacks something, or the categories are not 0, 1, 2, ...
+        UserError: The file is not JSON, lacks something, or its categories are not 0, 1, 2, ...
     """
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
@@ -107,8 +100,8 @@ def read_annotations(path: Path) -> tuple[Files, list[str]]:
         single = len(file_names) == len(content["images"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is not an annotation file of iNaturalist: {type(error).__name__} {error}. "
-            "It needs images (id, file_name), annotations (image_id, category_id) and categories."
+            f"{path} is not an iNaturalist annotation file: {type(error).__name__} {error}. It "
+            "needs images (id, file_name), annotations (image_id, category_id) and categories."
         ) from error
     if not single:
         raise UserError(f"{path}: two images have the same id.")

@@ -1,4 +1,4 @@
-"""Sets that list files name, one ``path label`` a line: ImageNet-LT, Places-LT, and one's own."""
+"""Images named in list files, one ``path label`` per line: ImageNet-LT, Places-LT, your own."""
 
 import os
 import warnings
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
-from ltbench.data.sources.base import OnBadImage
-from ltbench.data.sources.decoding import Decoding
 from ltbench.data.sources.files import IMAGENET_MEAN, IMAGENET_STD, Files, FileSource, usable
 from ltbench.errors import UserError
 
@@ -20,8 +19,8 @@ DEFAULT_SIZE = 224  # pixels
 class Lists(FileSource):
     """Images named by ``root/train.txt``, and optionally by ``root/val.txt`` and ``root/test.txt``.
 
-    Each line holds a path below `root` and a label, from 0 on. Labels are kept as they are. Every
-    file is looked at once, at construction. `image_size` None stands for 224 pixels.
+    Each line holds a path below `root` and a label, counted from 0. Every file is checked once, at
+    construction. `image_size` None means 224 pixels.
 
     Attributes:
         lists: Split -> name of its list file.
@@ -38,15 +37,9 @@ class Lists(FileSource):
     num_classes = 0
     display_name = ""
 
-    def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        on_bad_image: OnBadImage = "error",
-        decoding: Decoding | None = None,
-    ) -> None:
-        super().__init__(root, image_size, on_bad_image, decoding)
-        self.display_name = self.display_name or root.resolve().name
+    @override
+    def _prepare(self) -> None:
+        self.display_name = self.display_name or self.root.resolve().name
         files: dict[str, Files] = {}
         seen: dict[str, set[bytes]] = {}
         for split, path in self._annotations().items():
@@ -59,30 +52,31 @@ class Lists(FileSource):
             if both := seen[split] & seen["train"] if split != "train" else None:
                 first = os.fsdecode(min(both))
                 warnings.warn(
-                    f"{len(both)} images of {path} are trained on too, such as {first}: what is "
-                    "measured on them says little.",
+                    f"{len(both)} images of {path}, such as {first}, are also training images: "
+                    "results on them mean little.",
                     stacklevel=2,
                 )
-            files[split] = usable(root, listed, on_bad_image, path)
-        self._take(image_size or DEFAULT_SIZE, files)
+            files[split] = usable(self.root, listed, self.on_bad_image, path)
+        self._take(self.image_size or DEFAULT_SIZE, files)
 
     def _annotations(self) -> dict[str, Path]:
         """Split -> the file that names its images, the training split first."""
-        found = {split: self.root / name for split, name in self.lists.items()}
-        if not found["train"].is_file():
+        paths = {split: self.root / name for split, name in self.lists.items()}
+        if not paths["train"].is_file():
             others = ", ".join(name for split, name in self.lists.items() if split != "train")
             raise UserError(
-                f"there is no {self.lists['train']} in {self.root}.\nPut it there, and beside it "
-                f"{others} and the images: each line is `path label`, the path from {self.root}."
+                f"{paths['train']} is missing.\nPut it there, with {others} and the images beside "
+                f"it: each line is `path label`, the path relative to {self.root}."
             )
-        return {split: path for split, path in found.items() if path.is_file()}
+        return {split: path for split, path in paths.items() if path.is_file()}
 
     def _read(self, path: Path) -> Files:
         return read_list(path)
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """Folder of the first training image of each class, with its number where shared."""
+        # The folder of the first training image of each class.
         names = [str(c) for c in range(self.num_classes)]
         train = self._files["train"]
         for c, row in zip(*np.unique(train.labels, return_index=True), strict=True):
@@ -93,8 +87,8 @@ class Lists(FileSource):
 class ImageNetLT(Lists):
     """ImageNet-LT (Liu et al., arXiv 1904.05160): `root` holds ImageNet and the three lists.
 
-    115,846 training images, 1,280 to 5 a class; 20 validation images a class, cut from ImageNet's
-    training set; the test set is ImageNet's validation set, 50 a class.
+    115,846 training images, 1,280 to 5 per class; 20 validation images per class, cut from
+    ImageNet's training set; the test set is ImageNet's validation set, 50 per class.
     """
 
     name = "imagenet_lt"
@@ -109,7 +103,7 @@ class ImageNetLT(Lists):
 class PlacesLT(Lists):
     """Places-LT (Liu et al., arXiv 1904.05160): `root` holds Places 365 and the three lists.
 
-    62,500 training images, 4,980 to 5 a class; 20 validation and 100 test images a class.
+    62,500 training images, 4,980 to 5 per class; 20 validation and 100 test images per class.
     """
 
     name = "places_lt"
@@ -119,10 +113,10 @@ class PlacesLT(Lists):
 
 
 def read_list(path: Path) -> Files:
-    """Read lines ``path label``; a path may contain spaces, and empty lines are passed over.
+    """Read lines ``path label``; a path may contain spaces, and empty lines are skipped.
 
     Raises:
-        UserError: A line without a whole number at its end, or a list without images.
+        UserError: A line does not end with a whole number, or the list is empty.
     """
     names, labels = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -141,10 +135,10 @@ def read_list(path: Path) -> Files:
 
 
 def listed(names: Iterable[bytes], labels: Iterable[int], path: Path) -> Files:
-    """Make the arrays of a split; ``path`` says where it was listed.
+    """Make the arrays of a split that was listed in ``path``.
 
     Raises:
-        UserError: There is no image.
+        UserError: The list is empty, or has a label beyond int64.
     """
     try:
         numbers = np.array(list(labels), dtype=np.int64)
@@ -152,7 +146,7 @@ def listed(names: Iterable[bytes], labels: Iterable[int], path: Path) -> Files:
         raise UserError(f"{path}: a label is too large. Labels count from 0.") from error
     files = Files(np.array(list(names), dtype=np.bytes_), numbers)
     if not len(files.labels):
-        raise UserError(f"{path} lists no image.")
+        raise UserError(f"{path} lists no images.")
     return files
 
 
@@ -160,49 +154,49 @@ def check_labels(files: Files, num_classes: int, path: Path) -> None:
     """Refuse labels outside 0 to ``num_classes`` - 1.
 
     Raises:
-        UserError: How many there are, and the first.
+        UserError: There are such labels: their number, and the first.
     """
     bad = np.flatnonzero((files.labels < 0) | (files.labels >= num_classes))
     if len(bad):
         first = f"{os.fsdecode(files.names[bad[0]])} has label {files.labels[bad[0]]}"
         raise UserError(
-            f"{path}: {len(bad)} of {len(files.labels)} labels are not in 0 to {num_classes - 1}: "
+            f"{path}: {len(bad)} of {len(files.labels)} labels are outside 0 to {num_classes - 1}: "
             f"{first}.\nLabels count from 0, and every class needs a training image."
         )
 
 
 def distinct(names: list[str]) -> list[str]:
-    """Add its number to the name of each class that shares it with another."""
+    """Append the class number to each name that several classes share."""
     shared = {name for name, count in Counter(names).items() if count > 1}
     return [f"{name} {c}" if name in shared else name for c, name in enumerate(names)]
 
 
 def check_once(files: Files, path: Path) -> set[bytes]:
-    """Return the names of a list, and refuse an image that is in it with two labels.
+    """Return the images of a list, and refuse one that is listed with two labels.
 
     Raises:
-        UserError: Naming the first such image.
+        UserError: An image has two labels.
     """
     label_of: dict[bytes, int] = {}
     for name, label in zip(files.names.tolist(), files.labels.tolist(), strict=True):
         if label_of.setdefault(name, label) != label:
             raise UserError(
-                f"{path}: {os.fsdecode(name)} is listed with the labels {label_of[name]} and "
-                f"{label}: an image has one."
+                f"{path}: {os.fsdecode(name)} is listed with two labels, {label_of[name]} and "
+                f"{label}; keep one."
             )
     return set(label_of)
 
 
 def check_classes(files: Files, num_classes: int, path: Path) -> None:
-    """Refuse a training list without an image of some class.
+    """Refuse a training list that has no images of some class.
 
     Raises:
-        UserError: How many such classes there are, and the first.
+        UserError: There are such classes: their number, and the first.
     """
     present = np.unique(files.labels)
     if len(present) < num_classes:
         first = np.flatnonzero(np.append(present, -1) != np.arange(len(present) + 1))[0]
         raise UserError(
-            f"{path}: {num_classes - len(present)} of {num_classes} classes have no image, the "
-            f"first of them {first}.\nLabels count from 0, and every class needs a training image."
+            f"{path}: {num_classes - len(present)} of {num_classes} classes have no images, "
+            f"starting with {first}.\nLabels count from 0, and every class needs a training image."
         )

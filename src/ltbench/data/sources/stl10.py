@@ -2,6 +2,7 @@
 
 import numpy as np
 from torchvision import datasets
+from typing_extensions import override
 
 from ltbench.data.sources.base import DownloadedSource, Images, Labels
 
@@ -19,6 +20,7 @@ class Stl10(DownloadedSource):
     splits = frozenset({"train", "test", "unlabelled"})
     dataset = datasets.STL10
 
+    @override
     def _load(self, split: str) -> tuple[Images, Labels]:
         opened = self._open(split="unlabeled" if split == "unlabelled" else split)
         return opened.data, opened.labels.astype(np.int64)

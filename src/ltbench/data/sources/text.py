@@ -1,9 +1,8 @@
 """Texts instead of images: token ids, with a second wording of each text beside the first.
 
-A text is two rows of token ids, (2, L) int32, 0 being padding: the text, and its other wording,
-which is the strong view of consistency training (UDA, arXiv 1904.12848). Other wordings are a
-column of the data, where they may be back-translations; where there is none, words are dropped and
-swapped.
+A text is two rows of token ids, (2, L) int32, padded with 0: the text, and its other wording, which
+is the strong view of consistency training (UDA, arXiv 1904.12848). Other wordings, such as
+back-translations, are a column of the data; without that column, words are dropped and swapped.
 """
 
 import hashlib
@@ -19,14 +18,14 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ltbench.data.sources.base import Labels, OnBadImage, Source
-from ltbench.data.sources.decoding import Decoding
+from ltbench.data.sources.base import Labels, Source
 from ltbench.errors import UserError
 
 Tokens = npt.NDArray[np.int32]
 Encoder = Callable[[Sequence[str], int], Tokens]
-"""Maps n texts and a length L to token ids (n, L), cut off or padded with 0."""
+"""Maps n texts and a length L to token ids (n, L), truncated or padded with 0."""
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": lambda path: pd.read_csv(path, keep_default_na=False),
@@ -39,14 +38,14 @@ LENGTH = 128  # tokens, unless a config says otherwise
 class Text(Source):
     """Tables ``root/train.csv`` (or ``.jsonl``, ``.parquet``); val, test, unlabelled are optional.
 
-    Columns: ``text``; ``label``, any value, not in ``unlabelled``; and ``augmented``, another
-    wording of the text, where there is one. Classes are the sorted labels of the training table.
+    Columns: ``text``; ``label`` (any value; not in ``unlabelled``); optionally ``augmented``,
+    another wording of the text. Classes are the sorted labels of the training table.
 
-    `image_size` is the length of a text in tokens. Token ids are those of a vocabulary of the
-    training words, until :attr:`encoder` is set to another.
+    `image_size` is the length of a text in tokens. The token ids come from a vocabulary of the
+    training words, unless :attr:`encoder` is set.
 
     Raises:
-        UserError: A table or column is missing, or a label that training lacks is found.
+        UserError: A table or column is missing, or a label has no training texts.
     """
 
     name: ClassVar[str] = "text"
@@ -55,15 +54,9 @@ class Text(Source):
     channels = 1
     mean, std = (0.0,), (1.0,)
 
-    def __init__(
-        self,
-        root: Path,
-        image_size: int | None = None,
-        on_bad_image: OnBadImage = "error",
-        decoding: Decoding | None = None,
-    ) -> None:
-        super().__init__(root, image_size, on_bad_image, decoding)
-        self.display_name = self.title or root.resolve().name
+    @override
+    def _prepare(self) -> None:
+        self.display_name = self.title or self.root.resolve().name
         self._tables = self._read()
         self.splits = frozenset(self._tables)
         self._class_names = sorted(map(str, self._tables["train"]["label"].unique()))
@@ -72,40 +65,40 @@ class Text(Source):
             self.labels(split)
 
     def _read(self) -> dict[str, pd.DataFrame]:
-        """Return a table a split; ``train`` must be among them."""
-        found = {}
+        """Return one table per split; ``train`` must be among them."""
+        tables = {}
         for split in ("train", "val", "test", "unlabelled"):
             for ending, reader in READERS.items():
                 path = self.root / f"{split}{ending}"
                 if path.is_file():
-                    found[split] = _table(reader, path, split != "unlabelled")
-        if "train" not in found:
+                    tables[split] = _table(reader, path, split != "unlabelled")
+        if "train" not in tables:
             raise UserError(
-                f"there is no table {self.root}/train.csv (or .jsonl, .parquet) with the columns "
+                f"no table {self.root}/train.csv (or .jsonl, .parquet) found: it needs the columns "
                 "text and label."
             )
-        return found
+        return tables
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What turns texts into token ids; a vocabulary unless it is set to another."""
+        """What turns texts into token ids; default: a vocabulary of the training words."""
         return Vocabulary(self._tables["train"]["text"].tolist())
 
     @property
+    @override
     def class_names(self) -> list[str]:
-        """The labels, sorted."""
         return self._class_names
 
     @cached_property
+    @override
     def fingerprint(self) -> str:
-        """Hash of all tables."""
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             digest.update(pd.util.hash_pandas_object(self._tables[split]).to_numpy().tobytes())
         return digest.hexdigest()
 
+    @override
     def labels(self, split: str) -> Labels:
-        """See `Source.labels`."""
         self._check(split)
         table = self._tables[split]
         if split == "unlabelled":
@@ -114,13 +107,13 @@ class Text(Source):
         labels = table["label"].astype(str).tolist()
         if unknown := set(labels) - set(number):
             raise UserError(
-                f"the {split} texts of {self.display_name} have the label '{min(unknown)}', which "
-                "the training texts lack."
+                f"the {split} texts of {self.display_name} have the label '{min(unknown)}', but no "
+                "training text has it."
             )
         return np.array([number[label] for label in labels])
 
+    @override
     def images(self, split: str, indices: npt.ArrayLike) -> Tensor:
-        """(len(indices), 2, L) int32 token ids, each text and its other wording."""
         self._check(split)
         rows = self._tables[split].iloc[np.asarray(indices, dtype=np.int64)]
         texts = rows["text"].tolist()
@@ -134,14 +127,15 @@ class Text(Source):
 
 
 class Hub(Text):
-    """A text set of the Hugging Face hub, read with ``datasets``, which keeps it after a download.
+    """A text set of the Hugging Face hub, read with ``datasets``, which caches the download.
 
-    Other wordings may lie in ``root`` as tables of :class:`Text`, which then are all the data.
+    Tables of :class:`Text` in ``root``, perhaps with other wordings, take its place.
     """
 
     path: ClassVar[str]
     column: ClassVar[str] = "text"
 
+    @override
     def _read(self) -> dict[str, pd.DataFrame]:
         if any((self.root / f"train{ending}").is_file() for ending in READERS):
             return super()._read()
@@ -151,7 +145,7 @@ class Hub(Text):
             raise UserError(
                 f"{self.name} comes from the Hugging Face hub: pip install ltbench[text]."
             ) from error
-        found = {}
+        tables = {}
         for split in ("train", "test"):
             try:
                 data = load_dataset(self.path, split=split)
@@ -163,8 +157,8 @@ class Hub(Text):
             table = data.to_pandas().rename(columns={self.column: "text"})
             names = np.array(data.features["label"].names)
             table["label"] = names[table["label"].to_numpy()]
-            found[split] = table[["text", "label"]]
-        return found
+            tables[split] = table[["text", "label"]]
+        return tables
 
 
 class Imdb(Hub):
@@ -183,13 +177,14 @@ class DBpedia14(Hub):
 
 
 class Phrases(Text):
-    """Generated phrases of five topics, in which one word in three speaks of the topic.
+    """Generated phrases about five topics, in which one word in three is of the topic.
 
-    The other wording of a phrase replaces words of its topic by others of it. `root` is not used.
+    The other wording of a phrase replaces these by other words of the topic. `root` is not used.
     """
 
     name, title = "phrases", "Phrases"
 
+    @override
     def _read(self) -> dict[str, pd.DataFrame]:
         sizes = {"train": 400, "test": 60}
         return {split: _phrases(size, seed) for seed, (split, size) in enumerate(sizes.items())}
@@ -226,11 +221,11 @@ def _phrases(per_topic: int, seed: int) -> pd.DataFrame:
 class Vocabulary:
     """Words of some texts as token ids, most frequent first.
 
-    Token 0 is padding, 1 opens every text, 2 is any other word.
+    Token 0 is padding, 1 starts every text, 2 is any other word.
 
     Args:
         texts: Where the words come from.
-        size: Words kept at most.
+        size: Largest number of words.
     """
 
     def __init__(self, texts: Sequence[str], size: int = 30_000) -> None:
@@ -239,15 +234,14 @@ class Vocabulary:
         self.ids = {word: number for number, word in enumerate(ordered, start=3)}
 
     def __len__(self) -> int:
-        """Return the number of token ids."""
         return len(self.ids) + 3
 
     def __call__(self, texts: Sequence[str], length: int) -> Tokens:
-        """Encode texts."""
+        """Return token ids (n, length)."""
         tokens = np.zeros((len(texts), length), dtype=np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            found = [1, *(self.ids.get(word, 2) for word in _words(text))][:length]
-            row[: len(found)] = found
+            ids = [1, *(self.ids.get(word, 2) for word in _words(text))][:length]
+            row[: len(ids)] = ids
         return tokens
 
 
@@ -276,28 +270,28 @@ def _table(reader: Callable[[Path], pd.DataFrame], path: Path, labelled: bool) -
     try:
         table = reader(path)
     except (ValueError, ImportError) as error:
-        told = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a table ({told}).") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a table ({reason}).") from error
     for column in ("text", "label") if labelled else ("text",):
         if column not in table:
-            there = ", ".join(map(str, table.columns))
-            raise UserError(f"{path} has no column '{column}'; it has {there}.")
+            columns = ", ".join(map(str, table.columns))
+            raise UserError(f"{path} has no column '{column}'; it has {columns}.")
     if not len(table):
-        raise UserError(f"{path} has no text: each row is one.")
+        raise UserError(f"{path} has no rows: add some texts.")
     for column in ("text", "augmented"):
         for row, text in enumerate(table.get(column, ())):
             if not isinstance(text, str):
                 raise UserError(
-                    f"{path}, row {row + 1}: the {column} is {text!r:.40}: give a text."
+                    f"{path}, row {row + 1}: column '{column}' is not a text: {text!r:.40}."
                 )
     if labelled:
-        nothing = table["label"].isna() | (table["label"].astype(str) == "")
-        if nothing.any():
+        missing = table["label"].isna() | (table["label"].astype(str) == "")
+        if missing.any():
             raise UserError(
-                f"{path}, row {nothing.argmax() + 1}: there is no label. Texts without one belong "
-                "into the table unlabelled."
+                f"{path}, row {missing.argmax() + 1}: the label is missing. Move texts without a "
+                "label to the table 'unlabelled'."
             )
         for row, label in enumerate(table["label"]):
             if isinstance(label, dict | list):
-                raise UserError(f"{path}, row {row + 1}: the label is {label!r:.40}: give a name.")
+                raise UserError(f"{path}, row {row + 1}: the label is not a name: {label!r:.40}.")
     return table

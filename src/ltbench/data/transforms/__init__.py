@@ -1,4 +1,4 @@
-"""Batched transforms of uint8 images, on the device: one idea a file."""
+"""Batched transforms of uint8 images, on the device."""
 
 from ltbench.data.transforms import (  # a config may name any class of these without its module
     autoaugment,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import AutoAugment as Policies
 from torchvision.transforms import AutoAugmentPolicy
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, on_host
 from ltbench.data.transforms.randaugment import OPERATIONS, Operation, apply_operations
@@ -36,8 +37,8 @@ class AutoAugment(BatchTransform):
             ]
         )
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
         batch, device = len(images), images.device
         host = on_host(generator)
         which = torch.randint(len(self.table), (batch,), generator=host)

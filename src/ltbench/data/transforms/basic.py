@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.errors import UserError
@@ -20,10 +21,10 @@ def constants(values: Sequence[float] | Sequence[Sequence[float]], device: torch
 
 
 def on_host(generator: torch.Generator) -> torch.Generator:
-    """Return what draws on the host, where to read a draw is not to wait for a device.
+    """Return a generator on the host, whose draws can be read without waiting for a device.
 
-    A generator of the CPU is that itself. From one of a GPU comes a new one that is seeded by its
-    seed and place, which both lie on the host; it is another one once the GPU has drawn again.
+    A generator of the CPU is returned itself. For one of a GPU it is a new one, seeded by its seed
+    and offset, which are known on the host; so it changes whenever the GPU's has drawn.
     """
     if generator.device.type == "cpu":
         return generator
@@ -40,17 +41,16 @@ class BatchTransform(nn.Module):
 
 
 class RandomCrop(BatchTransform):
-    """Pad with black, then cut a window of the original size at a random place."""
+    """Pad each side with ``padding`` black pixels, then cut a random window of the old size."""
 
     def __init__(self, padding: int = 4) -> None:
-        """Pad each side by ``padding`` pixels."""
         super().__init__()
         if padding < 0:
             raise UserError(f"RandomCrop: padding is {padding}; it must be at least 0 pixels.")
         self.padding = padding
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop each image at its own offset."""
         batch, channels, height, width = images.shape
         pad, device = self.padding, images.device
         places = 2 * pad + 1
@@ -69,30 +69,31 @@ class HorizontalFlip(BatchTransform):
     """Mirror each image left to right with probability ``p``."""
 
     def __init__(self, p: float = 0.5) -> None:
-        """Flip with probability ``p`` in [0, 1]."""
         super().__init__()
         if not 0 <= p <= 1:
-            raise UserError(f"HorizontalFlip: p is {p}; a probability lies in [0, 1].")
+            raise UserError(f"HorizontalFlip: p is {p}; it must lie in [0, 1].")
         self.p = p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Flip each image or not."""
         chosen = torch.rand(len(images), generator=generator, device=images.device) < self.p
         return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
 class Cutout(BatchTransform):
-    """Black out one square at a random centre (arXiv 1708.04552); it may hang over the edge."""
+    """Black out one square with a side of ``size`` pixels at a random centre (arXiv 1708.04552).
+
+    It may extend beyond the edge.
+    """
 
     def __init__(self, size: int = 16) -> None:
-        """Cut a square of ``size`` pixels a side."""
         super().__init__()
         if size < 1:
             raise UserError(f"Cutout: size is {size}; it must be at least 1 pixel.")
         self.size = size
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Cut each image at its own place."""
         batch, _, height, width = images.shape
         device = images.device
         top = torch.randint(0, height, (batch, 1), generator=generator, device=device)

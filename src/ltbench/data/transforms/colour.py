@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, constants
 from ltbench.errors import UserError
@@ -11,8 +12,8 @@ from ltbench.errors import UserError
 class ColorJitter(BatchTransform):
     """Change brightness, contrast, saturation and hue of each image, in this order.
 
-    The first three are factors drawn from [1 - x, 1 + x], cut off at 0; a hue is turned by a share
-    of the colour circle from [-x, x]. The changes are torchvision's, which draws their order.
+    The first three are factors drawn from [1 - x, 1 + x], clipped at 0; the hue is turned by a
+    share of the colour circle from [-x, x]. Unlike torchvision, the order is not random.
 
     Args:
         brightness: x of the brightness, at least 0.
@@ -22,7 +23,7 @@ class ColorJitter(BatchTransform):
         p: Probability that an image is changed at all.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class ColorJitter(BatchTransform):
     ) -> None:
         super().__init__()
         if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5 or not 0 <= p <= 1:
-            raise UserError("ColorJitter: amounts are at least 0, hue at most 0.5, p in [0, 1].")
+            raise UserError(
+                "ColorJitter: amounts must be at least 0, hue at most 0.5, p in [0, 1]."
+            )
         self.amounts, self.p = (brightness, contrast, saturation, hue), p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change each of (B, C, H, W) uint8 images, C = 1 or 3."""
         size, device = (5, len(images), 1, 1, 1), images.device
         draws = torch.rand(size, generator=generator, device=device)
         brightness, contrast, saturation, hue = (
@@ -60,12 +63,11 @@ class Grayscale(BatchTransform):
     """Take the colour out of each image with probability ``p``."""
 
     def __init__(self, p: float = 0.2) -> None:
-        """Change an image with probability ``p`` in [0, 1]."""
         super().__init__()
         self.p = p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change each of (B, C, H, W) uint8 images or not, C = 1 or 3."""
         draws = torch.rand((len(images), 1, 1, 1), generator=generator, device=images.device)
         return torch.where(draws < self.p, tv.rgb_to_grayscale(images), images)
 
@@ -74,18 +76,18 @@ class GaussianBlur(BatchTransform):
     """Blur each image with probability ``p``, as SimCLR does (arXiv 2002.05709).
 
     Args:
-        sigma: Least and greatest standard deviation in pixels, above 0, drawn uniformly.
+        sigma: Smallest and largest standard deviation in pixels, above 0, drawn uniformly.
         p: Probability in [0, 1].
     """
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5) -> None:
         super().__init__()
         if not 0 < sigma[0] <= sigma[1] or not 0 <= p <= 1:
-            raise UserError("GaussianBlur: sigma is a rising pair above 0, p lies in [0, 1].")
+            raise UserError("GaussianBlur: sigma must be a rising pair above 0, and p in [0, 1].")
         self.sigma, self.p = sigma, p
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Blur each of (B, C, H, W) uint8 images or not."""
         size = (2, len(images), 1, 1)
         share, chosen = torch.rand(size, generator=generator, device=images.device)
         sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * share
@@ -95,14 +97,14 @@ class GaussianBlur(BatchTransform):
 
 
 def _kernel(sigma: Tensor, side: int) -> Tensor:
-    """Return the (B, side, side) matrices that blur a line; at its ends what is there counts."""
+    """Return the (B, side, side) matrices that blur a line, normalised at its ends."""
     pixels = torch.arange(side, device=sigma.device)
     weights = (-0.5 * ((pixels[:, None] - pixels) / sigma) ** 2).exp()
     return weights / weights.sum(2, keepdim=True)
 
 
 def _blend(images: Tensor, other: Tensor, change: Tensor) -> Tensor:
-    """Go from ``images`` away from ``other`` by a share, or towards it where that is negative."""
+    """Move ``images`` away from ``other`` by a share, or towards it if that is negative."""
     return (images + change.clamp_min(-1) * (images - other)).clamp(0, 255)
 
 

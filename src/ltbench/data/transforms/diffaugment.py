@@ -65,7 +65,7 @@ DIFFAUGMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def diffaugment(images: Tensor, policy: Sequence[str]) -> Tensor:
-    """Apply the changes of ``policy`` in order; without any the images come back as they are.
+    """Apply the changes of ``policy`` in order.
 
     Args:
         images: (B, C, H, W) in [-1, 1].

@@ -4,27 +4,28 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, constants
 from ltbench.errors import UserError
 
-ATTEMPTS = 10  # boxes that are drawn for an image before it is left as it is
+ATTEMPTS = 10  # boxes drawn for an image before it is left unchanged
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class RandomErasing(BatchTransform):
-    """Fill a random box with noise, a draw a pixel and channel.
+    """Fill a random box with noise, drawn for each pixel and channel.
 
-    The noise is normal with the mean and standard deviation of natural images, cut off at black
-    and white. Of ten boxes drawn for an image the first that is smaller than it is taken.
+    The noise is normal with the mean and standard deviation of natural images, clipped to black
+    and white. The first of ten drawn boxes that is smaller than the image is used.
 
     Args:
         p: Probability in [0, 1] that an image is erased.
-        area: Least and greatest share of the image's area.
-        ratio: Least and greatest height over width, drawn uniformly in its logarithm.
+        area: Smallest and largest share of the image's area.
+        ratio: Smallest and largest height over width, drawn uniformly in its logarithm.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -41,8 +42,8 @@ class RandomErasing(BatchTransform):
             )
         self.p, self.area, self.ratio = p, area, ratio
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Erase a box of some of the (B, C, H, W) uint8 images, C = 1 or 3."""
         batch, channels, height, width = images.shape
         device = images.device
         size = (4, ATTEMPTS, batch)

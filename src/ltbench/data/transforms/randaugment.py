@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, constants, on_host
 from ltbench.errors import UserError, unknown_name
@@ -193,7 +194,7 @@ class RandAugment(BatchTransform):
             anywhere in the image, in the grey (125, 123, 114); 0 paints none.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -206,21 +207,21 @@ class RandAugment(BatchTransform):
     ) -> None:
         super().__init__()
         if num_ops < 0:
-            raise UserError(f"num_ops of RandAugment is {num_ops}; give 0 or more.")
+            raise UserError(f"num_ops of RandAugment is {num_ops}; it must be at least 0.")
         if space not in ("standard", "fixmatch"):
             raise unknown_name("space of RandAugment", space, ("standard", "fixmatch"))
         limits = (("magnitude", magnitude or 0, _MAX_MAGNITUDE), ("p", p, 1), ("cutout", cutout, 1))
         for name, value, most in limits:
             if not 0 <= value <= most:
-                raise UserError(f"{name} of RandAugment is {value}; give 0 to {most}.")
+                raise UserError(f"{name} of RandAugment is {value}; it must lie in [0, {most}].")
         self.num_ops = num_ops
         self.magnitude = magnitude
         self.space = space
         self.p = p
         self.cutout = cutout
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Transform ``(B, C, H, W)`` uint8 images, C = 1 or 3, each with its own draws."""
         size, device = (self.num_ops, len(images)), images.device
         host = on_host(generator)
         drawn = torch.randint(len(OPERATIONS), size, generator=host)

@@ -8,26 +8,27 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
 
-ATTEMPTS = 10  # boxes that are drawn for an image before it is taken whole
+ATTEMPTS = 10  # boxes drawn for an image before the largest is used
 
 
 class RandomResizedCrop(BatchTransform):
-    """Cut out a box of random area and shape, and bring it to a square of ``size`` pixels.
+    """Crop a box of random area and shape, and resize it to a square of ``size`` pixels.
 
-    The defaults are those of ImageNet training, and of torchvision. Of ten boxes drawn for an
-    image the first that fits is taken; if none does, the largest centred one.
+    The defaults are those of ImageNet training, and of torchvision. The first of ten drawn boxes
+    that fits is used; if none does, the largest centred one.
 
     Args:
-        size: Side in pixels of what comes out.
-        scale: Least and greatest share of the image's area.
-        ratio: Least and greatest width over height, drawn uniformly in its logarithm.
+        size: Side of the result in pixels.
+        scale: Smallest and largest share of the image's area.
+        ratio: Smallest and largest width over height, drawn uniformly in its logarithm.
 
     Raises:
-        UserError: An argument is out of its range.
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class RandomResizedCrop(BatchTransform):
             )
         self.size, self.scale, self.ratio = size, scale, ratio
 
+    @override
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop (B, C, H, W) uint8 images to (B, C, size, size)."""
         top, left, height, width = self._boxes(images, generator)
         rows = resampling(top, height, images.shape[2], self.size)
         columns = resampling(left, width, images.shape[3], self.size)
@@ -63,16 +64,16 @@ class RandomResizedCrop(BatchTransform):
         height, width = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
         fits = (height >= 1) & (height <= full_height) & (width >= 1) & (width <= full_width)
         first = fits.int().argmax(0, keepdim=True)
-        found = fits.any(0)
+        fitting = fits.any(0)
 
         def chosen(drawn: Tensor, otherwise: int) -> Tensor:
-            return torch.where(found, drawn.gather(0, first)[0], otherwise)
+            return torch.where(fitting, drawn.gather(0, first)[0], otherwise)
 
         height = chosen(height, min(full_height, round(full_width / self.ratio[0])))
         width = chosen(width, min(full_width, round(full_height * self.ratio[1])))
         free_down, free_right = full_height - height, full_width - width
-        top = torch.where(found, (down[0] * (free_down + 1)).floor(), (free_down / 2).round())
-        left = torch.where(found, (right[0] * (free_right + 1)).floor(), (free_right / 2).round())
+        top = torch.where(fitting, (down[0] * (free_down + 1)).floor(), (free_down / 2).round())
+        left = torch.where(fitting, (right[0] * (free_right + 1)).floor(), (free_right / 2).round())
         return top, left, height, width
 
 
@@ -83,7 +84,7 @@ def resampling(start: Tensor, length: Tensor, size: int, new_size: int) -> Tenso
         start: First pixel of the stretch in each of B lines, (B,).
         length: Pixels in it, (B,).
         size: Pixels of a whole line.
-        new_size: Pixels that the stretch is brought to.
+        new_size: Pixels that it is resampled to.
     """
     start, length = start.float().view(-1, 1, 1), length.float().view(-1, 1, 1)
     step = length / new_size

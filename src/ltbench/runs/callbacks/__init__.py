@@ -1,1 +1,1 @@
-"""What follows a training as it goes."""
+"""Callbacks of a training: its record, predictions, progress bar and warnings."""

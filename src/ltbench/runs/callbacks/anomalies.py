@@ -1,4 +1,4 @@
-"""Warnings of what a training survives, though its result may not."""
+"""Warnings of trouble that does not stop a training but may spoil its result."""
 
 import logging
 from typing import Any
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ltbench.methods.base import Method
 from ltbench.metrics.counts import shot_groups
@@ -17,8 +18,8 @@ from ltbench.metrics.counts import shot_groups
 _log = logging.getLogger(__name__)
 
 EXPLODED = 100.0  # times the usual norm of the gradient
-ONE_PAIR = 0.95  # share of a pair of classes above which the others hardly count
-EVERY = 10  # steps between two measurements of it
+ONE_PAIR = 0.95  # share of one pair of classes above which the others hardly count
+EVERY = 10  # steps between two measurements of the norm
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
 
@@ -26,43 +27,42 @@ class Anomalies(Callback):
     """Warn, each once, of empty groups, dead classes, exploding gradients and the like."""
 
     def __init__(self) -> None:
-        """Nothing was told yet."""
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._norms: list[Tensor] = []  # of this epoch, on the device
         self._usual: float | None = None
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must remember, to tell what an uninterrupted one would."""
-        return {"told": sorted(self._told), "usual": self._usual}
+        return {"told": sorted(self._warned), "usual": self._usual}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from it."""
-        self._told = set(state_dict["told"])
+        self._warned = set(state_dict["told"])
         self._usual = state_dict["usual"]
 
     @rank_zero_only
     def _warn(self, kind: str, text: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             _log.warning("warning: %s", text)
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Name the groups that the training images leave empty."""
         assert isinstance(pl_module, Method)
         groups = shot_groups(pl_module.data.class_counts)
         if empty := [f"{name} ({SHOTS[name]})" for name in SHOTS if not len(groups[name])]:
-            self._warn("group", f"no class is {', '.join(empty)}: that recall is not defined.")
+            self._warn("group", f"no classes are {', '.join(empty)} images: no such recall.")
 
+    @override
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure the gradient now and then; nothing waits for the device."""
         if trainer.global_step % EVERY == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self._norms.append(get_total_norm(gradients))
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the gradients, the pseudo-labels and the shares of the epoch."""
         epoch, logged = trainer.current_epoch, trainer.callback_metrics
         if self._norms:
             norms = torch.stack(self._norms)
@@ -78,20 +78,20 @@ class Anomalies(Callback):
         if "train/kept_share" in logged and not logged["train/kept_share"]:
             self._warn(
                 "pseudo-labels",
-                f"epoch {epoch}: every pseudo-label was rejected, so the unlabelled images teach "
-                "nothing. Lower the threshold, or train for longer.",
+                f"epoch {epoch}: every pseudo-label was rejected, so the unlabelled images are not "
+                "used. Lower the threshold, or train for longer.",
             )
 
         share = float(logged.get("train/largest_share", 0))
         if share > ONE_PAIR:
             self._warn(
                 "pairs",
-                f"epoch {epoch}: one pair of classes has {share:.1%} of the share, much like "
-                "policy: greedy. A lower model.sharpness spreads it over more pairs.",
+                f"epoch {epoch}: {share:.1%} of the pairs are of the same two classes, much like "
+                "policy: greedy. A lower model.sharpness spreads them over more classes.",
             )
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look for dead classes, from the middle of the training on: all are dead at its start."""
         dead = trainer.callback_metrics.get("val/dead_classes")
         late = trainer.current_epoch >= (trainer.max_epochs or 1) / 2
         if dead and late and trainer.training:

@@ -8,16 +8,17 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import BarColumn, ProgressColumn, TimeRemainingColumn
 from rich.table import Column
+from typing_extensions import override
 
-DRAWS = 1  # of the bar in a second, and its looks at the loss
-WAKES = 10  # of Lightning's thread in a second; a bar that stops waits for the next one
+DRAWS = 1  # of the bar per second; only then is the loss read
+WAKES = 10  # of Lightning's thread per second; a bar that stops waits for the next one
 
 
 class Progress(RichProgressBar):
-    """Lightning's Rich bar with the time left of the whole training, not of the epoch alone.
+    """Lightning's Rich bar with the time left of the whole training, not only of the epoch.
 
-    It draws now and then, and only then looks at the loss: to read that is to wait for a GPU. It
-    draws between two steps; Lightning's thread would draw beside those that compute, in the midst.
+    It draws once per second, and only then reads the loss, which means to wait for a GPU. It draws
+    between two steps; Lightning's thread would draw during one, beside the threads that compute.
     """
 
     _rests, _due = False, 0.0
@@ -26,33 +27,28 @@ class Progress(RichProgressBar):
         super().__init__(refresh_rate=WAKES)
 
     def _init_progress(self, trainer: L.Trainer) -> None:
-        """Let the bar alone give way on a narrow terminal: broken columns cannot be read."""
+        """Let only the bar shrink on a narrow terminal: wrapped columns cannot be read."""
         super()._init_progress(trainer)
         for column in self.progress.columns if self.progress else ():
             if isinstance(column, ProgressColumn) and not isinstance(column, BarColumn):
                 column._table_column = Column(no_wrap=True)
 
+    @override
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
-        """Show one time of an epoch or evaluation: what is left, and at its end what it took."""
         description, bar, batches, _, speed = super().configure_columns(trainer)
         return [description, bar, batches, TimeRemainingColumn(elapsed_when_finished=True), speed]
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember when and where this sitting began."""
         super().on_train_start(trainer, pl_module)
         self._began, self._from = time.monotonic(), trainer.global_step
 
+    @override
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any
     ) -> None:
-        """Count the step, and show it with its loss where it is time."""
         self._rests = True
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, *batch)
         self._rests = False
         if trainer.is_last_batch or time.monotonic() >= self._due:
             self._update_metrics(trainer, pl_module)
@@ -62,17 +58,17 @@ class Progress(RichProgressBar):
         if not self._rests and not trainer.sanity_checking:  # before the training has begun
             super()._update_metrics(trainer, pl_module)
 
+    @override
     def refresh(self, hard: bool = False) -> None:
-        """Draw, unless that was done just now."""
         now = time.monotonic()
         if not self._rests and (hard or now >= self._due):
             super().refresh(hard=True)
             self._due = now + 1 / DRAWS
 
+    @override
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """Show the losses of the last step, what asks for the bar, and when training will end."""
         steps = {  # short: a line has 80 letters
             name.removeprefix("train/").removesuffix("_step"): float(value)
             for name, value in trainer.callback_metrics.items()

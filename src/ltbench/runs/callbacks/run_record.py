@@ -1,10 +1,11 @@
-"""What a run leaves behind as it goes: its record, curves and traces."""
+"""What a run writes as it goes: its record, curves and traces."""
 
 import os
 import resource
 import sys
 import time
 from collections.abc import Mapping
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from typing_extensions import override
 
 import ltbench
 from ltbench import records, seeding
@@ -28,21 +30,20 @@ from ltbench.runs.context import RunContext
 
 
 class RunRecord(Callback):
-    """Keep ``record.json``, ``metrics.csv`` and ``traces.npz`` of one run.
+    """Write ``record.json``, ``metrics.csv`` and ``traces.npz`` of one run.
 
-    The record is rewritten whole after each epoch, so it tells the truth at any moment: ``status``
-    is ``running``, ``done``, ``interrupted`` or ``failed`` (with ``cause``).
+    The record is rewritten after each epoch, so that it is true at any moment: ``status`` is
+    ``running``, ``done``, ``interrupted`` or ``failed`` (with ``cause``).
 
     Args:
         context: The run.
-        monitor: The validation metric that "best" goes by.
+        monitor: The validation metric by which "best" is chosen.
 
     Attributes:
-        begun: Whether there has been a step or an evaluation: bad input leaves nothing behind.
+        begun: Whether training or evaluation has begun; before that nothing is written.
     """
 
     def __init__(self, context: RunContext, monitor: str | None) -> None:
-        """Remember where to write; nothing is written before training starts."""
         self.context = context
         self.versions, self.git = records.versions(), records.git_state(Path(ltbench.__file__))
         self.loggers: list[Logger] = []
@@ -56,8 +57,8 @@ class RunRecord(Callback):
         self._validated: tuple[str, ...] = ()
         self.traces: dict[str, list[tuple[int, Tensor]]] = {}
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must remember."""
         return {
             "history": self.history,
             "images_seen": self.images_seen,
@@ -66,18 +67,14 @@ class RunRecord(Callback):
             "job_id": self.context.job_id,
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what a checkpoint remembers; not when it is loaded only to be tested.
-
-        Raises:
-            UserError: It is of another run, whose length, schedule or seed was another one.
-        """
-        if self.context.selection is not None:
+        if self.context.selection is not None:  # it is only evaluated
             return
         if state_dict.get("job_id", self.context.job_id) != self.context.job_id:
             raise UserError(
-                f"the checkpoint belongs to run {state_dict['job_id']}, and this config makes "
-                f"another one, {self.context.job_id}: use the config.yaml in its run folder."
+                f"the checkpoint belongs to run {state_dict['job_id']}, but this config is run "
+                f"{self.context.job_id}: use the config.yaml in the checkpoint's run folder."
             )
         self.history = state_dict["history"]
         self.images_seen = state_dict["images_seen"]
@@ -87,38 +84,30 @@ class RunRecord(Callback):
     def _clock(self) -> float:
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that the run has begun: nothing can refuse it any more, so curves may be drawn."""
-        trainer.loggers = self.loggers
+        trainer.loggers = self.loggers  # only now: nothing can refuse the run any more
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
         config = yaml.safe_dump(self.context.config, sort_keys=False)
         if trainer.is_global_zero:
             records.write_text(self.context.folder.config, config)
 
+    @override
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
-        """Count images, over all ranks."""
         self.images_seen += count_images(batch) * trainer.world_size
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that this epoch's row has validation metrics; those of earlier epochs linger.
-
-        After training it is the validation of a selection, and belongs to that.
-        """
         if self.context.selection is not None:
             self.metrics[self.context.selection]["val"] = _under("val", trainer.callback_metrics)
         self._keep_pictures(_method(pl_module), trainer.is_global_zero)
-        self._validated = ("val", "test_watched")
+        self._validated = ("val", "test_watched")  # in this epoch; older metrics linger
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add this epoch's row to the curves."""
         fresh = ("train/", *(f"{name}/" for name in self._validated))
         row = {
             name: float(value)
@@ -131,35 +120,34 @@ class RunRecord(Callback):
         self._write(trainer, pl_module, "running")
 
     def _keep_traces(self, epoch: int, method: Method, write: bool) -> None:
-        """Write ``traces.npz``: of each name an array (E, ...), and ``<name>.epoch`` (E,)."""
+        """Write ``traces.npz``: for each name an array (E, ...), and ``<name>.epoch`` (E,)."""
         for name, value in method.traces.items():
             self.traces.setdefault(name, []).append((epoch, value.detach().cpu().clone()))
         method.traces.clear()
-        if not (self.traces and write):
-            return
-        records.write_npz(self.context.folder.traces, self._trace_arrays())
+        if self.traces and write:
+            records.write_npz(self.context.folder.traces, self._trace_arrays())
 
     def _keep_pictures(self, method: Method, write: bool) -> None:
         for name, picture in method.pictures.items():
             if write and self.begun:
-                _write_bytes(self.context.folder.path / name, picture)
+                records.write_whole(self.context.folder.path / name, methodcaller("write", picture))
         method.pictures.clear()
 
     def _trace_arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {}
-        for name, kept in self.traces.items():
-            arrays[name] = torch.stack([value for _, value in kept]).numpy()
-            arrays[f"{name}.epoch"] = np.array([epoch for epoch, _ in kept])
+        for name, values in self.traces.items():
+            arrays[name] = torch.stack([value for _, value in values]).numpy()
+            arrays[f"{name}.epoch"] = np.array([epoch for epoch, _ in values])
         return arrays
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock."""
         self.seconds, self._since = self._clock(), 0.0
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say why the run stopped, if it had begun."""
         if not self.begun:
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
@@ -167,10 +155,10 @@ class RunRecord(Callback):
         self._write(trainer, pl_module, status, cause)
 
     def select(self, selection: str) -> None:
-        """Say which weights are evaluated next, with what validation said of them.
+        """Choose the weights to be evaluated next, and look up their validation metrics.
 
         Args:
-            selection: ``last``, ``best`` or ``given``, as :class:`RunContext` says.
+            selection: ``last``, ``best`` or ``given``, as in :class:`RunContext`.
         """
         self.context.selection = selection
         self.begun |= selection != "given"
@@ -183,15 +171,15 @@ class RunRecord(Callback):
         if row:
             self.metrics[selection] = {"epoch": row["epoch"], "val": _under("val", row)}
 
+    @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the test metrics of this selection into the record."""
         test = _under("test", trainer.callback_metrics)
         method = _method(pl_module)
         self.metrics[self.context.selection or "given"]["test"] = test | method.test_details()
         self._keep_pictures(method, trainer.is_global_zero)
 
     def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that all is done, and draw what was traced."""
+        """Mark the run as done, and plot its traces."""
         if self.traces and trainer.is_global_zero:
             figure = trace_figure(self._trace_arrays(), _method(pl_module).data.source.class_names)
             path = self.context.folder.traces.with_suffix(".png")
@@ -219,7 +207,7 @@ class RunRecord(Callback):
         status: str,
         cause: str | None = None,
     ) -> dict[str, Any]:
-        """Return the record as it stands (:mod:`ltbench.records.schema` says what is in it)."""
+        """Return the record at this moment (see :mod:`ltbench.records.schema`)."""
         method = _method(pl_module)
         seconds = self._clock()
         averaged = method.averages or any(
@@ -227,14 +215,14 @@ class RunRecord(Callback):
             for c in trainer.callbacks  # type: ignore[attr-defined]
         )
         batches = trainer.num_training_batches  # infinite before a training
-        known = [{"role": role, **start} for role, start in self.context.starts.items()]
+        starts = [{"role": role, **start} for role, start in self.context.starts.items()]
         return {
             "job_id": self.context.job_id,
             "name": self.context.name,
             "method": method_name(type(method)),
             "dataset": method.data.source_name,
             "stage": method.stage,
-            "lineage": method.lineage or known,
+            "lineage": method.lineage or starts,
             "config": self.context.config,
             "versions": self.versions,
             "git": self.git,
@@ -267,16 +255,12 @@ def _method(module: L.LightningModule) -> Method:
 
 
 def count_images(batch: Batch) -> int:
-    """Return how many images a training batch holds: every ``index`` in it names some."""
+    """Return the number of images in a training batch: each ``index`` in it lists some."""
     return sum(
         count_images(value) if isinstance(value, dict) else len(value)
         for key, value in batch.items()
         if key == "index" or isinstance(value, dict)
     )
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    records.write_whole(path, lambda file: file.write(content))
 
 
 def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]:
@@ -288,7 +272,7 @@ def _under(prefix: str, metrics: Mapping[str, Tensor | float]) -> dict[str, Any]
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a reader calls the device: the GPU's name, or the processor's and its cores."""
+    """Return a device's name for people: that of the GPU, or of the processor with its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -297,7 +281,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory held so far, in bytes: the GPU's, or the process's on a CPU."""
+    """Return the peak memory so far in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

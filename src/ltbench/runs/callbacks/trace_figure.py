@@ -1,4 +1,4 @@
-"""A picture of what a method traced: shares, multipliers, gains, by class and by epoch."""
+"""A plot of the traces of a method: shares, multipliers, gains, by class and by epoch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,13 +19,13 @@ Panel = tuple[str, Callable[[Axes], object]]
 
 
 def trace_figure(traces: Mapping[str, Array], class_names: Sequence[str]) -> Figure:
-    """Draw the arrays of ``traces.npz``, a panel each.
+    """Plot the arrays of ``traces.npz``, one panel each.
 
     Args:
-        traces: Of each name an array and ``<name>.epoch`` (E,). One of shape (E,) is a line;
-            (E, n) a heat map of classes by epochs; (E, n, m) a heat map at each of some epochs.
-            The pairs (E, 2) of a name such as ``y_vs_x`` are points: x, then y.
-        class_names: In label order; they name the rows where a trace has one value a class.
+        traces: For each name an array and ``<name>.epoch`` (E,). Shape (E,) is a line; (E, n) a
+            heat map of classes by epochs; (E, n, m) a heat map at each of some epochs. The pairs
+            (E, 2) of a name such as ``y_vs_x`` are points: x, then y.
+        class_names: In label order; they label the rows of a trace with one value per class.
     """
     names = [name for name in traces if not name.endswith(".epoch")]
     matrices = [name for name in names if traces[name].ndim == 3]
@@ -103,9 +103,9 @@ def _matrix(axes: Axes, values: Array, most: float, class_names: Sequence[str]) 
 
 
 def _colours(values: Array) -> Normalize:
-    """Return a scale from 0; gains of head and tail, never 0, are orders of magnitude apart."""
-    found = values[np.isfinite(values)]
-    low, high = (found.min(), found.max()) if len(found) else (0, 1)
+    """Return a scale from 0; logarithmic for gains, whose head and tail are far apart."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0, 1)
     if low > 0 and high > max(1, 100 * low):
         return LogNorm(low, high)
     return Normalize(min(0, low), high)

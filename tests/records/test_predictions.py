@@ -28,10 +28,10 @@ def test_logits_of_too_many_are_not_even_collected(images, names, tmp_path, monk
     monkeypatch.setattr(predictions, "LOGITS_KEPT", 4)
     logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
     batch = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1])}
-    found = predictions.predicted(batch, {"": logits, "cls": logits.flip(1)}, images)
+    columns_of = predictions.predicted(batch, {"": logits, "cls": logits.flip(1)}, images)
     always = {"index", "label", "prediction", "confidence"}
-    assert found.keys() == always | {"cls"} | names
-    columns = {name: value.numpy() for name, value in found.items()}
+    assert columns_of.keys() == always | {"cls"} | names
+    columns = {name: value.numpy() for name, value in columns_of.items()}
     path, heads = tmp_path / "predictions_last.npz", {"cls": columns.pop("cls")}
     Predictions(**columns, heads=heads).write(path)
     assert Predictions.read(path).heads["cls"].tolist() == [0, 1]

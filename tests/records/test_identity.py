@@ -1,0 +1,90 @@
+"""What makes two runs the same experiment: job ids and recipes."""
+
+import copy
+
+import pytest
+
+from ltbench import records
+from ltbench.records import canonical, recipe
+
+CONFIG = {
+    "seed_everything": 0,
+    "model": {"class_path": "ERM", "init_args": {"loss": "vs_loss", "clip_norm": None}},
+    "data": {
+        "class_path": "LongTailDataModule",
+        "init_args": {"source": "digits", "root": None, "num_workers": 2, "batch_size": 32},
+    },
+    "trainer": {"max_epochs": 40, "precision": None, "default_root_dir": "runs", "logger": None},
+}
+
+
+def job_id(config, fingerprint="digits"):
+    return records.job_id(config, fingerprint)
+
+
+def changed(group, key, value):
+    config = copy.deepcopy(CONFIG)
+    (config[group].get("init_args") or config[group])[key] = value
+    return config
+
+
+def test_job_id_is_16_hex_digits_in_any_order_of_keys():
+    assert len(job_id(CONFIG)) == 16
+    assert int(job_id(CONFIG), 16) >= 0
+    assert job_id(dict(reversed(CONFIG.items()))) == job_id(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("model", "loss", "ce"),
+        ("model", "clip_norm", 1.0),
+        ("data", "batch_size", 64),
+        ("data", "source", "cifar10"),
+        ("trainer", "max_epochs", 41),
+        ("trainer", "precision", "bf16-mixed"),
+    ],
+)
+def test_job_id_tells_experiments_apart(group, key, value):
+    assert job_id(changed(group, key, value)) != job_id(CONFIG)
+
+
+def test_job_id_tells_seeds_and_data_apart():
+    assert job_id({**CONFIG, "seed_everything": 1}) != job_id(CONFIG)
+    assert job_id(CONFIG, "other images") != job_id(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("data", "root", "/elsewhere"),
+        ("data", "num_workers", 8),
+        ("data", "predict_folder", "/new"),
+        ("data", "eval_batch_size", 64),
+        ("trainer", "default_root_dir", "/elsewhere"),
+        ("trainer", "enable_progress_bar", False),
+        ("trainer", "log_every_n_steps", 1),
+    ],
+)
+def test_where_and_how_it_is_shown_makes_no_other_run_and_no_other_recipe(group, key, value):
+    other = changed(group, key, value)
+    assert job_id(other) == job_id(CONFIG)
+    assert recipe({"config": other}) == recipe({"config": CONFIG})
+
+
+def test_seeds_share_a_recipe_and_experiments_do_not():
+    assert recipe({"config": {**CONFIG, "seed_everything": 1}}) == recipe({"config": CONFIG})
+    assert recipe({"config": changed("model", "loss", "ce")}) != recipe({"config": CONFIG})
+
+
+def test_our_classes_have_one_spelling_and_those_of_others_keep_theirs():
+    crop = {"class_path": "ltbench.data.augment.RandomCrop", "init_args": {"padding": 4}}
+    config = {"model": {"class_path": "their.Method"}, "data": {"augment": [crop]}}
+    assert canonical(config) == {
+        "model": {"class_path": "their.Method"},
+        "data": {"augment": [{"class_path": "RandomCrop", "init_args": {"padding": 4}}]},
+    }
+
+
+def test_job_id_ignores_what_is_added_beside_the_experiment():
+    assert job_id({**CONFIG, "name": "x", "ckpt_path": "y"}) == job_id(CONFIG)
