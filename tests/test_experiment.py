@@ -66,10 +66,16 @@ def test_old_paths_of_our_classes_are_known(ltbench, tiny):
     assert type(built.model.gradient_rule) is SAM
     assert [type(transform) for transform in built.data.augment] == [RandomCrop]
     assert built.config["model"]["init_args"]["lr_schedule"]["class_path"] == "Constant"
-    (run,) = RESULTS.glob("ce-seed0-*/ce-*/config.yaml")
+
+
+@pytest.mark.parametrize("row", ["ce", "csst_min", "selmix_min", "paco", "deitlt", "cbgan"])
+def test_the_config_of_an_old_run_is_read(ltbench, row):
+    (run,) = RESULTS.glob(f"{row}-seed0-*/{row}-*/config.yaml")
     done = ltbench("fit", "--config", run, "--print_config")
     assert done.code == 0, done.err
-    assert yaml.safe_load(done.out)["model"]["init_args"]["backbone"] == "resnet32_cifar"
+    record = records.read_record(run.parent / "record.json")
+    read = {**record, "config": yaml.safe_load(done.out)}
+    assert records.recipe(read) == records.recipe(record)
 
 
 def test_no_two_classes_of_ours_have_the_same_name():

@@ -39,7 +39,7 @@ def test_a_run_leaves_its_record(home):
     assert found["kl_to_uniform"] == pytest.approx(kl_to_uniform(counts))
     assert found["min_class_share"] == min(counts) / 90
     assert found[f"per_class_{metric(home)}"] == [None] * 10  # 40 images for 64 features
-    assert metric(home).replace("fid", "FID") in home.out
+    assert metric(home).replace("fid", "FID ") in home.out
 
 
 def test_a_run_leaves_curves_and_pictures(home):

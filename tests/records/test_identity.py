@@ -88,3 +88,26 @@ def test_our_classes_have_one_spelling_and_those_of_others_keep_theirs():
 
 def test_job_id_ignores_what_is_added_beside_the_experiment():
     assert job_id({**CONFIG, "name": "x", "ckpt_path": "y"}) == job_id(CONFIG)
+
+
+def test_an_option_that_is_gone_is_left_out_of_old_configs_where_it_changed_nothing():
+    old = {"class_path": "ltbench.methods.csst.CSST", "init_args": {"on_bad_loss": "error", "p": 1}}
+    assert canonical(old) == {"class_path": "CSST", "init_args": {"p": 1}}
+    assert canonical({"class_path": "CSST", "on_bad_loss": "error"}) == {"class_path": "CSST"}
+    skipping = {"class_path": "CSST", "init_args": {"on_bad_loss": "skip"}}
+    assert canonical(skipping) == skipping
+    others = {"class_path": "their.Method", "init_args": {"early_stop": False}}
+    assert canonical(others) == others
+
+
+def test_an_option_that_was_added_makes_no_other_run_at_the_value_of_before():
+    new = CONFIG
+    for name, value in (("init_from", None), ("trainable", "all"), ("head_init", "own")):
+        new = {
+            **new,
+            "model": {**new["model"], "init_args": {**new["model"]["init_args"], name: value}},
+        }
+    assert job_id(new) == job_id(CONFIG)
+    assert recipe({"config": new}) == recipe({"config": CONFIG})
+    frozen = {**new, "model": {**new["model"], "init_args": {"trainable": "head"}}}
+    assert job_id(frozen) != job_id(CONFIG)

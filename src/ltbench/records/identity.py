@@ -25,6 +25,21 @@ _INCIDENTAL = {  # what a user may change without making it another experiment
         "profiler",
     },
 }
+_REMOVED = {  # options that old configs have, at the value that means what there is without them
+    "on_bad_loss": "error",
+    "early_stop": False,
+    "official_compat": False,
+    "multiplier_rule": None,
+    "teacher_normalisation": None,
+}
+_ADDED = {  # options that old configs lack, at the value that means what there was without them
+    "compile": False,
+    "decay_norms": True,
+    "head": "linear",
+    "head_init": "own",
+    "include_labelled": False,
+    "trainable": "all",
+}
 
 
 def job_id(
@@ -59,13 +74,21 @@ def recipe(record: Mapping[str, Any]) -> str:
 
 
 def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
-    """Name each class of ltbench in a config without its module, which may change between versions.
+    """Spell a config, or a part of one, as this version does.
+
+    A class of ltbench goes by its name without the module, and an option that it no longer has is
+    left out where that changes nothing.
 
     >>> canonical({"augment": ["ltbench.data.augment.RandomCrop"]})
     {'augment': ['RandomCrop']}
     """
     if isinstance(value, dict):
-        return {key: canonical(item) for key, item in value.items()}
+        spelled = {key: canonical(item) for key, item in value.items()}
+        if "." in str(spelled.get("class_path", ".")):  # not a class of ltbench
+            return spelled
+        if isinstance(spelled.get("init_args"), dict):
+            spelled["init_args"] = _unlike(_REMOVED, spelled["init_args"])
+        return _unlike(_REMOVED, spelled)
     if isinstance(value, list):
         return [canonical(item) for item in value]
     if isinstance(value, str) and _OUR_CLASS.fullmatch(value):
@@ -80,15 +103,32 @@ def digest(content: object) -> str:
 
 
 def _essential(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model, data and trainer of a config without what does not count."""
+    """Return model, data and trainer of a config without what does not count.
+
+    Options that are null, or have the value that stands for "as before", do not: a config has the
+    same identity before and after such an option is added.
+    """
     data, trainer = config.get("data") or {}, config.get("trainer") or {}
-    arguments = data.get("init_args") or {}
+    arguments = _without(data.get("init_args") or {}, _INCIDENTAL["data"])
     return {
-        "model": config.get("model") or {},
-        "data": {**data, "init_args": _without(arguments, _INCIDENTAL["data"])},
-        "trainer": _without(trainer, _INCIDENTAL["trainer"]),
+        "model": _set(config.get("model") or {}),
+        "data": _set({**data, "init_args": arguments}),
+        "trainer": _set(_without(trainer, _INCIDENTAL["trainer"])),
     }
+
+
+def _set(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
+    """Return settings without those that say nothing, at any depth."""
+    if isinstance(value, dict):
+        options = {key: _set(item) for key, item in value.items() if item is not None}
+        return _unlike(_ADDED, options)
+    return [_set(item) for item in value] if isinstance(value, list) else value
 
 
 def _without(mapping: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def _unlike(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options but for those that have one of these values."""
+    return {k: v for k, v in options.items() if k not in values or v != values[k]}
