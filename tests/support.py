@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from ltbench.cli import main
+from ltbench.models import penultimate
 
 COUNTS, SUPPORT = [120, 60, 15], 40  # of made-up records: training images, test images of a class
 
@@ -78,6 +79,33 @@ class FlatNet(nn.Module):
 @timm.models.register_model
 def flat_net(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs):
     return FlatNet(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
+
+
+class Experts(nn.Module):
+    """A shared stem and three experts, each a late stage and a head: declared, nothing else."""
+
+    def __init__(self, num_classes=10, in_chans=1):
+        super().__init__()
+        self.stem = nn.Conv2d(in_chans, 8, 3, stride=2, padding=1)
+        self.stages = nn.ModuleList(nn.Conv2d(8, 6 + k, 3) for k in range(3))
+        self.heads = nn.ModuleList(nn.Linear(6 + k, num_classes) for k in range(3))
+
+    def head_classifiers(self):
+        return {f"expert{k}": head for k, head in enumerate(self.heads)}
+
+    def head_features(self, images):
+        seen = self.stem(images).relu()
+        return {
+            f"expert{k}": stage(seen).relu().mean((2, 3)) for k, stage in enumerate(self.stages)
+        }
+
+    def forward(self, images):
+        return penultimate.outputs(self, images)[""]
+
+
+@timm.models.register_model
+def three_experts(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs):
+    return Experts(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
 
 
 def fit(model, data, epochs=1, callbacks=(), resume=None, **options):

@@ -4,12 +4,10 @@ import shutil
 
 import lightning as L
 import pytest
-import timm.models
 import torch
 import torch.nn.functional as F
 import yaml
-from support import TINY, TinyNet, fit
-from torch import nn
+from support import TINY, Experts, TinyNet, fit
 from torch.testing import assert_close
 
 from ltbench.data import LongTailDataModule
@@ -167,33 +165,6 @@ def test_what_may_learn(names, expected):
 
 
 # --- several heads ---
-
-
-class Experts(nn.Module):
-    """A shared stem and three experts, each a late stage and a head: declared, nothing else."""
-
-    def __init__(self, num_classes=10, in_chans=1):
-        super().__init__()
-        self.stem = nn.Conv2d(in_chans, 8, 3, stride=2, padding=1)
-        self.stages = nn.ModuleList(nn.Conv2d(8, 6 + k, 3) for k in range(3))
-        self.heads = nn.ModuleList(nn.Linear(6 + k, num_classes) for k in range(3))
-
-    def head_classifiers(self):
-        return {f"expert{k}": head for k, head in enumerate(self.heads)}
-
-    def head_features(self, images):
-        seen = self.stem(images).relu()
-        return {
-            f"expert{k}": stage(seen).relu().mean((2, 3)) for k, stage in enumerate(self.stages)
-        }
-
-    def forward(self, images):
-        return penultimate.outputs(self, images)[""]
-
-
-@timm.models.register_model
-def three_experts(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, **kwargs):
-    return Experts(**{k: v for k, v in kwargs.items() if k != "cache_dir"})
 
 
 EXPERTS = ("expert0", "expert1", "expert2")

@@ -106,6 +106,17 @@ METHODS = {
         {"init_from": {"path": "START"}, "partners": "unlabelled", "cycle": 6},
         SEMI | {"mu": 0, "batch_size": 32},
     ),
+    "lws": (
+        "LWS",
+        {"init_from": {"path": "START"}, "ema_decay": 0.9},
+        SEMI | {"mu": 0, "batch_size": 32},
+    ),
+    "taunorm": (
+        "TauNormalisation",
+        {"init_from": {"path": "START"}},
+        SEMI | {"mu": 0, "batch_size": 32},
+    ),
+    "ride": ("RIDE", {"backbone": "three_experts", "gradient_rule": "SAM"}, LONG_TAIL),
     "cbgan": (
         "CBGAN",
         {

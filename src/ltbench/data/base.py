@@ -73,8 +73,8 @@ class DataModule(L.LightningDataModule):
         predict_folder: Folder of images to classify with ``ltbench predict``.
 
     Attributes:
-        normalisation: Statistics of the images that pretrained weights were trained on, set before
-            anything is loaded; None: those of the source.
+        normalisation: Statistics that images are normalised by in place of the source's; see
+            :meth:`normalise_for`.
     """
 
     texts: ClassVar[bool] = False  # whether this module is for texts
@@ -307,6 +307,24 @@ class DataModule(L.LightningDataModule):
     def statistics(self) -> Statistics:
         """What images are normalised by: :attr:`normalisation`, or else the source's."""
         return self.normalisation or Statistics(self.source.mean, self.source.std)
+
+    def normalise_for(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise images as weights were trained, by a run before it begins.
+
+        Args:
+            mean: Per channel, of values scaled to [0, 1]; for images with other channels, the mean
+                of these.
+            std: Standard deviations, likewise.
+        """
+        own = Statistics(self.source.mean, self.source.std)
+        channels = len(own.mean)
+        wanted = Statistics(
+            *(
+                tuple(v) if len(v) == channels else (sum(v) / len(v),) * channels
+                for v in (mean, std)
+            )
+        )
+        self.normalisation = None if wanted == own else wanted
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn (B, C, H, W) uint8 images into standardised float32, channels last."""

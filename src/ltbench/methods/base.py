@@ -66,8 +66,6 @@ class Method(L.LightningModule):
             empty where there is no such network.
         starts: The trained networks that a run begins with, by the name of their argument.
         lineage: Where those came from, for the record.
-        input_statistics: How images are brought to the weights that a run starts from; None: by the
-            data's own mean and standard deviation.
         bad_step: The first step whose loss was not finite.
         traces: Arrays that describe an epoch, by name: the record keeps them when an epoch ends,
             before the method's own ``on_train_epoch_end``.
@@ -87,7 +85,6 @@ class Method(L.LightningModule):
         self.network: dict[str, Any] = {}
         self.starts: dict[str, Trained] = {}
         self.lineage: list[dict[str, Any]] = []
-        self.input_statistics: InputStatistics | None = None
         self.traces: dict[str, Tensor] = {}
         self.pictures: dict[str, bytes] = {}
         self.bad_step = FirstBadStep()
@@ -97,6 +94,14 @@ class Method(L.LightningModule):
         """Where this run differs from its paper, for the record."""
         card = self.paper.deviations if self.paper else {}
         return [text for text, applies in card.items() if applies(self)]
+
+    @property
+    def input_statistics(self) -> InputStatistics | None:
+        """How images are brought to the weights that a run starts from.
+
+        None where it starts from scratch, or they do not say: by the data's own statistics.
+        """
+        return None
 
     @property
     def data(self) -> DataModule:

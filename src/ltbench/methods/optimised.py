@@ -25,7 +25,7 @@ from ltbench.methods.classification import ClassificationModule
 from ltbench.methods.parts.start import HeadInit, require_same_network, set_class_means, take_over
 from ltbench.methods.parts.trainable import check_selections, evaluation_mode, let_learn, rest
 from ltbench.methods.stages import Trained
-from ltbench.models import InputStatistics, build_backbone, penultimate
+from ltbench.models import InputStatistics, build_backbone, penultimate, trained_on
 from ltbench.optim.averaging import WeightAverage
 from ltbench.optim.sam import PGD, GradientRule, Plain
 from ltbench.optim.schedules import LRSchedule, MultiStep
@@ -142,6 +142,14 @@ class OptimisedModule(ClassificationModule):
     def heads(self) -> tuple[str, ...]:
         return penultimate.head_names(self.net) if self.network else ("",)
 
+    @property
+    def input_statistics(self) -> InputStatistics | None:
+        """Those of ``init_from``, or of timm's weights where the backbone has them."""
+        if "init_from" in self.starts:
+            return stages.input_statistics(self.starts["init_from"])
+        pretrained = self.network.get("pretrained")
+        return InputStatistics.of(trained_on(self.network["name"])) if pretrained else None
+
     @abstractmethod
     def loss_of(self, batch: Any) -> Loss:  # noqa: ANN401 - the method's own
         """Return the mean loss of a batch, a scalar; or that and statistics of it, to be logged.
@@ -208,7 +216,6 @@ class OptimisedModule(ClassificationModule):
         require_same_network(start, self.network, new_head)
         take_over(self.net, start, head=not new_head)
         self.lineage = [start.lineage]
-        self.input_statistics = InputStatistics.of(start.data)
         if self.head_init == "class_means":
             device = self.data.device
             batches = self.data.evaluation_batches("train", device)
@@ -257,8 +264,6 @@ class OptimisedModule(ClassificationModule):
             self.build(checkpoint["ltbench_network"])
             if self.collectors:  # made before the heads were known
                 self.collect()
-        if self.starts:
-            self.input_statistics = InputStatistics.of(checkpoint.get("ltbench_data", {}))
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.models import NormedLinear, build_backbone, penultimate, trained_on
+from ltbench.models import InputStatistics, NormedLinear, build_backbone, penultimate, trained_on
+
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass
@@ -25,7 +27,8 @@ class Trained:
     Args:
         path: A run folder, one of its checkpoints, or a file with a plain ``state_dict``, such as
             the teachers that PaCo's and LDAM's authors released; null takes timm's own pretrained
-            weights of ``backbone``.
+            weights of ``backbone``. Where no name in it is one of the backbone's, its tensors have
+            to be the backbone's in the same order.
         selection: Which weights of a run folder: of the last epoch, or best on validation.
         backbone: timm name; needed for a plain state dict and for timm's weights.
         backbone_args: Further arguments of ``timm.create_model``, for the same case.
@@ -51,8 +54,8 @@ class Start:
             without gradients.
         spec: Arguments of :func:`~ltbench.models.build_backbone` that rebuild it.
         data: What its checkpoint says of its data (``class_names``, ``mean``, ``std``,
-            ``image_size``, ``training_set``); empty for a plain state dict, and without names and
-            set for timm's weights.
+            ``image_size``, ``training_set``); without names and set for timm's weights, and no more
+            than mean and std for a plain state dict.
         lineage: Where it came from, for the record.
     """
 
@@ -181,9 +184,9 @@ def load(
             weights = _below("net.", state)
         else:
             spec = _named(trained, num_classes, in_chans)
-            weights = _below("module.", state)
+            weights, data = _below("module.", state), _usual_data(spec["name"], state)
             if any_classes:
-                spec["num_classes"] = _classes(weights, spec)
+                spec["num_classes"] = _classes(weights, spec, f"{role} {file}")
     classes, channels = spec["num_classes"], spec["in_chans"]
     if (num_classes if any_classes else classes, channels) != (num_classes, in_chans):
         raise UserError(
@@ -194,9 +197,36 @@ def load(
         spec = {**spec, "pretrained": False}
     network = build_backbone(**spec)
     if weights is not None:
-        _fill(network, _renamed(weights, network), f"{role} {file}")
+        _fill(network, _renamed(weights, network, f"{role} {file}"), f"{role} {file}")
     lineage = {"role": role, **identity(trained), "path": str(file) if file else None}
     return Start(network.eval().requires_grad_(False), spec, data, lineage)
+
+
+def input_statistics(trained: Trained) -> InputStatistics | None:
+    """Return how images were brought to a trained network.
+
+    None where it does not say, or is not there: training from it is refused, evaluation goes by the
+    checkpoint that is evaluated.
+    """
+    try:
+        file = checkpoint_of(trained)
+    except UserError:
+        return None
+    if file is None:
+        return InputStatistics.of(trained_on(trained.backbone or ""))
+    found = read(file)
+    if "ltbench_network" not in found:
+        return InputStatistics.of(_usual_data(trained.backbone, found.get("state_dict", found)))
+    data = found.get("ltbench_data")
+    return InputStatistics.of(data) if isinstance(data, dict) else None
+
+
+def _usual_data(backbone: str | None, weights: Any) -> dict[str, Any]:  # noqa: ANN401 - of a file
+    """Return what timm's weights of a network were trained on, for weights of as many classes."""
+    data = trained_on(backbone or "")
+    classes = data.get("num_classes")
+    rows = {v.shape[:1] for v in weights.values() if isinstance(v, Tensor)}
+    return {key: data[key] for key in ("mean", "std")} if (classes,) in rows else {}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -258,16 +288,19 @@ def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found or state
 
 
-def _renamed(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Call the weights of released teachers what they are called in the network.
+def _renamed(weights: dict[str, Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
+    """Call the weights of released networks what they are called in the network.
 
     PaCo (arXiv 2107.12028) has the network in ``encoder_q`` and its classifier in ``linear``,
     beside what training alone needs. LDAM-DRW (arXiv 1906.07413) calls the classifier ``linear``
-    too, and has the class vectors of a cosine one in columns.
+    too, and has the class vectors of a cosine one in columns. Where all names are others, tensors
+    are the network's in the same order.
     """
     own, modules = network.state_dict(), dict(network.named_modules())
     last = getattr(network, "get_classifier", lambda: None)()
     place = next((name for name, module in modules.items() if module is last), "linear")
+    if not (weights.keys() & own.keys() or any(name.startswith("encoder_q.") for name in weights)):
+        return _paired(weights, own, place, where)
     if place == "linear" or f"{place}.weight" not in own:
         return weights
     classifier = {k: v for k, v in weights.items() if k.startswith("linear.")}
@@ -283,12 +316,46 @@ def _renamed(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
     return found
 
 
-def _classes(weights: dict[str, Tensor], spec: dict[str, Any]) -> int:
+def _paired(
+    weights: dict[str, Tensor], own: dict[str, Tensor], place: str, where: str
+) -> dict[str, Tensor]:
+    """Pair tensors with those of a network in order; batch norm's counters are the network's.
+
+    Args:
+        weights: Of the file.
+        own: Of the network.
+        place: Its classifier, which may have other classes.
+        where: Names the file.
+
+    Raises:
+        UserError: A shape, or the last part of a name, differs.
+    """
+    tensors, places = (
+        [(k, v) for k, v in state.items() if isinstance(v, Tensor) and not k.endswith(_COUNTER)]
+        for state in (weights, own)
+    )
+    if len(tensors) != len(places):
+        raise UserError(
+            f"{where} does not fit its backbone: none of its names are the backbone's, and it has "
+            f"{len(tensors)} tensors, the backbone {len(places)}."
+        )
+    for (theirs, tensor), (name, value) in zip(tensors, places, strict=True):
+        same_shape = tensor.shape == value.shape or name.startswith(f"{place}.")
+        if not same_shape or theirs.rpartition(".")[2] != name.rpartition(".")[2]:
+            raise UserError(
+                f"{where} does not fit its backbone: its {theirs} {tuple(tensor.shape)} is in the "
+                f"place of {name} {tuple(value.shape)}."
+            )
+    counters = {name: value for name, value in own.items() if name.endswith(_COUNTER)}
+    return counters | {name: v for (name, _), (_, v) in zip(places, tensors, strict=True)}
+
+
+def _classes(weights: dict[str, Tensor], spec: dict[str, Any], where: str) -> int:
     """Return the classes that the weights of a plain state dict know."""
     network = build_backbone(**spec)
     head = next(iter(penultimate.classifiers(network).values()))
     place = next(name for name, module in network.named_modules() if module is head)
-    found = _renamed(weights, network).get(f"{place}.weight")
+    found = _renamed(weights, network, where).get(f"{place}.weight")
     return spec["num_classes"] if found is None else len(found)
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from ltbench.errors import UserError
 from ltbench.models import (  # noqa: F401  (importing registers them)
     distilled_vit,
+    experts,
+    penultimate,
     resnet_cifar,
     text,
     wide_resnet,
@@ -38,14 +40,14 @@ def build_backbone(
         num_classes: Outputs of the classifier; 0 gives the pooled features instead.
         in_chans: Channels of the input image.
         head: ``linear``, the model's own classifier, or ``cosine``, a :class:`NormedLinear` in
-            its place.
+            its place; of several declared heads, in the place of each.
         pretrained: Start from timm's weights for this name (downloaded on first use).
         **kwargs: Passed on to the model, for example ``drop_path_rate`` or ``img_size``.
 
     Raises:
         UserError: The name is unknown, it has no pretrained weights or they cannot be fetched,
-            the model does not take one of ``kwargs``, or it has no single linear classifier to
-            replace.
+            the model does not take one of ``kwargs``, or its classifiers are not linear layers that
+            could be replaced.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
@@ -81,11 +83,11 @@ def trained_on(name: str) -> dict[str, Any]:
     """Return what timm says of the images its weights of a name were trained on.
 
     Returns:
-        ``num_classes``, ``mean``, ``std``, ``image_size`` and ``interpolation``; nothing for an
-        unknown name.
+        ``num_classes``, ``mean``, ``std``, ``image_size`` and ``interpolation``; nothing where timm
+        has no weights.
     """
     found = timm.get_pretrained_cfg(name)
-    if found is None:
+    if found is None or not timm.is_model_pretrained(name):
         return {}
     return {
         "num_classes": found.num_classes,
@@ -122,12 +124,18 @@ class InputStatistics:
 
 
 def _make_cosine(model: nn.Module, name: str) -> None:
-    """Put a cosine classifier where timm's own API says the classifier is."""
-    linear = model.get_classifier()  # type: ignore[operator]
-    if not isinstance(linear, nn.Linear):
-        raise UserError(
-            f"backbone '{name}' has no single linear classifier that a cosine head could replace: "
-            "use head 'linear' or another backbone."
-        )
-    place = next(path for path, module in model.named_modules() if module is linear)
-    model.set_submodule(place, NormedLinear(linear.in_features, linear.out_features))
+    """Put cosine classifiers where the network, or timm's own API, says that classifiers are."""
+    heads: list[nn.Module]
+    if isinstance(model, penultimate.SeveralHeads):
+        heads = [*model.head_classifiers().values()]
+    else:
+        heads = [model.get_classifier()]  # type: ignore[operator]
+    places = {module: path for path, module in model.named_modules()}
+    for linear in heads:
+        if not isinstance(linear, nn.Linear):
+            raise UserError(
+                f"backbone '{name}' has no single linear classifier that a cosine head could "
+                "replace: use head 'linear' or another backbone."
+            )
+        cosine = NormedLinear(linear.in_features, linear.out_features)
+        model.set_submodule(places[linear], cosine)

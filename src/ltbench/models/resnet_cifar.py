@@ -22,7 +22,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _he_normal(module: nn.Module) -> None:
+def he_normal(module: nn.Module) -> None:
+    """Draw the weights of a convolution or linear layer He-normal (fan-in)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight)
 
@@ -54,6 +55,12 @@ class BasicBlock(nn.Module):
         return F.relu(out + self.shortcut(x), inplace=True)
 
 
+def stage(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return a stage of basic blocks, the first of which strides."""
+    first = BasicBlock(in_planes, planes, stride)
+    return nn.Sequential(first, *(BasicBlock(planes, planes, 1) for _ in range(blocks - 1)))
+
+
 class CifarResNet(nn.Module):
     """A 3x3 stem, three stages of basic blocks with 16, 32 and 64 channels, and a linear head.
 
@@ -72,17 +79,12 @@ class CifarResNet(nn.Module):
         self.num_features = self.head_hidden_size = 64
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, blocks, stride=1)
-        self.layer2 = self._stage(16, 32, blocks, stride=2)
-        self.layer3 = self._stage(32, 64, blocks, stride=2)
+        self.layer1 = stage(16, 16, blocks, stride=1)
+        self.layer2 = stage(16, 32, blocks, stride=2)
+        self.layer3 = stage(32, 64, blocks, stride=2)
         self.fc: nn.Module
         self.reset_classifier(num_classes)
-        self.apply(_he_normal)
-
-    @staticmethod
-    def _stage(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_planes, planes, stride)
-        return nn.Sequential(first, *(BasicBlock(planes, planes, 1) for _ in range(blocks - 1)))
+        self.apply(he_normal)
 
     def get_classifier(self) -> nn.Module:
         """Return the head, an identity where there is none."""
@@ -92,7 +94,7 @@ class CifarResNet(nn.Module):
         """Replace the head by a fresh one; 0 classes removes it."""
         self.num_classes = num_classes
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.fc.apply(_he_normal)
+        self.fc.apply(he_normal)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to a feature map (N, 64, H / 4, W / 4), rounded up."""

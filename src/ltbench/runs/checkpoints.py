@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -20,11 +21,17 @@ from ltbench.runs.experiment import Experiment
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A checkpoint callback that goes on after its run folder was moved."""
+    """A checkpoint callback that goes on after its run folder was moved.
+
+    Every epoch saves it anew, also one without a step: a method may set its weights instead.
+    """
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_global_step_saved = -1  # else Lightning saves nothing before the next step
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-
         def here(path: str) -> str:
             return str(Path(self.dirpath or "", Path(path).name)) if path else ""
 
@@ -166,6 +173,8 @@ def require_same_model(checkpoint: dict[str, Any], context: RunContext, model: M
 def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images: bool) -> None:
     """Refuse a checkpoint of other classes or, if ``same_images``, of other training images.
 
+    Images are normalised as in its training from then on: what it started from may be gone.
+
     Raises:
         UserError: Classes or training images differ.
     """
@@ -183,6 +192,8 @@ def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images:
             "the checkpoint was trained on other images, which may be in this validation set: use "
             "the data settings of the config.yaml in its run folder."
         )
+    if {"mean", "std"} <= stored.keys():
+        data.normalise_for(stored["mean"], stored["std"])
 
 
 def load_weights(model: Method, checkpoint: dict[str, Any]) -> None:

@@ -155,6 +155,8 @@ def build(
                 f"model.{argument} is {linked[argument]}, but this data has {value}. Leave it out: "
                 "it is taken from the data."
             )
+    if statistics := built.model.input_statistics:
+        built.data.normalise_for(statistics.mean, statistics.std)
     return Experiment(built.model, built.data, resolved, {**built.trainer}, parsed)
 
 

@@ -5,42 +5,53 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from ltbench.metrics.catalogue import Metric, metric, shown_in
 from ltbench.records.schema import SELECTIONS
 
+Column = tuple[str, dict[str, Any]]
 
-def result_table(record: dict[str, Any]) -> Table:
+
+def result_table(record: dict[str, Any]) -> Group:
     """Show a record's metrics in percent, with one column per selection (last, best on val).
 
     They are those of the test set, or of the validation set if there is no test set. Each head of
-    a model has a column of its own.
+    a model has a column of its own; there is then one table per selection.
     """
     selections = record["metrics"]
     split = "test" if any("test" in splits for splits in selections.values()) else "val"
     images = {"test": "test set", "val": "validation set"}[split]
-    table = Table(title=f"{record['name']}: {images} of {record['data']['source']}, %")
-    table.add_column("")
-    columns: list[dict[str, Any]] = []
+    title = f"{record['name']}: {images} of {record['data']['source']}, %"
+    tables: list[list[Column]] = []
     for selection, splits in selections.items():
-        metrics = splits.get(split, {})
-        for head in ["", *_heads(metrics)]:
-            title = SELECTIONS[selection] + (f", {head}" if head else "")
-            table.add_column(escape(title), justify="right")
-            columns.append(_of_head(metrics, head))
-    measured = {name for metrics in columns for name in metrics}
+        metrics, name = splits.get(split, {}), SELECTIONS[selection]
+        heads = [(f"{name}, {head}", _of_head(metrics, head)) for head in _heads(metrics)]
+        tables.append([(name, _of_head(metrics, "")), *heads])
+    if all(len(columns) == 1 for columns in tables):
+        tables = [[column for (column,) in tables]]
+    names = record["data"]["class_names"]
+    return Group(*(_table(title, columns, names) for columns in tables))
+
+
+def _table(title: str, columns: Sequence[Column], class_names: Sequence[str]) -> Table:
+    table = Table(title=title)
+    table.add_column("")
+    for heading, _ in columns:
+        table.add_column(escape(heading), justify="right")
+    measured = {name for _, metrics in columns for name in metrics}
     if not measured:
         table.add_row("nothing was measured: there are no test or validation images")
     rows = [(name, metric(name)) for name in shown_in("run", measured)]
     for name, row in sorted(rows, key=lambda named: not named[1].percent):
-        title, unit = row.long or row.title, f", {row.unit}" if row.unit else ""
-        title = title if row.percent else f"{title}{unit} (not %)"
-        table.add_row(escape(title), *(_cell(row, metrics.get(name)) for metrics in columns))
-    names = record["data"]["class_names"]
+        label, unit = row.long or row.title, f", {row.unit}" if row.unit else ""
+        label = label if row.percent else f"{label}{unit} (not %)"
+        table.add_row(escape(label), *(_cell(row, metrics.get(name)) for _, metrics in columns))
     if "per_class_recall" in measured:
-        table.add_row("class with the min recall", *(_worst_class(m, names) for m in columns))
+        worst = (_worst_class(metrics, class_names) for _, metrics in columns)
+        table.add_row("class with the min recall", *worst)
     return table
 
 
