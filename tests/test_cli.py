@@ -182,7 +182,7 @@ MISTAKES = {
     "clipping by the trainer": (["--trainer.gradient_clip_val", 1], "clip_norm"),
     "accumulation": (["--trainer.accumulate_grad_batches", 2], "accumulat"),
     "averaging": ([f"{ERM_ARGS}.ema_decay", 1], "ema_decay"),
-    "mixing": ([f"{ERM_ARGS}.mixup", -1], "mixup -1.0"),
+    "mixing": ([f"{ERM_ARGS}.mixup", -1], "mixup"),
     "learning rate": (
         [f"{ERM_ARGS}.optimizer", "torch.optim.SGD", f"{ERM_ARGS}.optimizer.lr", -1],
         "Invalid learning rate",

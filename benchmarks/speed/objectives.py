@@ -27,7 +27,6 @@ def candidates(classes: int) -> dict[str, Candidate]:
         objective = build_objective(name, counts)
         multipliers = objective.update(objective.initial, joint, Ascent())
         objective.gain(prior, joint, multipliers)
-        objective.gradient(joint, multipliers)
         objective.logit_gradient(joint, multipliers)
 
     return {name: lambda name=name: everything(name) for name in OBJECTIVES}

@@ -65,15 +65,15 @@ def test_a_folder_of_samples_is_a_source(tmp_path, channels):
 @pytest.mark.parametrize(("classes", "channels"), [(3, 1), (100, 3)])
 def test_the_grid_shows_samples_by_class(tmp_path, classes, channels):
     grid = Grid([f"class {c}" for c in range(classes)])
-    assert len(grid.kept) == min(classes, GRID_ROWS)
-    assert {0, classes - 1} <= grid.kept.keys()
+    assert len(grid.images) == min(classes, GRID_ROWS)
+    assert {0, classes - 1} <= grid.images.keys()
     labels = torch.arange(60) % (classes - 1)  # none of the last class
     images = labels.to(torch.uint8)[:, None, None, None].expand(-1, channels, 8, 8).contiguous()
     for part in (slice(0, 7), slice(7, 60)):
         grid.add(images[part], labels[part])
-    for c, kept in grid.kept.items():
-        assert all((image == c).all() for image in kept)
-        assert len(kept) == min(10, int((labels == c).sum()))
+    for c, shown in grid.images.items():
+        assert all((image == c).all() for image in shown)
+        assert len(shown) == min(10, int((labels == c).sum()))
     (tmp_path / "grid.png").write_bytes(grid.png(np.bincount(labels, minlength=classes)))
     with Image.open(tmp_path / "grid.png") as picture:
         assert min(picture.size) > 100

@@ -38,7 +38,7 @@ def groups(checkpoint):
 
 CHECKPOINTS = {
     "missing": Case("test --config tiny.yaml --ckpt_path bad.ckpt", ("bad.ckpt",)),
-    "not given": Case("test --config tiny.yaml", ("a run keeps checkpoints",)),
+    "not given": Case("test --config tiny.yaml", ("--ckpt_path",)),
     "a folder": Case("validate --config tiny.yaml --ckpt_path run", ("run",)),
     "empty": Case(
         "test --config tiny.yaml --ckpt_path bad.ckpt",

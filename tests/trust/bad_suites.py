@@ -265,7 +265,7 @@ NAMES = {
         "show dir.yaml", ("dir.yaml", "Did you mean 'deit_lt'?"), {"dir.yaml": lambda p: p.mkdir()}
     ),
     "a file that is no text": Case("show bad.yaml", ("bad.yaml",), {"bad.yaml": b"\xff\xfe"}),
-    "data without a config": Case("data", ("A config has all that is",)),
+    "data without a config": Case("data", ("--config",)),
     "data of a missing folder": Case(
         "data --config folder.yaml --data.root nowhere",
         ("nowhere",),
@@ -275,7 +275,7 @@ NAMES = {
     "a picture that is a folder": Case(
         "data --config tiny.yaml --output images", ("images", "name a file")
     ),
-    "a cost without a config": Case("fit --dry-run", ("A config has all that is",)),
+    "a cost without a config": Case("fit --dry-run", ("--config",)),
     "a cost of a missing folder": Case("{folder} --dry-run --data.root nowhere", ("nowhere",)),
 }
 CASES = {

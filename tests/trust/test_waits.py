@@ -23,6 +23,7 @@ from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.data.transforms.resized_crop import RandomResizedCrop
 from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.csst import CSST
+from ltbench.methods.decoupled import TauNormalisation
 from ltbench.methods.deit_lt import method as deit_lt
 from ltbench.methods.generative import module as generative
 from ltbench.methods.selmix.method import SelMix
@@ -90,7 +91,7 @@ def uniform_pairs(method):
     """Stand in for SelMix's look at the validation images, once a cycle."""
     labels = torch.from_numpy(method.data.splits["train"].labels)
     method.sampler.draw_from(torch.full((10, 10), 0.01), labels)
-    method.found, method.looked = {"expected_gain": 0.0}, True
+    method.report, method.looked = {"expected_gain": 0.0}, True
 
 
 def test_no_step_waits_for_its_device(method, of_method, on_meta, monkeypatch, tmp_path):
@@ -98,6 +99,7 @@ def test_no_step_waits_for_its_device(method, of_method, on_meta, monkeypatch, t
     shown = dict.fromkeys(deit_lt.SHOWN.values(), 0.0)
     monkeypatch.setattr(deit_lt.DeiTLT, "_teacher_metrics", lambda self, split: shown)
     monkeypatch.setattr(SelMix, "_look", uniform_pairs)
+    monkeypatch.setattr(TauNormalisation, "best_tau", lambda self, weights: 0.5)
     monkeypatch.setattr(CSST, "update_multipliers", lambda self: None)
     monkeypatch.setattr(CBGAN, "_try_judge", lambda self, role: None)
     monkeypatch.setattr(generative, "_same", lambda one, other: False)

@@ -238,8 +238,8 @@ class TauNormalisation(Decoupled):
                 features, label = penultimate.features(net, batch["image"]), batch["label"]
                 images.index_add_(0, label, torch.ones_like(label))
                 for row, vectors in zip(hits, candidates, strict=True):
-                    found = (features @ torch.cat(vectors, 1).T).argmax(1) == label
-                    row.index_add_(0, label, found.long())
+                    right = (features @ torch.cat(vectors, 1).T).argmax(1) == label
+                    row.index_add_(0, label, right.long())
         hits, images = self.summed(hits), self.summed(images)
         recalls = hits[:, images > 0] / images[images > 0]
         return TAUS[int(recalls.mean(1).argmax())]

@@ -50,8 +50,13 @@ class Anomalies(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Method)
         groups = shot_groups(pl_module.data.class_counts)
-        if empty := [f"{name} ({SHOTS[name]})" for name in SHOTS if not len(groups[name])]:
-            self._warn("group", f"no classes are {', '.join(empty)} images: no such recall.")
+        empty = [f"{name}-shot ({SHOTS[name]})" for name in SHOTS if not len(groups[name])]
+        if empty:
+            self._warn(
+                "group",
+                f"no classes are {', '.join(empty)}, by training images: the recall of such "
+                "classes is undefined.",
+            )
 
     @override
     def on_before_optimizer_step(
