@@ -25,7 +25,7 @@ def test_predictions_are_of_each_image_once_in_order(digits_run, selection, spli
 
 @pytest.mark.parametrize(("images", "names"), [(2, {"logits"}), (3, set())])
 def test_logits_of_too_many_are_not_even_collected(images, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(predictions, "LOGITS_KEPT", 4)
+    monkeypatch.setattr(predictions, "MAX_LOGITS", 4)
     logits = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
     batch = {"index": torch.tensor([7, 4]), "label": torch.tensor([1, 1])}
     columns_of = predictions.predicted(batch, {"": logits, "cls": logits.flip(1)}, images)
