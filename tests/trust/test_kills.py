@@ -54,7 +54,7 @@ def test_every_method_killed_at_random_moments(method, of_method, tmp_path):
     moments.append(("predictions_last.npz" if method != "cbgan" else "record.json", 1))
     kills = kill_often(words, rough, moments)
     print(f"{method}: {kills} kills in {len(moments)} attempts")
-    assert kills >= 8
+    assert kills >= (4 if method == "taunorm" else 8)  # which has no steps to be killed in
     assert_same_run(only_run(calm), only_run(rough))
 
 
