@@ -251,7 +251,9 @@ class TauNormalisation(Decoupled):
         self.bad_step.watch(loss, batch_idx, batch["index"])
         size = len(batch["label"])
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
-        self.log("train/tau", self.used_tau, on_step=False, on_epoch=True, batch_size=size)
+        # Not as a number: Lightning would copy it to the device and wait.
+        tau = torch.as_tensor(self.used_tau)
+        self.log("train/tau", tau, on_step=False, on_epoch=True, batch_size=size)
 
     @override
     def on_train_epoch_end(self) -> None:
