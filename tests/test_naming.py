@@ -5,6 +5,8 @@ import textwrap
 
 import pytest
 
+from ltbench.data.samplers import SAMPLERS
+from ltbench.data.sources import SOURCES
 from ltbench.errors import UserError
 from ltbench.naming import resolve
 
@@ -49,3 +51,8 @@ def test_what_cannot_be_used_is_refused_by_its_name(name: str | dict, told: str)
 def test_a_class_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match=r"subclass of builtins\.dict"):
         resolve("thing", "fractions.Fraction", TABLE, dict)
+
+
+def test_a_part_of_ours_is_found_by_the_name_of_its_class_too():
+    assert resolve("sampler", "ClassBalancedSampler", SAMPLERS) is SAMPLERS["class_balanced"]
+    assert resolve("source", "Digits", SOURCES) is resolve("source", "digits", SOURCES)

@@ -25,8 +25,8 @@ def resolve(kind: str, name: Name, table: Mapping[str, T | str], base: type | No
 
     Args:
         kind: The option that names it, such as ``"loss"`` or ``"sampler"``.
-        name: A key of ``table``, an import path, or either with its arguments as
-            ``{"class_path": ..., "init_args": {...}}``.
+        name: A key of ``table``, the class or function name of one of its parts, an import path,
+            or one of these with its arguments as ``{"class_path": ..., "init_args": {...}}``.
         table: Our parts by their short names; a text is an import path, imported on demand.
         base: The class that it must be a subclass of; default: any class or function.
 
@@ -35,7 +35,8 @@ def resolve(kind: str, name: Name, table: Mapping[str, T | str], base: type | No
             accept these arguments.
     """
     path, arguments = _parts(kind, name)
-    target: Any = table.get(path)
+    by_class = {_class_name(part): part for part in table.values()}
+    target: Any = table.get(path, by_class.get(path))
     if target is None and not IMPORT_PATH.fullmatch(path):
         raise unknown_name(kind, path, table)
     if target is None or isinstance(target, str):
@@ -51,6 +52,10 @@ def resolve(kind: str, name: Name, table: Mapping[str, T | str], base: type | No
         for argument in arguments.keys() - parameters.keys():
             raise unknown_name(f"argument of {kind} '{path}'", argument, parameters)
     return cast("T", functools.partial(target, **arguments))
+
+
+def _class_name(part: object) -> str:
+    return part.rpartition(".")[2] if isinstance(part, str) else getattr(part, "__name__", "")
 
 
 def _parts(kind: str, name: Name) -> tuple[str, dict[str, Any]]:

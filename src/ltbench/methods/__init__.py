@@ -1,4 +1,4 @@
-"""The methods: one LightningModule a file."""
+"""The methods: one LightningModule per file."""
 
 from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.csst import CSST

@@ -151,6 +151,14 @@ class Method(L.LightningModule):
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
 
+    def warnings(self, logged: Mapping[str, Tensor]) -> dict[str, str]:
+        """Return what a user should be warned of at the end of an epoch, once per kind.
+
+        Args:
+            logged: What has been logged, by name.
+        """
+        return {}
+
     def test_details(self) -> dict[str, Any]:
         """Return what the record keeps beside the logged metrics of the test split."""
         return {}

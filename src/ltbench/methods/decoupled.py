@@ -34,7 +34,7 @@ def tau_normalised(weight: Tensor, tau: float) -> Tensor:
         tau: Temperature, at least 0.
     """
     norms: Tensor = weight.norm(dim=1, keepdim=True)
-    return weight / norms**tau
+    return weight / norms.clamp_min(1e-12) ** tau
 
 
 def scaled_logits(features: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
@@ -187,7 +187,9 @@ class TauNormalisation(Decoupled):
     Args:
         tau: 0 leaves the norms, 1 makes all of them 1; default: the one of 0, 0.1, ... 2 with the
             best mean recall on the validation images.
-        **kwargs: Of :class:`Decoupled`.
+        init_from: See :class:`Decoupled`.
+        backbone: See there.
+        backbone_args: Further arguments of ``timm.create_model``.
 
     Raises:
         UserError: ``tau`` is negative, or left out where there are no validation images.
@@ -198,9 +200,11 @@ class TauNormalisation(Decoupled):
         num_classes: int = 10,
         in_chans: int = 3,
         tau: float | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        init_from: Trained | None = None,
+        backbone: str | None = None,
+        backbone_args: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(num_classes, in_chans, **kwargs)
+        super().__init__(num_classes, in_chans, init_from, backbone, backbone_args=backbone_args)
         if tau is not None and not 0 <= tau < float("inf"):
             raise UserError(f"tau is {tau}; it must be at least 0.")
         self.tau = tau

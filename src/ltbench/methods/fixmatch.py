@@ -1,6 +1,7 @@
 """FixMatch: confident predictions on a weak view are the labels of a strong view."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -152,6 +153,15 @@ class FixMatch(OptimisedModule):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.pseudo_counts = torch.zeros_like(self.pseudo_counts, device=self.device)
+
+    @override
+    def warnings(self, logged: Mapping[str, Tensor]) -> dict[str, str]:
+        if logged.get("train/kept_share", torch.ones(())):
+            return {}
+        return {
+            "pseudo-labels": "every pseudo-label was rejected, so the unlabelled images are not "
+            "used. Lower the threshold, or train for longer."
+        }
 
     def labelled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of labelled images from their logits (B, C) and labels (B,)."""

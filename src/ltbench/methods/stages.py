@@ -223,6 +223,8 @@ def input_statistics(trained: Trained) -> InputStatistics | None:
 
 def _usual_data(backbone: str | None, weights: Any) -> dict[str, Any]:  # noqa: ANN401 - of a file
     """Return what timm's weights of a network were trained on, for weights of as many classes."""
+    if not isinstance(weights, dict):
+        return {}
     data = trained_on(backbone or "")
     classes = data.get("num_classes")
     rows = {v.shape[:1] for v in weights.values() if isinstance(v, Tensor)}

@@ -83,8 +83,7 @@ def trained_on(name: str) -> dict[str, Any]:
     """Return what timm says of the images its weights of a name were trained on.
 
     Returns:
-        ``num_classes``, ``mean``, ``std``, ``image_size`` and ``interpolation``; nothing where timm
-        has no weights.
+        ``num_classes``, ``mean``, ``std`` and ``image_size``; nothing where timm has no weights.
     """
     found = timm.get_pretrained_cfg(name)
     if found is None or not timm.is_model_pretrained(name):
@@ -94,33 +93,27 @@ def trained_on(name: str) -> dict[str, Any]:
         "mean": list(found.mean),
         "std": list(found.std),
         "image_size": found.input_size[-1],
-        "interpolation": found.interpolation,
     }
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """How images are brought to a network, as its weights were trained.
+    """How images are normalised for a network: as its weights were trained.
 
     Attributes:
         mean: Mean per channel of values in [0, 1].
         std: Their standard deviation.
-        image_size: Side in pixels.
-        interpolation: How images are resized, where that is known.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    image_size: int | None = None
-    interpolation: str | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "InputStatistics | None":
         """Take them from :func:`trained_on`, or from what a checkpoint says of its data."""
         if not {"mean", "std"} <= data.keys():
             return None
-        size, interpolation = data.get("image_size"), data.get("interpolation")
-        return cls(tuple(data["mean"]), tuple(data["std"]), size, interpolation)
+        return cls(tuple(data["mean"]), tuple(data["std"]))
 
 
 def _make_cosine(model: nn.Module, name: str) -> None:

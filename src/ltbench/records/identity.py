@@ -25,6 +25,7 @@ _INCIDENTAL = {  # what a user may change without making it another experiment
         "profiler",
     },
 }
+_LINKED = {"num_classes", "in_chans"}  # arguments of the model that follow from the data
 _REMOVED = {  # options that old configs have, at the value that means what there is without them
     "on_bad_loss": "error",
     "early_stop": False,
@@ -38,6 +39,7 @@ _ADDED = {  # options that old configs lack, at the value that means what there 
     "head": "linear",
     "head_init": "own",
     "include_labelled": False,
+    "sampler": "shuffled",
     "trainable": "all",
 }
 
@@ -110,19 +112,27 @@ def _essential(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     data, trainer = config.get("data") or {}, config.get("trainer") or {}
     arguments = _without(data.get("init_args") or {}, _INCIDENTAL["data"])
+    model = config.get("model") or {}
+    linked = _without(model.get("init_args") or {}, _LINKED)
     return {
-        "model": _set(config.get("model") or {}),
+        "model": _set({**model, "init_args": linked}),
         "data": _set({**data, "init_args": arguments}),
         "trainer": _set(_without(trainer, _INCIDENTAL["trainer"])),
     }
 
 
-def _set(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
-    """Return settings without those that say nothing, at any depth."""
+def _set(value: Any, ours: bool = True) -> Any:  # noqa: ANN401 - a config is recursive
+    """Return settings without those that say nothing, at any depth.
+
+    Args:
+        value: Settings.
+        ours: Whether they are of a class of ltbench: the options of others are not known here.
+    """
     if isinstance(value, dict):
-        options = {key: _set(item) for key, item in value.items() if item is not None}
-        return _unlike(_ADDED, options)
-    return [_set(item) for item in value] if isinstance(value, list) else value
+        ours = "." not in str(value.get("class_path", "" if ours else "."))
+        options = {key: _set(item, ours) for key, item in value.items() if item is not None}
+        return _unlike(_ADDED, options) if ours else options
+    return [_set(item, ours) for item in value] if isinstance(value, list) else value
 
 
 def _without(mapping: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:

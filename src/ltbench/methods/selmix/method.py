@@ -4,6 +4,7 @@ An epoch is one cycle: a look at the validation images gives the confusion matri
 each class, these the gain of every pair of classes, and these the pairs that the epoch draws.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from ltbench.objectives import BestResponse, rates
 from ltbench.optim.schedules import Cosine, LRSchedule
 
 TRACED = ("objective", "positive_gains", "pseudo_label_accuracy")
+ONE_PAIR = 0.95  # share of one pair of classes above which the others hardly count
 MOST_TRACED = 100  # classes up to which the record keeps the share of every pair
 
 
@@ -312,6 +314,16 @@ class SelMix(OptimisedModule):
         one, other = penultimate.features(self.net, pairs).chunk(2)
         logits = penultimate.classify(self.net, other.lerp(one, batch["share"].to(one.dtype)))
         return cross_entropy_loss(logits, batch["label"], self.class_counts)
+
+    @override
+    def warnings(self, logged: Mapping[str, Tensor]) -> dict[str, str]:
+        share = float(logged.get("train/largest_share", 0))
+        if share <= ONE_PAIR:
+            return {}
+        return {
+            "pairs": f"{share:.1%} of the pairs are of the same two classes, much like "
+            "policy: greedy. A lower model.sharpness spreads them over more classes."
+        }
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from ltbench.metrics.counts import shot_groups
 _log = logging.getLogger(__name__)
 
 EXPLODED = 100.0  # times the usual norm of the gradient
-ONE_PAIR = 0.95  # share of one pair of classes above which the others hardly count
 EVERY = 10  # steps between two measurements of the norm
 SHOTS = {"many": "over 100", "medium": "20 to 100", "few": "under 20"}
 
@@ -80,20 +79,9 @@ class Anomalies(Callback):
                 )
             self._usual = self._usual or middle
             self._norms.clear()
-        if "train/kept_share" in logged and not logged["train/kept_share"]:
-            self._warn(
-                "pseudo-labels",
-                f"epoch {epoch}: every pseudo-label was rejected, so the unlabelled images are not "
-                "used. Lower the threshold, or train for longer.",
-            )
-
-        share = float(logged.get("train/largest_share", 0))
-        if share > ONE_PAIR:
-            self._warn(
-                "pairs",
-                f"epoch {epoch}: {share:.1%} of the pairs are of the same two classes, much like "
-                "policy: greedy. A lower model.sharpness spreads them over more classes.",
-            )
+        if isinstance(pl_module, Method):
+            for kind, text in pl_module.warnings(logged).items():
+                self._warn(kind, f"epoch {epoch}: {text}")
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
