@@ -11,7 +11,7 @@ class NormedLinear(nn.Linear):
 
     Both the features and the class vectors are scaled to unit length in the forward pass, so the
     logits lie in [-1, 1] and need the scale that the loss applies (``s`` of LDAM). There is no
-    bias. ``weight`` has the layout of :class:`torch.nn.Linear`, one class vector per row, and starts
+    bias. ``weight`` has the layout of :class:`torch.nn.Linear`, a class vector per row, and starts
     uniform in [-1, 1] with its rows normalised; weight decay still acts on its length.
 
     The forward pass stays in float32 under autocast: a cosine in bfloat16 is good to about 0.002,
