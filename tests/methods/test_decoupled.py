@@ -25,6 +25,9 @@ def config_of(folder, method, start, data=None, **arguments):
     config["trainer"]["max_epochs"] = 2
     config["model"]["class_path"] = method
     config["model"]["init_args"].pop("backbone")
+    if method == "TauNormalisation":  # which learns nothing
+        for name in ("optimizer", "lr_schedule"):
+            config["model"]["init_args"].pop(name, None)
     config["model"]["init_args"] |= {"init_from": {"path": str(start)}, **arguments}
     config["data"]["init_args"] |= data or {}
     path = folder / f"{method}.yaml"

@@ -143,6 +143,8 @@ def config(method, home, epochs=8, **data):
         net = {}
     elif method == "selmix":
         net = {"optimizer": SGD}
+    elif method == "taunorm":
+        net = {"backbone": "tiny_net"}
     data_class = "LongTailDataModule"
     if "protocol" in settings:
         text = settings["source"] == "phrases"

@@ -5,7 +5,7 @@ Class re-training (cRT), the third of the paper's ways, is a config of ``erm``: 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +190,7 @@ class TauNormalisation(Decoupled):
         init_from: See :class:`Decoupled`.
         backbone: See there.
         backbone_args: Further arguments of ``timm.create_model``.
+        head: Of the backbone that is named; ``cosine`` is refused.
 
     Raises:
         UserError: ``tau`` is negative, or left out where there are no validation images.
@@ -203,8 +204,11 @@ class TauNormalisation(Decoupled):
         init_from: Trained | None = None,
         backbone: str | None = None,
         backbone_args: dict[str, Any] | None = None,
+        head: Literal["linear", "cosine"] = "linear",
     ) -> None:
-        super().__init__(num_classes, in_chans, init_from, backbone, backbone_args=backbone_args)
+        super().__init__(
+            num_classes, in_chans, init_from, backbone, backbone_args=backbone_args, head=head
+        )
         if tau is not None and not 0 <= tau < float("inf"):
             raise UserError(f"tau is {tau}; it must be at least 0.")
         self.tau = tau
