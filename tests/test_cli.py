@@ -273,7 +273,7 @@ def test_two_processes_train_one_model_and_measure_it_once(ltbench, of_folder, t
     keep = ["--trainer.callbacks+=processes.KeepWeights"]
     out = run("fit", "--config", of_folder, *rule, *two, *keep)
     assert out.count("Record: ") == 1
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
     (folder,) = (tmp_path / "runs").iterdir()

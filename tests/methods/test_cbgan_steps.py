@@ -81,7 +81,7 @@ if __name__ == "__main__":
 
     two = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
     run("fit", *home.words, *two, "--trainer.callbacks+=processes.KeepState")
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     moving = ("running_mean", "running_var", "_u", "_v")  # of a rank's own images
     for name, ours in first.items():
         assert name.endswith(moving) or torch.equal(ours, second[name]), name

@@ -134,7 +134,7 @@ if __name__ == "__main__":
     words += ["--trainer.callbacks+=processes.Keep"]
     done = run_script(tmp_path / "processes.py", *words)
     assert done.stdout.count("Teacher on test") == 1
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
     assert repr(first[1]) == repr(second[1])  # some are NaN
     (folder,) = (tmp_path / "runs").iterdir()

@@ -121,7 +121,9 @@ def test_two_processes_agree_on_the_shares_and_take_the_same_steps(config, tmp_p
             *("--trainer.callbacks+=processes.Keep", "--trainer.devices", ranks),
             *("--trainer.strategy", strategy),
         )
-        found[ranks] = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(ranks)]
+        found[ranks] = [
+            torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)
+        ]
     first, second = found[2]
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert_close(first[0], found[1][0][0])
