@@ -206,12 +206,13 @@ class CBGAN(GenerativeModule):
         real, labels = self.real_images(batch), batch["label"]
         with torch.no_grad():
             fake, fake_labels = self._generated(len(real))
-        images = augmented(torch.cat([real, fake]), self.policy)
-        both = torch.cat([labels, fake_labels])
-        scores, classes = self.discriminator(images, both)
-        loss = self.loss.discriminator(*scores.chunk(2))
-        if classes is not None:  # the sum of the two means over real and generated images
-            loss = loss + 2 * F.cross_entropy(classes, both)
+        # One after the other, as in the released code: each is a power iteration of spectral norm.
+        scores, classes = self.discriminator(augmented(real, self.policy), labels)
+        fake_scores, fake_classes = self.discriminator(augmented(fake, self.policy), fake_labels)
+        loss = self.loss.discriminator(scores, fake_scores)
+        if classes is not None:
+            loss = loss + F.cross_entropy(classes, labels)
+            loss = loss + F.cross_entropy(fake_classes, fake_labels)
         self._step(1, self.discriminator, loss, batch)
         self._log("discriminator_loss", loss)
 
@@ -229,7 +230,7 @@ class CBGAN(GenerativeModule):
             if classes is not None:
                 loss = loss + F.cross_entropy(classes, fake_labels)
             if self.balance:
-                balance = self.regulariser(self._judges["classifier"](fake))
+                balance = self.regulariser(self._judges["classifier"].as_they_are(fake))
                 loss = loss + self.balance.strength * balance
             self._step(0, self.generator, loss, batch)
         self._log("generator_loss", of_scores)
