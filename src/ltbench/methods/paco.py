@@ -86,11 +86,11 @@ class PaCo(OptimisedModule):
     """Train class centres and a contrast with keys of a momentum encoder, in one softmax.
 
     The network sees one view of an image, its moving average the other (``data.views: {key: ...}``)
-    and a projection, with batch norm, makes a query of the one and a key of the other. An anchor is contrasted with
-    all other queries and all keys of the batch, of all ranks, and with a queue of earlier keys. The
-    linear classifier holds the centres; in training the log prior is added to its logits, so that
-    without it, at test time, it is balanced. Keys, queue and moving average belong to a step, not
-    to a pass: SAM's two passes see the same.
+    and a projection, with batch norm, makes a query of the one and a key of the other. An anchor is
+    contrasted with all other queries and all keys of the batch, of all ranks, and with a queue of
+    earlier keys. The linear classifier holds the centres; in training the log prior is added to its
+    logits, so that without it, at test time, it is balanced. Keys, queue and moving average belong
+    to a step, not to a pass: SAM's two passes see the same.
 
     Args:
         alpha: Weight of a positive sample: 0.01 on CIFAR, 0.05 on ImageNet-LT and iNaturalist.
@@ -175,8 +175,8 @@ class PaCo(OptimisedModule):
             )
         if stage == "fit" and self._last_batch() == 1:
             raise UserError(
-                "PaCo's batch norm cannot take a batch of one image, which is left at the end of an "
-                "epoch: set data.drop_last to true, or another data.batch_size."
+                "PaCo's batch norm cannot take the one image that is left at the end of an epoch: "
+                "set data.drop_last to true, or another data.batch_size."
             )
 
     def _last_batch(self) -> int:

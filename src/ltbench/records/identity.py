@@ -161,7 +161,7 @@ def _named(value: Any) -> Iterator[str]:  # noqa: ANN401 - a config is recursive
         value = {"class_path": value}  # a class without options
     if isinstance(value, dict):
         name, options = value.get("class_path"), value | (value.get("init_args") or {})
-        if name in _REVISED and _REVISED[name].concerns(options):
+        if isinstance(name, str) and name in _REVISED and _REVISED[name].concerns(options):
             yield name
         value = [item for key, item in value.items() if key != "class_path"]
     if isinstance(value, list):

@@ -365,7 +365,9 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         *above, last = name.split(".")
         part = whole
         for key in above:
-            part = part.setdefault(key, {})
+            if not isinstance(part.get(key), dict):
+                part[key] = {}
+            part = part[key]
         part[last] = value
     return whole
 

@@ -92,7 +92,9 @@ class CBGAN(GenerativeModule):
         deviations={
             "Classes are judged by an annotator trained on balanced data; the released code judges "
             "them by the classifier in the loop.": always,
-            "The last batch of an epoch is smaller; the released code drops it.": always,
+            "The last batch of an epoch is smaller; the released code drops it (drop_last).": (
+                lambda run: not run.data.drop_last
+            ),
             "Samples are rounded to 8 bits, as files of them are, before they are judged.": always,
             "The last iteration is reported; the released code takes the best FID on test "
             "images.": always,
