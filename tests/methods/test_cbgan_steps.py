@@ -53,7 +53,7 @@ def test_the_average_is_the_generator_until_its_start(monkeypatch):
 @pytest.mark.parametrize("conditioning", ["none", "acgan"])
 def test_a_discriminators_step_takes_two_power_iterations(conditioning, monkeypatch):
     """As released: real and generated images pass one after the other."""
-    model = build(architecture=Architecture("sndcgan", 8, 8, 16, conditioning))
+    model = CBGAN(10, 1, Architecture("sndcgan", 8, 8, 16, conditioning))
     seen = []
     model.discriminator.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     monkeypatch.setattr(model, "real_images", lambda batch: batch["image"])

@@ -27,7 +27,7 @@ def test_cosine_of_the_large_sets(epoch: int, lr: float) -> None:
     ("epoch", "lr"), [(1, 0.005), (10, 0.05), (320, 0.05), (321, 0.005), (360, 0.005), (361, 5e-4)]
 )
 def test_paco_on_cifar_counts_from_1(epoch: int, lr: float) -> None:
-    """arXiv 2107.12028, as released: ten epochs of warm-up, rates fall when 320 and 360 are over."""
+    """As released (2107.12028): ten epochs of warm-up, rates fall when 320 and 360 are over."""
     schedule = MultiStep(0.025, [(0.8, 0.1), (0.9, 0.01)])
     assert 0.05 * schedule.factor(epoch - 1, 400) == pytest.approx(lr, rel=1e-12)
 

@@ -394,7 +394,8 @@ class RandAugment(BatchTransform):
 
         def within(places: Tensor, centre: Tensor) -> Tensor:
             first = (centre - side / 2).clamp_min(0).floor()
-            return (places >= first) & (places <= (first + side).floor())  # both ends
+            last = (first + side).floor()  # painted as well
+            return torch.logical_and(places >= first, places <= last)
 
         x, y = _pixels(images)
         inside = within(x, column * width) & within(y, row * height)
