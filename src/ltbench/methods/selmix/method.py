@@ -80,6 +80,10 @@ class SelMix(OptimisedModule):
             "The learning rate falls cycle by cycle, not step by step.": always,
             "Validation images are seen once; the code adds their mirror images.": always,
             "Derivatives are exact for every class prior; the code assumes a uniform one.": always,
+            "Derivatives are of counts with count_smoothing added, so that classes of no recall are "
+            "steered too; the code takes the plain ones, entries of C no less than 1e-7.": (
+                lambda run: run.count_smoothing > 0
+            ),
             "The gain is exact; the code takes <z_i, z_k> for <z_ij, z_k> in the label's term.": (
                 always
             ),
