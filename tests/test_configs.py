@@ -197,7 +197,7 @@ def test_cifar_recipes_have_the_constants_of_the_paper(name):
     }
 
 
-# The radii by step of arXiv 2212.13827's command list, from the epochs (counted from 0) that it names.
+# The radii by step of arXiv 2212.13827's command list, by the epoch that they start in (from 0).
 LARGE_RADII = {
     "ldamdrwsam_imagenetlt": [(0, 0.05), (5, 0.1), (60, 0.5)],
     "ldamdrwsam_inat": [(0, 0.05), (5, 0.1), (60, 0.5)],

@@ -66,11 +66,8 @@ def test_mu_is_that_of_the_run_that_was_started_from(own, start, mu, make_run, t
     rows = results.of_folder(tmp_path / "runs")
     path = tmp_path / "claims.yaml"
     for wanted in {1, 2, 4} - {mu}:
-        path.write_text(
-            yaml.safe_dump(
-                [{**CLAIM, "needs": {"mu": wanted}, "rows": {"selmix": {"accuracy": 1}}}]
-            )
-        )
+        claim = {**CLAIM, "needs": {"mu": wanted}, "rows": {"selmix": {"accuracy": 1}}}
+        path.write_text(yaml.safe_dump([claim]))
         (verdict,) = claims.judge(claims.read(path), leaderboard.build(rows))
         assert verdict.reasons == [f"mu is {mu}, not {wanted}"]
 

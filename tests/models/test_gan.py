@@ -92,10 +92,8 @@ def test_the_shortcut_sees_what_an_activation_in_place_leaves(family, size):
     images = torch.randn(3, 3, size, size)
 
     def block(x, layer, first):
-        # The activation is made of a copy where it does not overwrite what the shortcut reads.
-        before = (
-            x if first else F.leaky_relu_(x if family == "snresgan_inplace" else x.clone(), 0.1)
-        )
+        overwritten = x if family == "snresgan_inplace" else x.clone()
+        before = x if first else F.leaky_relu_(overwritten, 0.1)
         out = layer.conv2(F.leaky_relu_(layer.conv1(before), 0.1))
         x = x if layer.skip is None else layer.skip(x)
         return F.avg_pool2d(out, 2) + F.avg_pool2d(x, 2) if layer.halve else out + x

@@ -119,6 +119,7 @@ class CSST(FixMatch):
                 always
             ),
             "No multiplier is updated before the first step.": always,
+            "The last epoch is reported; the released code picks the best one on test.": always,
             "Images are drawn independently, with replacement; the released code goes through "
             "permutations.": always,
             "Biases, not only batch norm, are free of weight decay.": always,

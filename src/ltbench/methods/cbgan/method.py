@@ -92,8 +92,8 @@ class CBGAN(GenerativeModule):
         deviations={
             "Classes are judged by an annotator trained on balanced data; the released code judges "
             "them by the classifier in the loop.": always,
-            "The shortcuts of SNResGAN's discriminator pass a block's input on; in the released code "
-            "they pass it on activated, as by family: snresgan_inplace.": (
+            "The shortcuts of SNResGAN's discriminator pass a block's input on; in the released "
+            "code they pass it on activated, as by family: snresgan_inplace.": (
                 lambda run: run.family == "snresgan"
             ),
             "The last batch of an epoch is smaller; the released code drops it.": always,
