@@ -205,10 +205,11 @@ def page() -> str:
         "# Where each recipe comes from",
         "",
         "Made by `python benchmarks/recipes.py` from the configs and the methods' cards; a test",
-        "compares. *As released*: as the authors' code has it, and a test holds it there. *As stated*:",
-        "as the paper has it, of which no code is published. *Told deviation*: different, as the",
-        "method's card and the record of each run say. *Ours*: nothing is published, or it is not a",
-        "setting of a paper. `ltbench show CONFIG` prints the line of a config that this is read from.",
+        "compares. *As released*: as the authors' code has it, and a test holds it there.",
+        "*As stated*: as the paper has it, of which no code is published. *Told deviation*:",
+        "different, as the method's card and the record of each run say. *Ours*: nothing is",
+        "published, or it is not a setting of a paper. `ltbench show CONFIG` prints the line of a",
+        "config that this is read from.",
     ]
     for name, rows in sorted(by_method.items()):
         card = _card(name)

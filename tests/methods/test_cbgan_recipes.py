@@ -92,7 +92,10 @@ def test_the_cifar_config_has_the_published_constants():
     assert (data["batch_size"], data["imbalance_factor"], data.get("augment")) == (256, 100, None)
     batches = -(-12_406 // 256)
     assert 0 <= config["trainer"]["max_epochs"] * batches - 100_000 < batches
-    lsun = read("cbgan_lsun")["model"]["init_args"]
+    whole = read("cbgan_lsun")
+    lsun = whole["model"]["init_args"]
+    assert (lsun["ema_decay"], lsun["ema_start"]) == (0.9999, 20_000)
+    assert 0 <= whole["trainer"]["max_epochs"] * -(-72_892 // 256) - 100_000 < 285
     assert lsun["optimizer"]["init_args"] == {"lr": 2e-4, "betas": [0.0, 0.999], "eps": 1e-6}
     for name in ("cbgan_lsun", "cbgan_inat2019"):
         networks = read(name)["model"]["init_args"]["architecture"]
