@@ -3,7 +3,9 @@
 Those of the other methods run in the tests of their methods.
 """
 
+import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -265,10 +267,15 @@ RESNET50 = [
 @pytest.mark.parametrize("name", RESNET50)
 def test_branches_of_resnet50_start_as_torchvisions(name):
     """The last batch norm of a branch starts at 1; timm's default is 0."""
-    net = build_backbone("resnet50", 3, **read(name)["model"]["init_args"]["backbone_args"])
-    last = [module.bn3.weight for module in net.modules() if hasattr(module, "bn3")]
+    last = last_norms(json.dumps(read(name)["model"]["init_args"]["backbone_args"]))
     assert len(last) == 16
     assert all(bool((weight == 1).all()) for weight in last)
+
+
+@cache
+def last_norms(arguments):
+    net = build_backbone("resnet50", 3, **json.loads(arguments))
+    return [module.bn3.weight for module in net.modules() if hasattr(module, "bn3")]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
