@@ -92,6 +92,10 @@ class CBGAN(GenerativeModule):
         deviations={
             "Classes are judged by an annotator trained on balanced data; the released code judges "
             "them by the classifier in the loop.": always,
+            "The shortcuts of SNResGAN's discriminator pass a block's input on; in the released "
+            "code they pass it on activated, as by family: snresgan_inplace.": (
+                lambda run: run.family == "snresgan"
+            ),
             "The last batch of an epoch is smaller; the released code drops it (drop_last).": (
                 lambda run: not run.data.drop_last
             ),
@@ -145,6 +149,7 @@ class CBGAN(GenerativeModule):
         )
         self.ema_decay = ema_decay
         self.ema_start = ema_start
+        self.family = architecture.family
         self.generator, self.discriminator = build_gan(architecture, num_classes, in_chans)
         self.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
