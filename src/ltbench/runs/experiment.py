@@ -237,7 +237,7 @@ def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         in these words or the configs, of arguments that the model takes from the data.
 
     Raises:
-        UserError: A config cannot be read, or names a class of a package that is not trusted.
+        UserError: A config cannot be read, or is not one.
     """
     checked, linked = list(words), dict[str, Any]()
     for at, (word, following) in enumerate(pairwise([*words, ""])):
