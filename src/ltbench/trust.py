@@ -74,6 +74,24 @@ def imported(path: str) -> Any:  # noqa: ANN401 - whatever the user has written
     return target
 
 
+def require_plain(value: Any, where: str) -> None:  # noqa: ANN401 - what YAML or a checkpoint hold
+    """Refuse settings of a free dictionary that are more than numbers, texts and lists of them.
+
+    Raises:
+        UserError: They name a class, or hold an object.
+    """
+    if isinstance(value, dict):
+        if "class_path" in value:
+            raise UserError(f"{where} takes plain values; it cannot name a class.")
+        for key, item in value.items():
+            require_plain(item, f"{where}.{key:.40}" if isinstance(key, str) else where)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            require_plain(item, where)
+    elif not isinstance(value, str | int | float | None):
+        raise UserError(f"{where} takes plain values, not {type(value).__name__}.")
+
+
 def refusal(path: str) -> str:
     """Say why a path is not imported, and how the user can allow it."""
     package, *_ = parts = path.split(".")

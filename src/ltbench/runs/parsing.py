@@ -232,11 +232,14 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
         where: Its name in messages.
 
     Raises:
-        UserError: It has too many values, or a part of it is not a mapping.
+        UserError: It has too many values, a part of it is not a mapping, or it says what a command
+            reads, writes or removes.
     """
     if not _is_bounded(settings):
         raise UserError(f"{where} is nested endlessly or has over {MAX_VALUES} values.")
     for key, value in settings.items():
+        if key in _OF_A_COMMAND:
+            raise UserError(f"{where}: '{key}' belongs to a command: write --{key} there.")
         if key not in ("trainer", "model", "data"):
             continue
         if not isinstance(value, dict) and not (isinstance(value, str) and key != "trainer"):
@@ -328,6 +331,13 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "default_root_dir must be a folder on this machine, such as runs",
         ),
         (
+            any(
+                "class_path" in str(settings[key]) and isinstance(settings[key], str)
+                for key in _WORDS
+            ),
+            f"{', '.join(_WORDS)} take one of Lightning's names or classes",
+        ),
+        (
             any(name.endswith("StochasticWeightAveraging") for name in classes),
             "StochasticWeightAveraging replaces the schedule of the method; use model.ema_decay",
         ),
@@ -362,6 +372,8 @@ def _nearest(name: str, is_class: bool) -> str | None:
     return None if nearest == name else nearest
 
 
+_OF_A_COMMAND = ("config", "ckpt_path", "output", "fresh")
+_WORDS = ("accelerator", "strategy", "profiler")  # where a class that is refused passes for a name
 _GROUPS = ("trainer", "model", "data", "seed_everything", "name", "fresh", "output", "ckpt_path")
 
 
