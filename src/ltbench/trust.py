@@ -94,6 +94,8 @@ def require_plain(value: Any, where: str) -> None:  # noqa: ANN401 - what YAML o
 
 def refusal(path: str) -> str:
     """Say why a path is not imported, and how the user can allow it."""
+    if path.endswith((".yaml", ".yml")):
+        return f"{path:.120} is not read: a config names no other file. --config may stand twice."
     package, *_ = parts = path.split(".")
     if not _exists(package):
         return f"{path:.120} cannot be imported: there is no package '{package}' here."

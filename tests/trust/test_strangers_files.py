@@ -253,7 +253,9 @@ def test_the_users_own_code_runs_where_the_user_vouches_for_it(entry, desk, ltbe
     assert ltbench("data", "--config", "evil.yaml").code == 2
 
 
-@pytest.mark.parametrize("name", ["payload.os.system", "payload.borrowed", "payload.torch.hub.load"])
+@pytest.mark.parametrize(
+    "name", ["payload.os.system", "payload.borrowed", "payload.torch.hub.load"]
+)
 @pytest.mark.parametrize("place", ["loss", "optimizer"])
 def test_what_it_has_imported_from_others_is_not_its_own(name, place, desk, refused, monkeypatch):
     monkeypatch.setenv("LTBENCH_TRUST", "payload")

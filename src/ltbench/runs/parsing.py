@@ -140,15 +140,15 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **{"logger": _listener, "parser_mode": MODE, **kwargs})
 
     @override
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
         return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
 
     @override
-    def add_subclass_arguments(self, baseclass: Any, nested_key: str, **kwargs: Any) -> None:
-        super().add_subclass_arguments(baseclass, nested_key, **kwargs)
-        (action,) = (action for action in self._actions if action.dest == nested_key)
-        action._enable_path = False  # type: ignore[attr-defined]  # else a text may name a file
-        action.sub_add_kwargs["sub_configs"] = False  # type: ignore[attr-defined]
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> None:
+        super().add_subclass_arguments(*args, **kwargs)
+        action: Any = self._actions[-1]
+        action._enable_path = False  # else a text may name a file
+        action.sub_add_kwargs["sub_configs"] = False
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
