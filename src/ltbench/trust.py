@@ -19,7 +19,7 @@ VARIABLE = "LTBENCH_TRUST"
 """Environment variable: the user's own packages or modules, separated by commas."""
 
 MODULES = (
-    *("ltbench.methods", "ltbench.data", "ltbench.optim"),
+    *("ltbench.methods", "ltbench.models", "ltbench.data", "ltbench.optim"),
     *("torch.optim", "timm.optim"),
     *("lightning.pytorch.accelerators", "lightning.pytorch.callbacks"),
     *("lightning.pytorch.loggers.csv_logs", "lightning.pytorch.loggers.tensorboard"),
