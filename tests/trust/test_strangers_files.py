@@ -247,10 +247,11 @@ def test_a_config_does_not_say_what_a_command_writes_or_removes(key, desk, refus
 def test_the_users_own_code_runs_where_the_user_vouches_for_it(entry, desk, ltbench, monkeypatch):
     monkeypatch.setenv("LTBENCH_TRUST", entry)
     spoilt({"model": {"init_args": {"optimizer": ANOTHER}}}, desk)
-    assert ltbench("data", "--config", "evil.yaml").code == 0
+    words = ["fit", "--config", "evil.yaml", "--print_config"]
+    assert ltbench(*words).code == 0
     assert (desk / "executed").exists()
     monkeypatch.delenv("LTBENCH_TRUST")
-    assert ltbench("data", "--config", "evil.yaml").code == 2
+    assert ltbench(*words).code == 2
 
 
 @pytest.mark.parametrize(
