@@ -238,9 +238,10 @@ def test_a_loss_of_ones_own_by_its_path(ltbench, tmp_path, monkeypatch):
         assert "loss" in done.err
 
 
-def test_an_objective_of_ones_own_by_its_path():
+def test_an_objective_of_ones_own_by_its_path(monkeypatch):
     from ltbench.methods.parts.held_out import HeldOut
 
+    monkeypatch.setenv("LTBENCH_TRUST", __name__)
     held_out = HeldOut(f"{__name__}.my_objective", 10, 0.95)
     assert held_out.monitor == "val/hmean_recall"
     assert not held_out.objective.linear

@@ -10,7 +10,7 @@ from ltbench.records.files import (
     write_text,
     write_whole,
 )
-from ltbench.records.folder import Predictions, RunFolder
+from ltbench.records.folder import Predictions, RunFolder, plain_name
 from ltbench.records.identity import (
     canonical,
     job_id,
@@ -31,6 +31,7 @@ __all__ = [
     "git_state",
     "job_id",
     "parse_yaml",
+    "plain_name",
     "read_npz",
     "read_record",
     "recipe",

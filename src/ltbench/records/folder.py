@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ltbench.errors import UserError
 from ltbench.records.files import read_npz, write_npz
-from ltbench.records.schema import Record, read_record
+from ltbench.records.schema import Record, read_record, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,35 @@ if TYPE_CHECKING:
 RECORD = "record.json"
 _CHECKPOINTS = "checkpoints"
 COLUMNS, _HEAD = ("index", "label", "prediction", "confidence", "logits"), "prediction_"
+
+
+MAX_NAME = 200  # bytes; file systems allow 255
+
+
+def plain_name(name: object, what: str) -> str:
+    """Return a name that stands for one file or folder below another, and nowhere else.
+
+    Whatever is read from a record, a plan or a config passes here before it becomes part of a path.
+
+    Args:
+        name: As it was read.
+        what: Whose name it is, for the message.
+
+    Raises:
+        UserError: It is not a text, is empty or too long, leads elsewhere, or cannot be printed.
+    """
+    if (
+        not text(name)
+        or name in ("", ".", "..")
+        or "/" in name
+        or len(name.encode(errors="replace")) > MAX_NAME
+        or any("\ud800" <= letter <= "\udfff" for letter in name)
+    ):
+        raise UserError(
+            f"{what} is {name!r:.60}, which cannot name a folder: use at most {MAX_NAME} letters, "
+            "no slash."
+        )
+    return name
 
 
 class RunFolder:

@@ -10,7 +10,7 @@ import math
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ltbench.errors import UserError
 from ltbench.records.files import plain, write_json
@@ -22,7 +22,7 @@ Record = dict[str, Any]
 SCHEMA = 1
 
 
-def text(value: Any) -> bool:  # noqa: ANN401 - whatever JSON can hold
+def text(value: Any) -> TypeGuard[str]:  # noqa: ANN401 - whatever JSON can hold
     """Say whether a value is a string without control characters."""
     return isinstance(value, str) and not any(unicodedata.category(c) == "Cc" for c in value)
 

@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 import ltbench.data.text
 import ltbench.data.transforms
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
-from ltbench import records
+from ltbench import records, trust
 from ltbench.data.base import DataModule
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
@@ -38,8 +38,6 @@ from ltbench.runs.parsing import (
 )
 from ltbench.shipped import existing_config
 
-MAX_NAME = 200  # letters; file systems allow 255
-
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
 
@@ -52,6 +50,7 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
 }
 
+FREE = ("backbone_args", "dict_kwargs", "loss_args")  # dictionaries of any names
 CONFIG_OPTIONS = ("-c", "--config")
 
 T = TypeVar("T")
@@ -196,11 +195,29 @@ def device_of(name: str | None) -> torch.device:
 
 
 def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
+    _require_plain_options(parsed.as_dict())
     try:
         built: Namespace = parser.instantiate(parsed)
     except ValueError as error:  # a constructor's, wrapped in errors of jsonargparse
         raise cause(error) or UserError(explain(str(error))) from error
     return built
+
+
+def _require_plain_options(settings: object, where: str = "") -> None:
+    """Refuse a class in a free dictionary, where it would pass for a value.
+
+    Raises:
+        UserError: Naming the place.
+    """
+    items = settings.items() if isinstance(settings, dict) else []
+    for key, value in items:
+        place = f"{where}.{key}".removeprefix(".")
+        if key in FREE:
+            trust.require_plain(value, place)
+        else:
+            _require_plain_options(value, place)
+    for item in settings if isinstance(settings, list) else []:
+        _require_plain_options(item, where)
 
 
 def _parser(command: str) -> Parser:
@@ -237,7 +254,7 @@ def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         in these words or the configs, of arguments that the model takes from the data.
 
     Raises:
-        UserError: A config cannot be read, or names a class of a package that is not trusted.
+        UserError: A config cannot be read, or is not one.
     """
     checked, linked = list(words), dict[str, Any]()
     for at, (word, following) in enumerate(pairwise([*words, ""])):
@@ -268,11 +285,9 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
-    name = whole["name"]
-    if name is not None and (Path(name).name != name or len(name) > MAX_NAME):
-        raise UserError(
-            f"--name '{name:.40}' cannot name a folder: use at most {MAX_NAME} letters, no slash."
-        )
+    files = [file for file in parsed.config or [] if file]
+    name = Path(str(files[0])).stem if files else "run"
+    name = records.plain_name(name if whole["name"] is None else whole["name"], "--name")
     for part in ("model", "data"):
         class_ = pkgutil.resolve_name(whole[part]["class_path"])
         if null := null_of(class_, whole[part].get("init_args", {})):
@@ -283,5 +298,4 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     }
     for argument in LINKS.values():
         resolved["model"].get("init_args", {}).pop(argument, None)
-    files = [file for file in parsed.config or [] if file]
-    return {**resolved, "name": name or (Path(str(files[0])).stem if files else "run")}
+    return {**resolved, "name": name}

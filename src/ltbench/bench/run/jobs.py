@@ -72,6 +72,11 @@ class Store:
         try:
             content = json.loads(path.read_text())
             jobs = {key: Job(**job) for key, job in content["jobs"].items()}
+            for name in (
+                content["suite"],
+                *(part for j in jobs.values() for part in (j.name, j.key)),
+            ):
+                records.plain_name(name, f"a name in {path}")
             rows = {
                 name: {int(seed): keys for seed, keys in seeds.items()}
                 for name, seeds in content["rows"].items()
