@@ -1,6 +1,5 @@
 """The results of an analysis, and their files: JSON, figures and tables beside the record."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ltbench import records
+from ltbench import records, untrusted
 from ltbench.errors import UserError
 from ltbench.records import RunFolder
 
@@ -180,9 +179,9 @@ def read(path: Path) -> dict[str, Any]:
         UserError: It is missing or damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = untrusted.read_json(path)
         content["analysis"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable result of an analysis: {error}") from error
     return content
 

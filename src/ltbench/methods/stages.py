@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ltbench import records
+from ltbench import records, untrusted
 from ltbench.errors import UserError
 from ltbench.models import InputStatistics, NormedLinear, build_backbone, penultimate, trained_on
 
@@ -237,10 +237,10 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, damaged, unsafe, or holds something else.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no checkpoint {path}.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = untrusted.load_checkpoint(path)
     except Exception as error:  # torch raises errors of many types on other files
         raise UserError(
             f"{path} cannot be loaded safely as a checkpoint: {_line(error)}"
@@ -256,6 +256,8 @@ def _line(error: Exception) -> str:
         return "you may not read it."
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it names {named[1]}, which loading it would run."
+    if isinstance(error, untrusted.Overgrown | OSError):
+        return f"{error.strerror if isinstance(error, OSError) else error}."
     return "it is cut off, or torch.save did not write it."
 
 
@@ -375,5 +377,5 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with untrusted.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

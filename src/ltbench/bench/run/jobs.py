@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ltbench import records
+from ltbench import records, untrusted
 from ltbench.bench.run.suite import Job, Plan, substitute
 from ltbench.errors import UserError
 from ltbench.records.files import read_json
@@ -65,12 +65,12 @@ class Store:
             UserError: It was never run here, or the file is damaged.
         """
         path = self.folder / f"{suite}.json"
-        if not path.is_file():
+        if not path.exists():
             raise UserError(
                 f"suite {suite} was never run in {self.folder}: try ltbench bench run {suite}."
             )
         try:
-            content = json.loads(path.read_text())
+            content = untrusted.read_json(path)
             jobs = {key: Job(**job) for key, job in content["jobs"].items()}
             rows = {
                 name: {int(seed): keys for seed, keys in seeds.items()}
@@ -78,7 +78,7 @@ class Store:
             }
             baselines = content.get("baselines", {})
             return Plan(content["suite"], jobs, rows, content["families"], baselines)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} rewrites it and keeps finished jobs."
             ) from error
@@ -146,8 +146,8 @@ def _cause(folder: Path, record: dict[str, Any] | None, notes: Mapping[str, Any]
 
 def _tail(path: Path, size: int = 4000) -> str:
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - size))
+        with untrusted.open_file(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read().decode(errors="replace")
     except OSError:
         return ""
