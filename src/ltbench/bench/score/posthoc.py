@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
+from ltbench import untrusted
 from ltbench.bench.score.results import Run
 from ltbench.errors import UserError
 from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.metrics.counts import by_frequency, calibration_error, reliability
 from ltbench.records import Predictions, RunFolder, write_json
 from ltbench.records.files import read_json
+from ltbench.records.schema import number
 
 Floats = NDArray[np.floating]
 TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
@@ -106,7 +108,7 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
 
 def _kept(run: Run) -> Corrected:
     path = RunFolder(run.folder).corrected(run.selection)
-    stored: Corrected = read_json(path)
+    stored = _valid(read_json(path))
     if stored.keys() == CORRECTIONS.keys() or not (computed := _compute(run)):
         return stored
     # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
@@ -114,6 +116,19 @@ def _kept(run: Run) -> Corrected:
     with contextlib.suppress(OSError):  # of another user: computed again next time
         write_json(path, computed)
     return computed
+
+
+def _valid(stored: Mapping[str, Any]) -> Corrected:
+    """Return what was kept, or nothing where something in it is no correction: it is made again."""
+    for name, rules in stored.items():
+        if name not in CORRECTIONS or not isinstance(rules, dict):
+            return {}
+        for rule, entry in rules.items():
+            if rule not in CORRECTIONS[name] or not isinstance(entry, dict):
+                return {}
+            if entry.keys() != {"value", "constant"} or not all(map(number, entry.values())):
+                return {}
+    return dict(stored)
 
 
 def _compute(run: Run) -> Corrected:
@@ -166,19 +181,25 @@ def _metrics(
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
     """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one."""
     path = RunFolder(run.folder).checkpoint(run.selection)
-    if not path.is_file():
+    if not path.exists():
         return None
     import torch
 
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state = untrusted.load_checkpoint(path, mmap=True)["state_dict"]
+    except Exception as error:  # torch raises errors of many types on other files
+        raise UserError(f"{path} cannot be read, so nothing was corrected: {error}") from error
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     weights = {
         name: value
-        for name, value in state["state_dict"].items()
-        if name.startswith("net.") and value.ndim == 2 and len(value) == classes
+        for name, value in tensors.items()
+        if str(name).startswith("net.") and value.ndim == 2 and len(value) == classes
     }
     if len(weights) != 1:
         return None
     ((name, weight),) = weights.items()
-    bias = state["state_dict"].get(name.removesuffix("weight") + "bias")
-    norms = weight.float().norm(dim=1).numpy()
-    return norms, np.zeros(classes) if bias is None else bias.float().numpy()
+    bias = tensors.get(name.removesuffix("weight") + "bias", torch.zeros(classes)).float()
+    norms = weight.float().norm(dim=1)
+    if bias.shape != norms.shape or not (norms > 0).all() or not (norms + bias).isfinite().all():
+        raise UserError(f"{path} has no usable classifier {name}, so nothing was corrected.")
+    return norms.numpy(), bias.numpy()
