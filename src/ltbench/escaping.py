@@ -1,16 +1,22 @@
 """Names that somebody chose, shown as text and nothing else: on a terminal, in a table, drawn."""
 
-import re
-from typing import Any
+from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = (*"=+-@\t\r\n'", *"\uff1d\uff0b\uff0d\uff20")  # and these in full width
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def printable(text: str) -> str:
-    """Spell out the characters, other than line ends, that a terminal would obey.
+    r"""Spell out the characters, other than line ends, that a terminal would obey.
 
-    >>> printable("a\\x1b[2J")
-    'a\\\\x1b[2J'
+    >>> printable("a\x1b[2J")
+    'a\\x1b[2J'
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
@@ -24,9 +30,15 @@ def cell(value: Any) -> Any:  # noqa: ANN401 - what a table holds
     >>> [cell("=1+1"), cell("-3.5"), cell("bee"), cell("'tis"), cell(-3.5)]
     ["'=1+1", '-3.5', 'bee', "''tis", -3.5]
     """
-    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+    if not isinstance(value, str) or not value.startswith(_FORMULA) or _NUMBER.fullmatch(value):
         return value
-    return f"'{value}" if value.startswith(tuple("=+-@\t\r\n'＝＋－＠")) else value
+    return f"'{value}"
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with every text as :func:`cell` writes it."""
+    texts = {name: column.map(cell) for name, column in table.items() if column.dtype.kind == "O"}
+    return table.assign(**texts)
 
 
 def drawn(text: str) -> str:

@@ -15,6 +15,7 @@ import pickletools
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -27,7 +28,7 @@ MOST_LEVELS = 50  # of JSON, one inside the other
 _ZIP = b"PK\x03\x04"
 
 
-def open_file(path: Path, most: int | None = None, below: Path | None = None) -> BinaryIO:
+def open_file(path: Path, most: int | None = None, below: Path | None = None) -> BufferedReader:
     """Open a file for reading if it is a plain one; a pipe or a device is neither read nor awaited.
 
     Args:
@@ -38,7 +39,7 @@ def open_file(path: Path, most: int | None = None, below: Path | None = None) ->
     Raises:
         OSError: It is missing, no plain file, too large, or reached through a link.
     """
-    if below is None and not stat.S_ISREG(os.stat(path).st_mode):
+    if below is None and not stat.S_ISREG(path.stat().st_mode):
         raise _not_plain(path)  # before it is opened: opening a device may do something
     file = _open(path) if below is None else _open_below(below, path)
     try:

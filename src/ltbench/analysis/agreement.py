@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltbench import seeding
+from ltbench import escaping, seeding
 from ltbench.analysis.result import BLUE, GREEN, GREY, ORANGE, Result, figure, percent
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
@@ -199,7 +199,7 @@ def _labels(results: Mapping[str, Any], subject: Subject) -> Figure:
             label=f"teacher, {kind} images",
         )  # fmt: skip
     if len(order) <= 20:
-        names = [subject.classes.names[c] for c in order]
+        names = [escaping.drawn(subject.classes.names[c]) for c in order]
         axes.set_xticks(np.arange(len(order)), names, rotation=45, ha="right")
     axes.set(xlabel="class, by decreasing training images", ylabel="share of the images (%)")
     axes.legend(frameon=False, fontsize=8)

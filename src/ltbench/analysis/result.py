@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ltbench import records, untrusted
+from ltbench import escaping, records, untrusted
 from ltbench.errors import UserError
 from ltbench.records import RunFolder
 
@@ -154,7 +154,7 @@ class Output:
             named["figures"].append(path.name)
         for name, table in result.tables.items():
             path = self._beside(name, "csv")
-            records.write_whole(path, partial(table.to_csv, index=False))
+            records.write_whole(path, partial(escaping.cells(table).to_csv, index=False))
             named["tables"].append(path.name)
         content = {
             "analysis": self.analysis,

@@ -71,9 +71,10 @@ class RunFolder:
         path = self.predictions(selection, split)
         if not path.exists():
             return None
-        problem = _unfit_form(npz_forms(path), record, split)  # before they are decompressed
-        predictions = None if problem else Predictions.read(path, logits)
-        if problem := problem or (predictions and predictions.misfit(record, selection, split)):
+        if problem := _unfit_form(npz_forms(path), record, split):  # not decompressed yet
+            raise UserError(f"{path} {problem}")
+        predictions = Predictions.read(path, logits)
+        if problem := predictions.misfit(record, selection, split):
             raise UserError(f"{path} {problem}")
         return predictions
 

@@ -68,13 +68,13 @@ def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
     return float(candidates[int(np.argmax(scores))])
 
 
-def baselines(runs: Sequence[Run]) -> Corrected:
+def baselines(runs: Sequence[Run], problems: list[str]) -> Corrected:
     """Return what each correction gives on the test images: means over the runs of a row.
 
     A correction that one of the runs cannot have is left out. The results are kept in the run
-    folder, as ``corrected_<selection>.json``.
+    folder, as ``corrected_<selection>.json``. Files that cannot be used are added to ``problems``.
     """
-    first, *others = [_kept(run) for run in runs]
+    first, *others = [_kept(run, problems) for run in runs]
     means: Corrected = {}
     for name, rules in first.items():
         for rule, entry in rules.items():
@@ -106,15 +106,21 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in accuracies.items()}
 
 
-def _kept(run: Run) -> Corrected:
+def _kept(run: Run, problems: list[str]) -> Corrected:
     path = RunFolder(run.folder).corrected(run.selection)
     stored = _valid(read_json(path))
-    if stored.keys() == CORRECTIONS.keys() or not (computed := _compute(run)):
+    if stored.keys() == CORRECTIONS.keys():
+        return stored
+    unusable: list[str] = []
+    computed = _compute(run, unusable)
+    problems += [problem for problem in unusable if problem not in problems]
+    if not computed:
         return stored
     # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
     computed = {name: stored.get(name, {}) | rules for name, rules in computed.items()}
-    with contextlib.suppress(OSError):  # of another user: computed again next time
-        write_json(path, computed)
+    if not unusable:
+        with contextlib.suppress(OSError):  # of another user: computed again next time
+            write_json(path, computed)
     return computed
 
 
@@ -131,11 +137,12 @@ def _valid(stored: Mapping[str, Any]) -> Corrected:
     return dict(stored)
 
 
-def _compute(run: Run) -> Corrected:
+def _compute(run: Run, problems: list[str]) -> Corrected:
     try:
         val = run.predictions("val", logits=True)
         test = run.predictions("test", logits=True) if val else None
-    except UserError:  # reported when the run's own predictions are read
+    except UserError as error:
+        problems.append(str(error))
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}
@@ -143,7 +150,12 @@ def _compute(run: Run) -> Corrected:
     rules: dict[str, Rule] = {}
     if counts.min() > 0:
         rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
-    if classifier := classifier_of(run, test.logits.shape[1]):
+    try:
+        classifier = classifier_of(run, test.logits.shape[1])
+    except UserError as reason:
+        problems.append(str(reason))
+        classifier = None
+    if classifier:
         norms, bias = classifier
         rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
     scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
@@ -179,7 +191,11 @@ def _metrics(
 
 
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
-    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one."""
+    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one.
+
+    Raises:
+        UserError: The checkpoint is damaged, or the classifier has a row of zeros or no numbers.
+    """
     path = RunFolder(run.folder).checkpoint(run.selection)
     if not path.exists():
         return None
