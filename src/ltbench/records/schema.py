@@ -37,6 +37,11 @@ def count(value: Any) -> bool:  # noqa: ANN401
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**52
 
 
+def counts(value: Any) -> bool:  # noqa: ANN401
+    """Say whether a value is a count, or a list of counts or of such lists."""
+    return all(map(counts, value)) if isinstance(value, list) else count(value)
+
+
 def metric(value: Any) -> bool:  # noqa: ANN401
     """Say whether a value is a number or null, or a list of such, for example per class."""
     return all(map(metric, value)) if isinstance(value, list) else value is None or number(value)
@@ -57,6 +62,7 @@ RECORD: dict[str, Any] = {
     "data": {
         **{"source": text, "index_hash": text, "class_names": [text], "class_counts": [count]},
         "images": {"*": count},  # by split
+        "unlabelled_counts?": counts,
         "head_mid_tail?": [count],  # numbers of classes; null: 30/40/30 %
     },
     "metrics": {"*": {"test?": {"*": metric}, "val?": {"*": metric}}},  # last, best

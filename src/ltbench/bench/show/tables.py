@@ -188,7 +188,7 @@ def _plain(text: str) -> str:
     """Escape what users named, so that it becomes neither markup nor another cell."""
     for character in "\\`*_[]<>|":
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return escaping.printable(" ".join(text.split()))
 
 
 def as_csv(board: Leaderboard) -> str:
