@@ -32,6 +32,11 @@ def number(value: Any) -> bool:  # noqa: ANN401
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
+def seconds(value: Any) -> bool:  # noqa: ANN401
+    """Say whether a value is a duration that can be written as days and hours."""
+    return number(value) and 0 <= value < 1e12
+
+
 def count(value: Any) -> bool:  # noqa: ANN401
     """Say whether a value is a whole number, 0 or more, that 52 bits hold."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**52
@@ -78,7 +83,7 @@ RECORD: dict[str, Any] = {
     "steps?": count,
     "batches_per_epoch?": count,
     "images_seen": count,
-    "wall_seconds": number,
+    "wall_seconds": seconds,
     "images_per_second?": number,
     "peak_memory_bytes?": number,
     "status": text,  # running, done, interrupted or failed

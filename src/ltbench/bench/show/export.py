@@ -12,7 +12,8 @@ from pathlib import Path
 from ltbench import untrusted
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
-from ltbench.records import RunFolder, write_text, write_whole
+from ltbench.records import RunFolder, clear_parts, write_text, write_whole
+from ltbench.records.folder import RECORD
 
 FILES = (  # of a run folder beside its record; not checkpoints, nor TensorBoard's files
     *("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png"),
@@ -40,9 +41,12 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
     for key, state in done.items():
         run = state.run or Path()
         target = copies.job_folder(plan.jobs[key]) / run.name
+        clear_parts(target.parent)
+        # The record comes last: until then, what a killed export leaves is no run.
+        (target / RECORD).unlink(missing_ok=True)
         for path in (
-            RunFolder(run).record,
             *(p for pattern in FILES for p in sorted(run.glob(pattern))),
+            RunFolder(run).record,
         ):
             try:
                 _copy(path, target / path.relative_to(run), run, private)
