@@ -126,13 +126,14 @@ class Output:
                     f"with --split {self.settings['split']}."
                 )
             result, settings = read(path), self.settings
-            other = result.get("settings", {})
+            other = result.get("settings")
+            other = other if isinstance(other, dict) else {}
             differing = [
                 f"{k}: {other.get(k)} there, {settings[k]} here"
                 for k in ALIKE
                 if k in settings and other.get(k) != settings[k]
             ]
-            if result["analysis"] != self.analysis or not result.get("classes"):
+            if result["analysis"] != self.analysis or not _of_classes(result.get("classes")):
                 raise UserError(f"{path} has no results of analyze {self.analysis}.")
             if differing:
                 raise UserError(
@@ -184,6 +185,14 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable result of an analysis: {error}") from error
     return content
+
+
+def _of_classes(results: Any) -> bool:  # noqa: ANN401 - JSON
+    return (
+        isinstance(results, dict)
+        and bool(results)
+        and all(isinstance(entry, dict) for entry in results.values())
+    )
 
 
 def shared(names: Sequence[str], beside: Mapping[str, Mapping[str, Any]]) -> list[str]:
