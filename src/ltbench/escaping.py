@@ -37,8 +37,11 @@ def cell(value: Any) -> Any:  # noqa: ANN401 - what a table holds
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with every text as :func:`cell` writes it."""
-    texts = {name: column.map(cell) for name, column in table.items() if column.dtype.kind == "O"}
-    return table.assign(**texts)
+    safe = table.copy()
+    for name, column in table.items():
+        if column.dtype.kind == "O":
+            safe[name] = column.map(cell)
+    return safe
 
 
 def drawn(text: str) -> str:

@@ -39,6 +39,8 @@ def open_file(path: Path, most: int | None = None, below: Path | None = None) ->
     Raises:
         OSError: It is missing, no plain file, too large, or reached through a link.
     """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "its name has a null character", str(path))
     if below is None and not stat.S_ISREG(path.stat().st_mode):
         raise _not_plain(path)  # before it is opened: opening a device may do something
     file = _open(path) if below is None else _open_below(below, path)

@@ -100,8 +100,8 @@ def test_every_figure_draws_names_of_classes_and_runs_as_they_stand():
     figures = [
         *confusion.analyse(made, classes).figures.values(),
         trace_figure(traces, NAMES),
-        landscape.maps(runs, "gradient"),
-        landscape.cuts(runs, "gradient"),
+        landscape.maps(runs, "random"),
+        landscape.cuts(runs, "random"),
         spectra.picture(entries),
         spectra.ratios(entries),
         spectra.by_class(next(iter(entries.values()))),

@@ -24,7 +24,7 @@ def saved(kind):
 
 NOT_OPENED = {
     "PostScript": lambda path: path.write_bytes(EPS),
-    **{kind: saved(kind) for kind in ("GIF", "TGA", "PDF", "ICO", "SGI", "PCX", "DDS", "IM")},
+    **{kind: saved(kind) for kind in ("GIF", "TGA", "PDF", "ICO", "SGI", "PCX", "DDS")},
     "a pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "a folder": lambda path: path.mkdir(),

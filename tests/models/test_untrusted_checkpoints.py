@@ -80,6 +80,7 @@ def expanded(rows):
     return torch.zeros(1).expand(rows)
 
 
+SPARSE = torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=True)
 BAD = {
     "a pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
@@ -92,7 +93,9 @@ BAD = {
     "a tensor repeated, in the old format": saved(
         {"a": expanded(10**9)}, _use_new_zipfile_serialization=False
     ),
-    "a sparse tensor": saved({"a": torch.sparse_coo_tensor(size=(10**6, 10**6))}),
+    "a sparse tensor": saved(
+        {"a": torch.sparse_coo_tensor(size=(10**6, 10**6), check_invariants=True)}
+    ),
     "a tensor without data": saved({"a": torch.empty(10**12, device="meta")}),
     "a call": called(os.system, "touch trace"),
     "a call in the old format": saved(

@@ -141,8 +141,8 @@ def _compute(run: Run, problems: list[str]) -> Corrected:
     try:
         val = run.predictions("val", logits=True)
         test = run.predictions("test", logits=True) if val else None
-    except UserError as error:
-        problems.append(str(error))
+    except UserError as reason:
+        problems.append(str(reason))
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}

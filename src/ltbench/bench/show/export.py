@@ -53,7 +53,8 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
             except (OSError, UnicodeDecodeError) as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                warnings.warn(f"left out {path}: {error}", stacklevel=2)
+                reason = error.strerror if isinstance(error, OSError) else error
+                warnings.warn(f"left out {path}: {reason}", stacklevel=2)
         _write(target.parent / "job.json", {"seconds": (state.notes or {}).get("seconds")}, ())
     if (folder / f"{plan.suite}.json").is_file():
         plan = plan.after(copies.load(plan.suite))
