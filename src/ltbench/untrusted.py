@@ -50,7 +50,7 @@ def open_file(path: Path, most: int | None = None, below: Path | None = None) ->
             raise _not_plain(path)
         if most is not None and status.st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
-        return os.fdopen(file, "rb")
+        return open(path, "rb", opener=lambda *_: file)
     except BaseException:
         os.close(file)
         raise
