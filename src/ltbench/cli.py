@@ -15,6 +15,7 @@ from types import FrameType
 
 from ltbench import __version__
 from ltbench.errors import UserError, unknown_name
+from ltbench.escaping import printable
 
 USAGE = """\
 usage: ltbench COMMAND ...
@@ -98,8 +99,8 @@ def _plain_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> str:
         if category is UserWarning:
-            return f"warning: {message}\n"
-        return before(message, category, filename, lineno, line)
+            return f"warning: {printable(str(message))}\n"
+        return printable(before(message, category, filename, lineno, line))
 
     warnings.formatwarning = plain
     try:
@@ -147,9 +148,7 @@ def _failure(error: RuntimeError | MemoryError) -> str:
 def _stop(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    # A file name may contain control characters, which a terminal would obey.
-    plain = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-    sys.stderr.write("".join(plain) + "\n")
+    sys.stderr.write(printable(message) + "\n")
     raise SystemExit(code)
 
 

@@ -56,7 +56,7 @@ REDUCTIONS = {
 @pytest.mark.parametrize("name", [*REDUCTIONS, "min_coverage"])
 def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(name, make_run):
     run = results.read(make_run("ce", 0, logits=True))
-    corrected = posthoc.baselines([run])
+    corrected = posthoc.baselines([run], [])
     assert corrected.keys() == posthoc.CORRECTIONS.keys() - {"min_ht_recall"}  # below ten classes
     assert corrected[name].keys() == {"logit adjustment"}  # no checkpoint, no norms
     val, test = run.predictions("val", logits=True), run.predictions(logits=True)
@@ -78,7 +78,7 @@ def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(n
 def test_an_overconfident_network_gets_a_temperature_above_1_and_a_smaller_error(make_run):
     folder = make_run("ce", 0, (0.6, 0.6, 0.6), logits=True)
     run = results.read(folder)
-    corrected = posthoc.baselines([run])["ece"]["temperature"]
+    corrected = posthoc.baselines([run], [])["ece"]["temperature"]
     logits = run.predictions(logits=True)
     assert corrected["constant"] > 1
     before = posthoc.expected_calibration_error(logits.logits, logits.label)
@@ -95,7 +95,7 @@ def test_the_norms_of_a_checkpoint_are_used(make_run):
     norms, bias = posthoc.classifier_of(run, 3)
     assert norms.tolist() == [5, 1, 0.5]
     assert bias.tolist() == [0, 0, 0]
-    assert "tau-normalisation" in posthoc.baselines([run])["min_recall"]
+    assert "tau-normalisation" in posthoc.baselines([run], [])["min_recall"]
 
 
 @pytest.mark.parametrize(
@@ -110,25 +110,25 @@ def test_a_network_without_one_linear_classifier_has_no_norms(extra, make_run):
 
 
 def test_without_validation_there_is_nothing_to_choose_by(make_run):
-    assert posthoc.baselines([results.read(make_run("ce", 0))]) == {}
+    assert posthoc.baselines([results.read(make_run("ce", 0))], []) == {}
 
 
 def test_what_was_computed_is_kept_in_the_run_folder(make_run):
     folder = make_run("ce", 0, logits=True)
     run = results.read(folder)
     path = folder / "corrected_last.json"
-    first = posthoc.baselines([run])
+    first = posthoc.baselines([run], [])
     assert json.loads(path.read_text()).keys() == posthoc.CORRECTIONS.keys()
     val = (folder / "val_predictions_last.npz").rename(folder / "elsewhere.npz")
-    assert posthoc.baselines([run]) == first
+    assert posthoc.baselines([run], []) == first
     # What an earlier ltbench kept, of fewer metrics and a checkpoint that is gone, is completed.
     old = {"tau-normalisation": {"value": 0.5, "constant": 1.0}}
     path.write_text(json.dumps({"min_recall": old}))
-    assert posthoc.baselines([run]) == {"min_recall": old}
+    assert posthoc.baselines([run], []) == {"min_recall": old}
     val.rename(folder / "val_predictions_last.npz")
-    assert posthoc.baselines([run]) == first | {"min_recall": old | first["min_recall"]}
+    assert posthoc.baselines([run], []) == first | {"min_recall": old | first["min_recall"]}
     path.write_text("[1]")
-    assert posthoc.baselines([run]) == first
+    assert posthoc.baselines([run], []) == first
 
 
 def test_other_class_shares_weigh_the_recalls(make_run):

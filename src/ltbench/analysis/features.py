@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from ltbench import escaping
 from ltbench.analysis.result import BLUE, COLOURS, Result, figure
 from ltbench.analysis.subject import Subject
 from ltbench.models import penultimate
@@ -225,7 +226,7 @@ def _picture(subject: Subject, points: Mapping[int, Values], explained: Values) 
             where[:, 0], where[:, 1], s=12, alpha=0.7, linewidths=0,
             color=COLOURS[number % len(COLOURS)],
             marker=markers[(number // len(COLOURS)) % len(markers)],
-            label=f"{subject.classes.names[c]} ({subject.classes.counts[c]})",
+            label=escaping.drawn(f"{subject.classes.names[c]} ({subject.classes.counts[c]})"),
         )  # fmt: skip
     first, second = 100 * explained
     axes.set(

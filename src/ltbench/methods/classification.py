@@ -12,6 +12,7 @@ from typing_extensions import override
 from ltbench import records
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
+from ltbench.escaping import cells
 from ltbench.methods.base import Method
 from ltbench.methods.parts.trainable import evaluation_mode
 from ltbench.metrics.collector import LongTailMetrics
@@ -120,7 +121,7 @@ class ClassificationModule(Method):
         scores = torch.cat([scores for scores in batches if isinstance(scores, Tensor)])
         file = Path(output or "predictions.csv")
         paths = self.data.images_to_predict().paths
-        table = prediction_table(paths, scores, self.data.source.class_names)
+        table = cells(prediction_table(paths, scores, self.data.source.class_names))
         # Bytes of a path that are not UTF-8 are written as they are.
         records.write_whole(
             file, lambda stream: table.to_csv(stream, index=False, errors="surrogateescape")

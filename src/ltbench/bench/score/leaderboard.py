@@ -118,7 +118,7 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
         draws = {}
         if resampler and row.name in correct:
             draws = _draws(resampler, correct[row.name], row.runs[0].classes)
-        lines.append(_line(row, names, draws))
+        lines.append(_line(row, names, draws, problems))
     replicates = [line.draws.get(chosen) for line in lines]
     usual = comparable.shared([line.facts for line in lines])
     values = [
@@ -202,7 +202,12 @@ def _draws(
     return {name: values.mean(0) for name, values in metrics.items()}
 
 
-def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floating]]) -> Line:
+def _line(
+    row: Row,
+    names: Sequence[str],
+    draws: Mapping[str, NDArray[np.floating]],
+    problems: list[str],
+) -> Line:
     estimates = {}
     for name in names:
         values = [float(run.metrics[name]) for run in row.runs if run.metrics.get(name) is not None]
@@ -221,7 +226,7 @@ def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floatin
         comparable.facts(row),
         cost=_cost(row),
         notes=notes,
-        posthoc=posthoc.baselines(row.runs),
+        posthoc=posthoc.baselines(row.runs, problems),
         priors=posthoc.under_priors(row.runs),
         draws=draws,
     )

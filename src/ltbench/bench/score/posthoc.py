@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
+from ltbench import untrusted
 from ltbench.bench.score.results import Run
 from ltbench.errors import UserError
 from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.metrics.counts import by_frequency, calibration_error, reliability
 from ltbench.records import Predictions, RunFolder, write_json
 from ltbench.records.files import read_json
+from ltbench.records.schema import number
 
 Floats = NDArray[np.floating]
 TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
@@ -66,13 +68,13 @@ def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
     return float(candidates[int(np.argmax(scores))])
 
 
-def baselines(runs: Sequence[Run]) -> Corrected:
+def baselines(runs: Sequence[Run], problems: list[str]) -> Corrected:
     """Return what each correction gives on the test images: means over the runs of a row.
 
     A correction that one of the runs cannot have is left out. The results are kept in the run
-    folder, as ``corrected_<selection>.json``.
+    folder, as ``corrected_<selection>.json``. Files that cannot be used are added to ``problems``.
     """
-    first, *others = [_kept(run) for run in runs]
+    first, *others = [_kept(run, problems) for run in runs]
     means: Corrected = {}
     for name, rules in first.items():
         for rule, entry in rules.items():
@@ -104,23 +106,43 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in accuracies.items()}
 
 
-def _kept(run: Run) -> Corrected:
+def _kept(run: Run, problems: list[str]) -> Corrected:
     path = RunFolder(run.folder).corrected(run.selection)
-    stored: Corrected = read_json(path)
-    if stored.keys() == CORRECTIONS.keys() or not (computed := _compute(run)):
+    stored = _valid(read_json(path))
+    if stored.keys() == CORRECTIONS.keys():
+        return stored
+    unusable: list[str] = []
+    computed = _compute(run, unusable)
+    problems += [problem for problem in unusable if problem not in problems]
+    if not computed:
         return stored
     # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
     computed = {name: stored.get(name, {}) | rules for name, rules in computed.items()}
-    with contextlib.suppress(OSError):  # of another user: computed again next time
-        write_json(path, computed)
+    if not unusable:
+        with contextlib.suppress(OSError):  # of another user: computed again next time
+            write_json(path, computed)
     return computed
 
 
-def _compute(run: Run) -> Corrected:
+def _valid(stored: Mapping[str, Any]) -> Corrected:
+    """Return what was kept, or nothing where something in it is no correction: it is made again."""
+    for name, rules in stored.items():
+        if name not in CORRECTIONS or not isinstance(rules, dict):
+            return {}
+        for rule, entry in rules.items():
+            if rule not in CORRECTIONS[name] or not isinstance(entry, dict):
+                return {}
+            if entry.keys() != {"value", "constant"} or not all(map(number, entry.values())):
+                return {}
+    return dict(stored)
+
+
+def _compute(run: Run, problems: list[str]) -> Corrected:
     try:
         val = run.predictions("val", logits=True)
         test = run.predictions("test", logits=True) if val else None
-    except UserError:  # reported when the run's own predictions are read
+    except UserError as reason:
+        problems.append(str(reason))
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}
@@ -128,7 +150,12 @@ def _compute(run: Run) -> Corrected:
     rules: dict[str, Rule] = {}
     if counts.min() > 0:
         rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
-    if classifier := classifier_of(run, test.logits.shape[1]):
+    try:
+        classifier = classifier_of(run, test.logits.shape[1])
+    except UserError as reason:
+        problems.append(str(reason))
+        classifier = None
+    if classifier:
         norms, bias = classifier
         rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
     scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
@@ -164,21 +191,31 @@ def _metrics(
 
 
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
-    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one."""
+    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one.
+
+    Raises:
+        UserError: The checkpoint is damaged, or the classifier has a row of zeros or no numbers.
+    """
     path = RunFolder(run.folder).checkpoint(run.selection)
-    if not path.is_file():
+    if not path.exists():
         return None
     import torch
 
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state = untrusted.load_checkpoint(path, mmap=True)["state_dict"]
+    except Exception as error:  # torch raises errors of many types on other files
+        raise UserError(f"{path} cannot be read, so nothing was corrected: {error}") from error
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     weights = {
         name: value
-        for name, value in state["state_dict"].items()
-        if name.startswith("net.") and value.ndim == 2 and len(value) == classes
+        for name, value in tensors.items()
+        if str(name).startswith("net.") and value.ndim == 2 and len(value) == classes
     }
     if len(weights) != 1:
         return None
     ((name, weight),) = weights.items()
-    bias = state["state_dict"].get(name.removesuffix("weight") + "bias")
-    norms = weight.float().norm(dim=1).numpy()
-    return norms, np.zeros(classes) if bias is None else bias.float().numpy()
+    bias = tensors.get(name.removesuffix("weight") + "bias", torch.zeros(classes)).float()
+    norms = weight.float().norm(dim=1)
+    if bias.shape != norms.shape or not (norms > 0).all() or not (norms + bias).isfinite().all():
+        raise UserError(f"{path} has no usable classifier {name}, so nothing was corrected.")
+    return norms.numpy(), bias.numpy()

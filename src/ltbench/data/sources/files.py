@@ -18,6 +18,7 @@ from typing_extensions import override
 from ltbench.data.sources.base import Labels, OnBadImage, Source
 from ltbench.data.sources.decoding import decode, decode_crops, is_readable
 from ltbench.errors import UserError
+from ltbench.untrusted import open_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -205,7 +206,7 @@ def _damaged(root: Path, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]
 
 def _is_damaged(path: Path) -> bool:
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_file(path) as file:
             start = file.read(4)
             file.seek(-8, os.SEEK_END)
             end = file.read()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ltbench import records
+from ltbench import records, untrusted
 from ltbench.errors import UserError
 from ltbench.models import InputStatistics, build_backbone, trained_on, weights
 
@@ -264,5 +264,5 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with untrusted.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
