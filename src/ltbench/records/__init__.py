@@ -12,6 +12,7 @@ from ltbench.records.files import (
 )
 from ltbench.records.folder import Predictions, RunFolder
 from ltbench.records.identity import canonical, job_id, recipe
+from ltbench.records.locks import locked
 from ltbench.records.provenance import git_state, versions
 from ltbench.records.schema import SCHEMA, Record, read_record, write_record
 
@@ -24,6 +25,7 @@ __all__ = [
     "clear_parts",
     "git_state",
     "job_id",
+    "locked",
     "parse_yaml",
     "read_npz",
     "read_record",

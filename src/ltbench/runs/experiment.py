@@ -13,6 +13,8 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 import ltbench.data.text
 import ltbench.data.transforms
@@ -102,7 +104,8 @@ class Experiment:
 
     def _context(self, starts: dict[str, dict[str, Any]]) -> RunContext:
         name, model = self.config["name"], self.config["model"]
-        job_id = records.job_id(self.config, self.data.source.fingerprint, starts)
+        placed = {**self.config, "trainer": _placed(self.config["trainer"])}
+        job_id = records.job_id(placed, self.data.source.fingerprint, starts)
         linked = {argument: getattr(self.data, name) for name, argument in LINKS.items()}
         made_from = {"class_path": model["class_path"], **model.get("init_args", {}), **linked}
         root = Path(self.config["trainer"]["default_root_dir"])
@@ -195,6 +198,20 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def _placed(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a trainer with the devices that ``auto`` stands for on this machine.
+
+    One device and four are different runs. Strategy ``auto`` follows from devices and nodes.
+    """
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if accelerator == "auto":
+        accelerator = _AcceleratorConnector._choose_auto_accelerator()
+    if devices in ("auto", -1, "-1"):
+        kinds = {"gpu": CUDAAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator}
+        devices = kinds.get(accelerator, CPUAccelerator).auto_device_count()
+    return {**trainer, "accelerator": accelerator, "devices": devices}
+
+
 def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
     try:
         built: Namespace = parser.instantiate(parsed)
@@ -265,7 +282,10 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     Raises:
         UserError: A setting that no run can have.
     """
-    text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    try:
+        text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    except ValueError as error:  # a default that cannot be written
+        raise UserError(explain(str(error))) from error
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
     name = whole["name"]
