@@ -164,6 +164,10 @@ def _failure(error: RuntimeError | MemoryError) -> str:
             f"memory ran out{f' ({request[0].strip()})' if request else ''}: set a smaller "
             "data.batch_size, data.eval_batch_size or data.image_size."
         )
+    from ltbench.runs import peers
+
+    if said := peers.lost(error):
+        return said
     raise error
 
 

@@ -284,8 +284,9 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     """
     try:
         text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
-    except ValueError as error:  # a default that cannot be written
-        raise UserError(explain(str(error))) from error
+    except ValueError as error:
+        reason = explain(str(error)).partition(";")[0]
+        raise UserError(f"a default value cannot be written to config.yaml: {reason}.") from error
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
     name = whole["name"]

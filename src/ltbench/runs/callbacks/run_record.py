@@ -25,6 +25,7 @@ from ltbench.data import loading as workers
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Method, method_name
+from ltbench.runs import peers
 from ltbench.runs.callbacks.trace_figure import trace_figure
 from ltbench.runs.context import RunContext
 
@@ -165,7 +166,8 @@ class RunRecord(Callback):
         if not self.begun:
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
-        cause = workers.death(exception) or f"{type(exception).__name__}: {exception}"
+        cause = workers.death(exception) or peers.lost(exception)
+        cause = cause or f"{type(exception).__name__}: {exception}"
         self._write(trainer, pl_module, status, cause)
 
     def select(self, selection: str) -> None:
