@@ -26,9 +26,9 @@ from ltbench.runs.experiment import build
 # --- the callbacks that Lightning ships ---
 
 HARMLESS = {  # with the arguments that they need
-    **dict.fromkeys(("Callback", "Checkpoint", "LambdaCallback", "ModelCheckpoint"), {}),
-    **dict.fromkeys(("ModelSummary", "RichModelSummary", "WeightAveraging"), {}),
-    "EMAWeightAveraging": {},
+    **{name: {} for name in ("Callback", "Checkpoint", "LambdaCallback", "ModelCheckpoint")},
+    **{name: {} for name in ("ModelSummary", "RichModelSummary")},
+    **{name: {} for name in ("WeightAveraging", "EMAWeightAveraging")},
     "OnExceptionCheckpoint": {"dirpath": "saved"},
 }
 BARS = ("ProgressBar", "RichProgressBar", "TQDMProgressBar")
@@ -170,9 +170,7 @@ def test_a_run_goes_on_to_the_same_end_with_more_workers(tmp_path):
     assert processes.run(words, calm).code == 0
     assert processes.run(words, rough, ("step", 6)).code == -signal.SIGKILL
     assert processes.run([*words, "--data.num_workers", "2"], rough).code == 0
-    (one,), (other,) = (
-        (records.read_record(p) for p in h.glob("runs/*/record.json")) for h in (calm, rough)
-    )
+    one, other = (records.read_record(only_run(home) / "record.json") for home in (calm, rough))
     assert one["metrics"] == other["metrics"]
     assert one["job_id"] == other["job_id"]
 
@@ -189,24 +187,33 @@ def wait(seconds):
         time.sleep(0.01)
 
 
+@cli._stoppable()
+def end_within_a_finalizer():
+    Finalized()
+    wait(10)
+
+
 def test_a_signal_within_a_finalizer_is_not_lost():
-    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), cli._stoppable():
-        Finalized()
-        wait(10)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        end_within_a_finalizer()
+
+
+@cli._stoppable()
+def end_slowly(monkeypatch):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        wait(1)
+    except KeyboardInterrupt:
+        signal.raise_signal(signal.SIGUSR1)
+        wait(0.1)
+        monkeypatch.setattr(cli, "PATIENCE", 0)
+        signal.raise_signal(signal.SIGTERM)
+        wait(1)
 
 
 def test_a_second_signal_does_not_disturb_the_end_unless_it_takes_long(monkeypatch):
-    with pytest.raises(KeyboardInterrupt), cli._stoppable():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-            wait(1)
-        except KeyboardInterrupt:
-            signal.raise_signal(signal.SIGUSR1)
-            wait(0.1)
-            monkeypatch.setattr(cli, "PATIENCE", 0)
-            signal.raise_signal(signal.SIGTERM)
-            wait(1)
-            pytest.fail("it was not interrupted")
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        end_slowly(monkeypatch)
 
 
 # --- one process a run ---
