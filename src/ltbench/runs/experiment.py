@@ -25,6 +25,7 @@ from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods import stages
 from ltbench.methods.base import Method
+from ltbench.runs.callbacks.refused import require_harmless
 from ltbench.runs.context import RunContext
 from ltbench.runs.parsing import (
     Parser,
@@ -146,6 +147,9 @@ def build(
     seed = parsed.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {seed}; it must be a whole number, 0 to 2^32 - 1.")
+    if command.startswith("fit"):
+        callbacks = parsed.trainer.callbacks or []
+        require_harmless(callbacks if isinstance(callbacks, list) else [callbacks])
     resolved = _resolved(parser, parsed)
     if parsed.output and command in ("fit", "validate", "test"):
         raise UserError(f"--output is for predict and data; {command} does not write such a file.")
@@ -209,6 +213,8 @@ def _placed(trainer: Mapping[str, Any]) -> dict[str, Any]:
     if devices in ("auto", -1, "-1"):
         kinds = {"gpu": CUDAAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator}
         devices = kinds.get(accelerator, CPUAccelerator).auto_device_count()
+    if isinstance(devices, str) and devices.isdecimal():  # as the command line has it
+        devices = int(devices)
     return {**trainer, "accelerator": accelerator, "devices": devices}
 
 

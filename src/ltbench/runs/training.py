@@ -16,7 +16,6 @@ from ltbench.errors import UserError
 from ltbench.runs.callbacks.anomalies import Anomalies
 from ltbench.runs.callbacks.predictions import KeepPredictions
 from ltbench.runs.callbacks.progress import Progress
-from ltbench.runs.callbacks.refused import require_harmless
 from ltbench.runs.callbacks.run_record import RunRecord
 from ltbench.runs.checkpoints import (
     RunCheckpoint,
@@ -58,14 +57,12 @@ def make_trainer(
         **settings: Replace those of the config.
 
     Raises:
-        UserError: Lightning refuses an argument, or a training may not have a callback.
+        UserError: Lightning refuses an argument.
     """
+    experiment.data.setup()
     settings = experiment.trainer | settings
     own = settings["callbacks"] or []
     own = own if isinstance(own, list) else [own]
-    if context is not experiment.evaluation:
-        require_harmless(own)
-    experiment.data.setup()
     barred = any(isinstance(callback, ProgressBar) for callback in own)
     bar = [Progress()] if settings["enable_progress_bar"] is not False and not barred else []
     try:

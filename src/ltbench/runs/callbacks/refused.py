@@ -1,7 +1,9 @@
 """Callbacks of Lightning that would make the result another than the config says, or do nothing."""
 
+import pkgutil
 from collections.abc import Iterable
 
+from jsonargparse import Namespace
 from lightning.pytorch import callbacks as lightnings
 from lightning.pytorch.callbacks import Callback
 
@@ -20,6 +22,8 @@ REFUSED: dict[type[Callback], str] = {
     lightnings.StochasticWeightAveraging: "replaces the schedule of the method; use "
     "model.ema_decay",
     lightnings.BaseFinetuning: "changes which parameters learn; use model.trainable",
+    lightnings.OnExceptionCheckpoint: "would have a run go on from the middle of an epoch; the run "
+    "keeps that of each whole one",
     lightnings.ModelPruning: "changes the network that its checkpoints would be loaded into",
     lightnings.SpikeDetection: "needs a loss from each step; one that is not finite ends a run",
     lightnings.DeviceStatsMonitor: f"{_LOGS}: its record has the peak memory and images per second",
@@ -29,13 +33,14 @@ REFUSED: dict[type[Callback], str] = {
 }
 
 
-def require_harmless(callbacks: Iterable[Callback]) -> None:
-    """Refuse callbacks of these classes.
+def require_harmless(callbacks: Iterable[Namespace]) -> None:
+    """Refuse callbacks of these classes, as a config names them.
 
     Raises:
         UserError: Naming the first.
     """
     for callback in callbacks:
+        class_ = pkgutil.resolve_name(callback.class_path)
         for kind, reason in REFUSED.items():
-            if isinstance(callback, kind):
-                raise UserError(f"trainer.callbacks: {type(callback).__name__} {reason}.")
+            if issubclass(class_, kind):
+                raise UserError(f"trainer.callbacks: {class_.__name__} {reason}.")
