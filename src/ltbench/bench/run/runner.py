@@ -90,7 +90,7 @@ class Runner:
                 del self.running[key]
                 folder = self.store.job_folder(self.plan.jobs[key])
                 state = jobs.read_state(folder)
-                if state.status in ("running", "stopped"):
+                if state.status == "running" or (state.status == "stopped" and code):
                     self.pending.append(key)  # another runner was faster, or it was asked to end
                 elif state.status != "done" and code == 0:
                     state = State("failed", state.run, state.record, "it left no finished record")
