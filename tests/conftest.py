@@ -8,8 +8,9 @@ from support import TINY, run_command, write_images
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
-    """Give each test, and what runs after it, an environment without a seed or a data folder."""
+def clean_environment(monkeypatch, tmp_path_factory):
+    """Give each test an environment without a seed or a data folder, and all of them one cache."""
+    monkeypatch.setenv("LTBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "LTBENCH_DATA"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

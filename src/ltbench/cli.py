@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,8 @@ usage: ltbench COMMAND ...
 
 # Slurm sends the first before it takes a node back, and the second where a job asks for it.
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
+PATIENCE = 10.0  # seconds to end in, before another such signal interrupts that, too
+AGAIN = 0.05  # seconds until a request that got lost is repeated
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -111,20 +115,39 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let the signals that ask a process to end act like Ctrl-C, once."""
+    """Let the signals that ask a process to end act like Ctrl-C.
+
+    A scheduler may send several. One asks; the others come while the process ends, and only
+    interrupt that once it takes too long.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        nonlocal asked
+        if time.monotonic() - asked > PATIENCE:
+            asked = time.monotonic()
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    def lost(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Ask again: Python drops what is raised within a finalizer, such as ``__del__``."""
+        nonlocal asked
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        asked = -math.inf
+        number = signal.Signals[error.args[0] if error.args else "SIGINT"]
+        threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
 
     before = {number: signal.signal(number, stop) for number in STOPS}
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -142,6 +165,10 @@ def _failure(error: RuntimeError | MemoryError) -> str:
             f"memory ran out{f' ({request[0].strip()})' if request else ''}: set a smaller "
             "data.batch_size, data.eval_batch_size or data.image_size."
         )
+    from ltbench.runs import peers
+
+    if said := peers.lost(error):
+        return said
     raise error
 
 

@@ -343,7 +343,8 @@ class DataModule(L.LightningDataModule):
         """Return what a checkpoint keeps to know its own data again."""
         return {
             "class_names": self.source.class_names,
-            "training_set": f"{self.source.fingerprint}:{self.index_hash}",
+            "training_set": f"{self.source.listing}:{self.index_hash}",
+            "fingerprint": self.source.fingerprint,  # not in checkpoints of earlier versions
             "mean": list(self.statistics.mean),
             "std": list(self.statistics.std),
             "image_size": self.image_size,

@@ -18,6 +18,7 @@ from ltbench.records.identity import (
     recorded_revisions,
     revisions,
 )
+from ltbench.records.locks import locked
 from ltbench.records.provenance import git_state, versions
 from ltbench.records.schema import SCHEMA, Record, read_record, write_record
 
@@ -30,6 +31,7 @@ __all__ = [
     "clear_parts",
     "git_state",
     "job_id",
+    "locked",
     "parse_yaml",
     "plain_name",
     "read_npz",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +60,7 @@ class RunFolder:
         self.config = path / "config.yaml"  # what builds the run again
         self.curves = path / "metrics.csv"  # a row per epoch
         self.traces = path / "traces.npz"  # arrays of the method by epoch; traces.png draws them
+        self.lock = path / "lock"  # held by the process that trains the run
         self.checkpoints = path / _CHECKPOINTS
         self.analyses = path / "analysis"  # the results of ltbench analyze
 
@@ -80,6 +82,15 @@ class RunFolder:
     def corrected(self, selection: str) -> Path:
         """Return the file of corrections of those predictions that need no training."""
         return self.path / f"corrected_{selection}.json"
+
+    def clear(self) -> None:
+        """Remove all but the lock; the record first, without which nothing is taken for a run."""
+        self.record.unlink(missing_ok=True)
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self.lock:
+                path.unlink()
 
     def read(self) -> Record:
         """Read the record.

@@ -192,10 +192,8 @@ def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images:
             "the checkpoint was trained on other classes "
             f"({', '.join(stored['class_names'][:3])}, ...) than this data has."
         )
-    if (
-        same_images
-        and stored.get("training_set", present["training_set"]) != present["training_set"]
-    ):
+    images = {"training_set", "fingerprint"} & stored.keys()
+    if same_images and any(stored[key] != present[key] for key in images):
         raise UserError(
             "the checkpoint was trained on other images, which may be in this validation set: use "
             "the data settings of the config.yaml in its run folder."

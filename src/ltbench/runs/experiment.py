@@ -13,6 +13,8 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 import ltbench.data.text
 import ltbench.data.transforms
@@ -23,6 +25,7 @@ from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.methods.parts import stages
+from ltbench.runs.callbacks.refused import require_harmless
 from ltbench.runs.context import RunContext
 from ltbench.runs.parsing import (
     Parser,
@@ -101,7 +104,8 @@ class Experiment:
 
     def _context(self, starts: dict[str, dict[str, Any]]) -> RunContext:
         name, model = self.config["name"], self.config["model"]
-        job_id = records.job_id(self.config, self.data.source.fingerprint, starts)
+        placed = {**self.config, "trainer": _placed(self.config["trainer"])}
+        job_id = records.job_id(placed, self.data.source.fingerprint, starts)
         linked = {argument: getattr(self.data, name) for name, argument in LINKS.items()}
         made_from = {"class_path": model["class_path"], **model.get("init_args", {}), **linked}
         root = Path(self.config["trainer"]["default_root_dir"])
@@ -142,6 +146,9 @@ def build(
     seed = parsed.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {seed}; it must be a whole number, 0 to 2^32 - 1.")
+    if command.startswith("fit"):
+        callbacks = parsed.trainer.callbacks or []
+        require_harmless(callbacks if isinstance(callbacks, list) else [callbacks])
     resolved = _resolved(parser, parsed)
     if parsed.output and command in ("fit", "validate", "test"):
         raise UserError(f"--output is for predict and data; {command} does not write such a file.")
@@ -192,6 +199,22 @@ def device_of(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name} cannot be used here: {reason:.150}") from error
     return device
+
+
+def _placed(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a trainer with the devices that ``auto`` stands for on this machine.
+
+    One device and four are different runs. Strategy ``auto`` follows from devices and nodes.
+    """
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if accelerator == "auto":
+        accelerator = _AcceleratorConnector._choose_auto_accelerator()
+    if devices in ("auto", -1, "-1"):
+        kinds = {"gpu": CUDAAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator}
+        devices = kinds.get(accelerator, CPUAccelerator).auto_device_count()
+    if isinstance(devices, str) and devices.isdecimal():  # as the command line has it
+        devices = int(devices)
+    return {**trainer, "accelerator": accelerator, "devices": devices}
 
 
 def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
@@ -282,7 +305,11 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     Raises:
         UserError: A setting that no run can have.
     """
-    text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    try:
+        text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    except ValueError as error:
+        reason = explain(str(error)).partition(";")[0]
+        raise UserError(f"a default value cannot be written to config.yaml: {reason}.") from error
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
     files = [file for file in parsed.config or [] if file]

@@ -296,8 +296,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     """
     epochs, every = settings["max_epochs"], settings["check_val_every_n_epoch"]
     limits = [settings["limit_val_batches"], settings["limit_test_batches"]]
-    callbacks = settings["callbacks"] or []
-    classes = [str(c.get("class_path")) for c in (callbacks if isinstance(callbacks, list) else [])]
     for wrong, message in (
         (
             settings["fast_dev_run"] or settings["limit_train_batches"] == 0,
@@ -319,6 +317,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "`timeout 2h ltbench fit ...`: the same command resumes from its last checkpoint",
         ),
         (
+            settings["max_steps"] != -1 or settings["min_steps"],
+            "max_steps and min_steps would end the training before its schedules or after them, "
+            "which are by epochs; use max_epochs and limit_train_batches",
+        ),
+        (
             settings["overfit_batches"],
             "overfit_batches replaces the order of the images; use limit_train_batches",
         ),
@@ -336,10 +339,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
                 for key in _WORDS
             ),
             f"{', '.join(_WORDS)} take one of Lightning's names or classes",
-        ),
-        (
-            any(name.endswith("StochasticWeightAveraging") for name in classes),
-            "StochasticWeightAveraging replaces the schedule of the method; use model.ema_decay",
         ),
     ):
         if wrong:

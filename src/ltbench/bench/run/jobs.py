@@ -24,6 +24,9 @@ from ltbench.records import schema
 from ltbench.records.files import read_json
 from ltbench.records.folder import RECORD
 
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a job to end; it is not a failure if it does."""
+
 STATES = ("done", "running", "queued", "waiting", "stopped", "failed", "blocked")
 """``stopped``: interrupted, and can go on; ``blocked``: a stage that it needs has failed."""
 
@@ -276,7 +279,10 @@ _LIBC = ctypes.CDLL(None)  # opened before the fork: nothing may wait for a lock
 def ended(folder: Path, returncode: int | None) -> None:
     """Note the exit code of a job's process (None: it was asked to end) and its seconds."""
     notes = read_notes(folder)
-    seconds = float(notes.get("seconds") or 0) + time.time() - float(notes.get("began") or 0)
+    if returncode in {code for number in ASKED for code in (128 + number, -number)}:
+        returncode = None
+    began = float(notes.get("began") or 0)
+    seconds = float(notes.get("seconds") or 0) + max(0, time.time() - began)  # clocks are set back
     note(folder, returncode=returncode, seconds=round(seconds, 2))
 
 

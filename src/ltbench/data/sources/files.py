@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ltbench.data.sources.base import Labels, OnBadImage, Source
+from ltbench.data.sources.contents import digests
 from ltbench.data.sources.decoding import decode, decode_crops, is_readable
 from ltbench.errors import UserError
 from ltbench.untrusted import open_file
@@ -66,12 +67,20 @@ class FileSource(Source):
 
     @cached_property
     @override
-    def fingerprint(self) -> str:
+    def listing(self) -> str:
         digest = hashlib.sha256()
         for split in sorted(self._files):
             names, labels = self._files[split]
             digest.update(b"\n".join([split.encode(), *names.tolist()]))
             digest.update(labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    @override
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.listing.encode())
+        names = sorted({name for files in self._files.values() for name in files.names.tolist()})
+        digest.update(b"".join(digests(self.root, names)))
         return digest.hexdigest()
 
     def paths(self, split: str) -> list[Path]:

@@ -89,7 +89,7 @@ class Folder(FileSource):
 
     @cached_property
     @override
-    def fingerprint(self) -> str:
+    def listing(self) -> str:
         names = (name for files in self._files.values() for name in files.names.tolist())
         lines = sorted(b"%s %d" % (name, self._path(name).stat().st_size) for name in names)
         return hashlib.sha256(b"\n".join(lines)).hexdigest()

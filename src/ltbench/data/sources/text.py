@@ -92,7 +92,7 @@ class Text(Source):
 
     @cached_property
     @override
-    def fingerprint(self) -> str:
+    def listing(self) -> str:
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             digest.update(pd.util.hash_pandas_object(self._tables[split]).to_numpy().tobytes())

@@ -75,9 +75,9 @@ class Start:
         wrong = [key for key, value in self.data.items() if data.get(key, value) != value]
         if other:
             sources = [str(d.get("training_set")).partition(":")[0] for d in (self.data, data)]
-            free = {"class_names", "image_size", "" if len({*sources}) == 1 else "training_set"}
+            free = {"class_names", "image_size"} | (_IMAGES if len({*sources}) == 2 else set())
             wrong = [key for key in wrong if key not in free]
-        if wrong == ["training_set"]:
+        if wrong and _IMAGES.issuperset(wrong):
             raise UserError(
                 f"{role} was trained on other images, which may be in this validation set: use the "
                 "data settings of the config.yaml in its run folder."
@@ -87,6 +87,9 @@ class Start:
             raise UserError(
                 f"{role} was trained on data with another {key}: {self.data[key]}, not {data[key]}."
             )
+
+
+_IMAGES = {"training_set", "fingerprint"}  # of a checkpoint's data: which images, and their content
 
 
 def checkpoint_of(trained: Trained) -> Path | None:
