@@ -30,7 +30,7 @@ INDEXING = {
     torch.ops.aten._index_put_impl_.default,
 }
 LOOKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+FROM_NUMBERS = {torch.tensor, torch.as_tensor, torch.asarray}
 
 
 class Mixed(RuntimeError):
@@ -60,16 +60,23 @@ def twin(tensor):
     )
 
 
-def emulated(values, storages):
-    """Return the tensor of the device that has these values; ``storages`` are those in use."""
+def emulated(values, owners):
+    """Return the tensor of the device that has these values.
+
+    ``owners`` are tensors of the device by the storage of their twins; it may be a view of one.
+    """
     mine = values.untyped_storage()
-    storage = storages.get(mine._cdata)
-    if storage is None:
+    owner = owners.get(mine._cdata)
+    if owner is None:
         storage = torch.UntypedStorage(mine.nbytes(), device=DEVICE)
         storage.twin = mine
-    return torch.empty(0, dtype=values.dtype, device=DEVICE).set_(
-        storage, values.storage_offset(), tuple(values.size()), tuple(values.stride())
-    )
+    else:
+        storage = owner.untyped_storage()
+    # In inference mode too, a view of a usual tensor is one.
+    with torch.inference_mode(torch.is_inference_mode_enabled() if owner is None else owner.is_inference()):
+        return torch.empty(0, dtype=values.dtype, device=DEVICE).set_(
+            storage, values.storage_offset(), tuple(values.size()), tuple(values.stride())
+        )
 
 
 class Generators(TorchFunctionMode):
@@ -77,14 +84,12 @@ class Generators(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func in FROM_NUMBERS and not on_device(args[0] if func != Tensor.new_tensor else None):
-            home = kwargs.pop("device", args[0].device if func == Tensor.new_tensor else None)
-            if home is not None and torch.device(home) == DEVICE:
-                if func == Tensor.new_tensor:
-                    func, args = torch.tensor, args[1:]
-                    kwargs.setdefault("dtype", None)
-                return func(*args, **kwargs).to(DEVICE)
-            kwargs |= {} if home is None else {"device": home}
+        if func == Tensor.new_tensor:
+            own, *args = args
+            func, kwargs = torch.tensor, {"device": own.device, "dtype": own.dtype} | kwargs
+        if func in FROM_NUMBERS and not on_device(args[0]):
+            if torch.device(kwargs.get("device") or "cpu") == DEVICE:
+                return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         result = func(*args, **kwargs)
         generator = kwargs.get("generator")
         if generator is not None and isinstance(result, Tensor):
@@ -135,7 +140,7 @@ class EmulatedDevice(TorchDispatchMode):
             func(*args, **kwargs)
             return args[0]
         twins = {id(tensor): twin(tensor) for tensor in here}
-        storages = {twins[id(t)].untyped_storage()._cdata: t.untyped_storage() for t in here}
+        owners = {twins[id(t)].untyped_storage()._cdata: t for t in here}
         own = {id(twins[id(t)]): t for t in here}
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
@@ -147,7 +152,7 @@ class EmulatedDevice(TorchDispatchMode):
         def back(values):
             if id(values) in own:
                 return own[id(values)]
-            return emulated(values, storages) if stays and id(values) not in passed else values
+            return emulated(values, owners) if stays and id(values) not in passed else values
 
         return tree_map_only(Tensor, back, result)
 

@@ -3,14 +3,14 @@
 import copy
 import importlib
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from emulated_device import DEVICE, DeviceGenerator, Mixed, emulation
 from every_method import METHODS
-from support import assert_same, only_run, run_command, write_images
+from support import assert_same, run_command, write_images
 from torch import nn
 
 from ltbench import catalog, methods
@@ -46,18 +46,19 @@ def test_every_analysis_is_put_on_the_device():
 def test_a_method_never_mixes_device_and_host(method, of_method, starts, monkeypatch, tmp_path):
     config = of_method(method, epochs=2)
     write_images(tmp_path / "new", {"some": 3}, size=8)
-    run = None
 
     def command(*words):
-        done = run_command(*words, cwd=tmp_path)
-        return done
+        return run_command(*words, cwd=tmp_path)
 
     with emulation(monkeypatch) as device:
         done = command("fit", "--config", config)
         assert done.code == 0, done.err
-        run = only_run(tmp_path)
-        assert yaml.safe_load((run / "record.json").read_text())["device"] == str(DEVICE)
+        run = next((tmp_path / "runs").glob("*/record.json")).parent
+        assert json.loads((run / "record.json").read_text())["device"] == str(DEVICE)
         given = ["--config", config, "--ckpt_path", run / "checkpoints/last.ckpt"]
+        done = command("fit", "--dry-run", "--config", config, "--output", "cost.json")
+        assert done.code == 0, done.err
+        assert json.loads((tmp_path / "cost.json").read_text())["device"] == str(DEVICE)
         for words in (
             ("validate", *given),
             ("test", *given),
@@ -93,7 +94,8 @@ def test_the_device_computes_what_the_host_does(of_method, monkeypatch, tmp_path
         with emulation(monkeypatch) if place == "device" else monkeypatch.context():
             done = run_command(*words, cwd=tmp_path / place)
         assert done.code == 0, done.err
-        last = only_run(tmp_path / place) / "checkpoints/last.ckpt"
+        (run,) = (tmp_path / place / "runs").glob("*/record.json")
+        last = run.parent / "checkpoints/last.ckpt"
         weights.append(torch.load(last, weights_only=True)["state_dict"])
     assert_same(*weights)
 
