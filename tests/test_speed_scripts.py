@@ -134,7 +134,9 @@ def test_a_part_that_fails_costs_that_part_alone(load, tmp_path, monkeypatch, ca
     }
     for name, code in ends.items():
         (tmp_path / f"{name}.py").write_text(code)
-    parts = [check.Part(n, str(tmp_path / f"{n}.py"), "", "", 2 if n == "slow" else 60) for n in ends]
+    parts = [
+        check.Part(n, str(tmp_path / f"{n}.py"), "", "", 2 if n == "slow" else 60) for n in ends
+    ]
     monkeypatch.setattr(check, "PARTS", parts)
     monkeypatch.setattr(check, "HERE", tmp_path)
     monkeypatch.setattr(tables, "ON_GPU", tmp_path / "on_gpu")

@@ -61,6 +61,7 @@ PARTS = (
     Part("jobs", "jobs.py", "", QUICK, 80),
 )
 
+
 def take(part: Part, folder: Path, rehearse: bool) -> str:
     """Run a part; return what went wrong, or an empty text."""
     command = part.command(folder, rehearse)

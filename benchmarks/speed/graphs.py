@@ -7,8 +7,8 @@ The network and batch of `sam.py`, a plain step, in float32 and in bf16, each as
 * `graph`: the whole step captured once as a CUDA graph and replayed, which is what a step would
   cost that the host never holds up. The project has no such switch.
 
-Without a GPU `graph` is the eager step, and the peak that of the whole process. On a GPU the peak is
-that of a step, weights and gradients included.
+On a GPU the peak is that of a step, weights and gradients included. Without one `graph` is the
+eager step, and the peak that of the whole process.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def method(request):
 
 
 @pytest.fixture
-def device(starts, monkeypatch):
+def device(starts):
     """An emulated device, which takes the place of the CPU."""
-    with emulation(monkeypatch) as emulated:
+    with emulation() as emulated:
         yield emulated

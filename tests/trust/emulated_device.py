@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -72,8 +73,8 @@ def emulated(values, owners):
         storage.twin = mine
     else:
         storage = owner.untyped_storage()
-    # In inference mode too, a view of a usual tensor is one.
-    with torch.inference_mode(torch.is_inference_mode_enabled() if owner is None else owner.is_inference()):
+    inference = torch.is_inference_mode_enabled() if owner is None else owner.is_inference()
+    with torch.inference_mode(inference):  # even there, a view of a usual tensor is one
         return torch.empty(0, dtype=values.dtype, device=DEVICE).set_(
             storage, values.storage_offset(), tuple(values.size()), tuple(values.stride())
         )
@@ -87,14 +88,13 @@ class Generators(TorchFunctionMode):
         if func == Tensor.new_tensor:
             own, *args = args
             func, kwargs = torch.tensor, {"device": own.device, "dtype": own.dtype} | kwargs
-        if func in FROM_NUMBERS and not on_device(args[0]):
-            if torch.device(kwargs.get("device") or "cpu") == DEVICE:
-                return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
+        home = torch.device(kwargs.get("device") or "cpu") if func in FROM_NUMBERS else None
+        if home == DEVICE and not on_device(args[0]):  # torch would lose the numbers
+            return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         result = func(*args, **kwargs)
-        generator = kwargs.get("generator")
-        if generator is not None and isinstance(result, Tensor):
-            if isinstance(generator, DeviceGenerator) != on_device(result):
-                raise Mixed(f"{func.__name__}: the generator is not on the tensor's device")
+        draws = kwargs.get("generator") is not None and isinstance(result, Tensor)
+        if draws and isinstance(kwargs["generator"], DeviceGenerator) != on_device(result):
+            raise Mixed(f"{func.__name__}: the generator is not on the tensor's device")
         return result
 
 
@@ -146,7 +146,7 @@ class EmulatedDevice(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         args, kwargs = tree_map_only(Tensor, lambda t: twins.get(id(t), t), (args, kwargs))
         result = func(*args, **kwargs)
-        stays = here and target is None or target == DEVICE
+        stays = (here and target is None) or target == DEVICE
         passed = {id(leaf) for leaf in tree_leaves((args, kwargs))}
 
         def back(values):
@@ -179,26 +179,25 @@ def line():
 
 
 @contextmanager
-def emulation(monkeypatch):
+def emulation():
     """Open the device: whatever asks for the CPU trains and evaluates on it."""
-    make, draws, reduce = SingleDeviceStrategy.__init__, seeding.generator, Tensor.__reduce_ex__
+    make, reduce = SingleDeviceStrategy.__init__, Tensor.__reduce_ex__
 
     def generator(device, *key):
         kind = DeviceGenerator if torch.device(device) == DEVICE else torch.Generator
         return kind().manual_seed(seeding.derive(*key))
 
-    monkeypatch.setattr(
-        SingleDeviceStrategy,
-        "__init__",
-        lambda self, device="cpu", **rest: make(self, device=DEVICE, **rest),
-    )
-    monkeypatch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
-    monkeypatch.setattr(seeding, "generator", generator)
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
-    monkeypatch.setattr(
-        Tensor,
-        "__reduce_ex__",
-        lambda self, *how: reduce(self.detach().cpu() if on_device(self) else self, *how),
-    )
-    with EmulatedDevice() as mode, Generators():
-        yield mode
+    def saved(tensor, *how):
+        return reduce(tensor.detach().cpu() if on_device(tensor) else tensor, *how)
+
+    with pytest.MonkeyPatch.context() as patch, EmulatedDevice() as device, Generators():
+        patch.setattr(
+            SingleDeviceStrategy,
+            "__init__",
+            lambda self, device="cpu", **rest: make(self, device=DEVICE, **rest),
+        )
+        patch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
+        patch.setattr(seeding, "generator", generator)
+        patch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+        patch.setattr(Tensor, "__reduce_ex__", saved)
+        yield device

@@ -1,9 +1,10 @@
-"""Every method on a device that refuses to meet the host: fit, evaluation, predictions, analyses."""
+"""Every method on a device that refuses to meet the host: from training to analyses."""
 
 import copy
 import importlib
 import io
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -43,14 +44,14 @@ def test_every_analysis_is_put_on_the_device():
 
 
 @pytest.mark.slow
-def test_a_method_never_mixes_device_and_host(method, of_method, starts, monkeypatch, tmp_path):
+def test_a_method_never_mixes_device_and_host(method, of_method, tmp_path):
     config = of_method(method, epochs=2)
     write_images(tmp_path / "new", {"some": 3}, size=8)
 
     def command(*words):
         return run_command(*words, cwd=tmp_path)
 
-    with emulation(monkeypatch) as device:
+    with emulation() as device:
         done = command("fit", "--config", config)
         assert done.code == 0, done.err
         run = next((tmp_path / "runs").glob("*/record.json")).parent
@@ -79,19 +80,19 @@ def test_a_method_never_mixes_device_and_host(method, of_method, starts, monkeyp
             assert opened.predict(pixels).probabilities.shape == (3, 10)
     for name, options in FEW.items():
         words = ["analyze", name, "--run", run, *options.split()]
-        with emulation(monkeypatch):
+        with emulation():
             done = command(*words, "--device", DEVICE, "--output", "emulated")
         if done.code:  # a CPU refuses it too
             assert done.code == 2, (name, done.err)
             assert command(*words, "--device", "cpu", "--output", "host").err == done.err
 
 
-def test_the_device_computes_what_the_host_does(of_method, monkeypatch, tmp_path):
+def test_the_device_computes_what_the_host_does(of_method, tmp_path):
     weights = []
     for place in ("host", "device"):
         (tmp_path / place).mkdir()
         words = ["fit", "--config", of_method("erm", epochs=2)]
-        with emulation(monkeypatch) if place == "device" else monkeypatch.context():
+        with emulation() if place == "device" else nullcontext():
             done = run_command(*words, cwd=tmp_path / place)
         assert done.code == 0, done.err
         (run,) = (tmp_path / place / "runs").glob("*/record.json")

@@ -100,4 +100,3 @@ class LocalHandle(Handle):
     @override
     def stop(self) -> None:
         self._process.terminate()
-
