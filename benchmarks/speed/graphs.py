@@ -23,10 +23,19 @@ WARM_UP = 3  # steps before a capture, as torch asks for
 BASE = "32-true, eager"
 
 
-def captured(step: Candidate, device: torch.device) -> Candidate:
+class Replay:
+    """A CUDA graph of a step, with the step, whose weights it uses where they lie."""
+
+    def __init__(self, step: Candidate, graph: "torch.cuda.CUDAGraph") -> None:
+        self.step, self.graph = step, graph
+
+    def __call__(self) -> None:
+        """Take the step."""
+        self.graph.replay()
+
+
+def captured(step: Candidate) -> Replay:
     """Return a step that replays a CUDA graph of another one."""
-    if device.type != "cuda":
-        return step
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -36,7 +45,7 @@ def captured(step: Candidate, device: torch.device) -> Candidate:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+    return Replay(step, graph)
 
 
 def made(precision: str, way: str, batch: int, device: torch.device) -> tuple[Candidate, float]:
@@ -49,8 +58,8 @@ def made(precision: str, way: str, batch: int, device: torch.device) -> tuple[Ca
     before = torch.cuda.memory_allocated() if on_gpu else 0
     autocast, compiled = precision == "bf16-mixed", way == "compiled"
     step = step_of(Plain(), batch, device, autocast, compiled=compiled)
-    if way == "graph":
-        step = captured(step, device)
+    if way == "graph" and on_gpu:
+        step = captured(step)
     for _ in range(WARM_UP):
         step()
     if on_gpu:
