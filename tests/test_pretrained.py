@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from torchvision.transforms import v2
 
 from ltbench.errors import UserError
-from ltbench.methods import stages
-from ltbench.methods.stages import Trained
-from ltbench.models import build_backbone, penultimate
+from ltbench.methods.parts import stages
+from ltbench.methods.parts.stages import Trained
+from ltbench.models import build_backbone, penultimate, weights
 from ltbench.records import read_record
 from ltbench.runs.experiment import build
 from ltbench.runs.finished import open_run
@@ -54,7 +54,7 @@ def test_a_head_on_frozen_features_sees_images_as_the_network_was_trained(ltbenc
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_record(folder / "record.json")["data"]["normalisation"] == HALF
-    identity = stages.read(folder / "checkpoints/last.ckpt")["ltbench_data"]
+    identity = weights.read(folder / "checkpoints/last.ckpt")["ltbench_data"]
     assert {key: identity[key] for key in HALF} == HALF
 
     path = tmp_path / "images/test/bee/0.png"

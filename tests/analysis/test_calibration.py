@@ -25,10 +25,10 @@ def test_errors_of_calibration_are_those_of_the_metric_on_each_group():
 
 
 def test_an_edge_belongs_to_the_bin_below_and_an_empty_group_says_nothing():
-    result = calibration.reliability(
+    result = calibration.reliability_entry(
         np.array([0.25, 0.2500001, 1.0]), np.array([True, False, True]), 4
     )
     assert result["bin_images"] == [1, 1, 0, 1]
     assert result["bin_accuracy"] == [1, 0, None, 1]
-    empty = calibration.reliability(np.array([]), np.array([], dtype=bool), 4)
+    empty = calibration.reliability_entry(np.array([]), np.array([], dtype=bool), 4)
     assert (empty["ece"], empty["images"]) == (None, 0)

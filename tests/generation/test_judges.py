@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as V
 from ltbench.errors import UserError
 from ltbench.methods.generative import judges
 from ltbench.methods.generative.judges import Inception, Judge, Normalise, folded
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts.stages import Trained
 from ltbench.models import build_backbone
 
 
@@ -72,7 +72,7 @@ def test_weights_of_one_architecture_have_names_of_their_own(monkeypatch):
     def no_download(name, num_classes, in_chans, **rest):
         return build_backbone(name, num_classes, in_chans, **rest | {"pretrained": False})
 
-    monkeypatch.setattr("ltbench.methods.stages.build_backbone", no_download)
+    monkeypatch.setattr("ltbench.methods.parts.stages.build_backbone", no_download)
     names = ("resnet18.a1_in1k", "resnet18.tv_in1k")
     judged = [Judge(Trained(backbone=name), 10, 3, 32, True, "fid_features") for name in names]
     assert [judge.name for judge in judged] == list(names)

@@ -7,7 +7,7 @@ from gan_digits import GAN, MODEL
 from selmix_digits import START
 from support import TINY, run_command
 
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts.stages import Trained
 
 
 @pytest.fixture(scope="session")

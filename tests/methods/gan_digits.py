@@ -3,7 +3,7 @@
 import torch
 
 from ltbench.methods.cbgan.method import CBGAN, Balance
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts.stages import Trained
 from ltbench.models.gan import Architecture
 
 GAN = """

@@ -10,8 +10,8 @@ from support import fit
 from ltbench.data.protocols import ReleasedProtocol
 from ltbench.data.semi import SemiSupervisedDataModule
 from ltbench.data.transforms.basic import RandomCrop
+from ltbench.methods.parts.stages import Trained
 from ltbench.methods.selmix.method import SelMix
-from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 
 START = """

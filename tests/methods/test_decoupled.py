@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from ltbench.methods import LWS, TauNormalisation
 from ltbench.methods.decoupled import scaled_logits, tau_normalised
-from ltbench.methods.stages import read
 from ltbench.models import penultimate
+from ltbench.models.weights import read
 from ltbench.records import read_record
 from ltbench.runs.experiment import build
 from ltbench.runs.finished import open_run

@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score
 from support import run_script
 
 from ltbench import records
-from ltbench.methods import stages
 from ltbench.methods.deit_lt.method import DeiTLT
+from ltbench.models import weights
 
 RUN = """
 seed_everything: 3
@@ -69,7 +69,7 @@ def test_a_run_records_its_heads_and_its_teacher(ltbench, run, tmp_path, digits_
 
     model, data = build()
     data.setup()
-    state = stages.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    state = weights.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
     model.net.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("net.")})
     images = data.dataset("test")
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(ltbench, run, tmp_path,
     first, second = (records.read_record(folder / "record.json") for folder in (one, other))
     for key in ("metrics", "lineage", "steps", "images_seen"):
         assert first[key] == second[key], key
-    a, b = (stages.read(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
+    a, b = (weights.read(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(a[key][name], b[key][name]) for name in a[key])
 

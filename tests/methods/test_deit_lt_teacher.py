@@ -10,8 +10,8 @@ from support import weights
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.methods import stages
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts import stages
+from ltbench.methods.parts.stages import Trained
 
 
 def test_the_teacher_is_no_part_of_what_is_trained(teacher):

@@ -10,7 +10,7 @@ from torch import nn
 from ltbench.data import LongTailDataModule
 from ltbench.data.protocols import ReleasedProtocol
 from ltbench.errors import UserError
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts.stages import Trained
 
 
 def test_a_plain_state_dict_is_a_start(start, tmp_path):

@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.methods import stages
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts import stages
+from ltbench.methods.parts.stages import Trained
 from ltbench.models import build_backbone
 
 

@@ -13,9 +13,10 @@ from torch.testing import assert_close
 from ltbench.data import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.erm import ERM
+from ltbench.methods.parts.stages import Trained
 from ltbench.methods.parts.trainable import SELECTIONS, let_learn, rest
-from ltbench.methods.stages import Trained, read
 from ltbench.models import InputStatistics, build_backbone, penultimate, trained_on
+from ltbench.models.weights import read
 from ltbench.objectives import Objective, harmonic_mean
 from ltbench.optim.sam import SAM
 from ltbench.records import read_record

@@ -39,7 +39,7 @@ def analyse(
     for way, labels in (("true", predictions.label), ("predicted", predictions.prediction)):
         groups = group_of[labels]
         by[way] = {
-            name: reliability(confidences[rows], hits[rows], bins)
+            name: reliability_entry(confidences[rows], hits[rows], bins)
             for name, rows in (
                 *((name, groups == name) for name in classes.ranks),
                 ("all", np.ones(len(hits), dtype=bool)),
@@ -63,7 +63,7 @@ def analyse(
     )
 
 
-def reliability(
+def reliability_entry(
     confidences: NDArray[np.float64], hits: NDArray[np.bool_], bins: int
 ) -> dict[str, Any]:
     """Return the expected calibration error, and accuracy and confidence per bin.

@@ -16,7 +16,7 @@ from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch
 from ltbench.data.streams import Streams
 from ltbench.errors import UserError
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts.stages import Trained
 from ltbench.models import InputStatistics
 from ltbench.optim.guard import FirstBadStep
 

@@ -16,8 +16,8 @@ from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
+from ltbench.methods.parts.stages import Trained
 from ltbench.methods.parts.trainable import evaluation_mode
-from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 from ltbench.optim.step import Step
 

@@ -20,11 +20,11 @@ from ltbench import seeding
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
-from ltbench.methods import stages
 from ltbench.methods.classification import ClassificationModule
+from ltbench.methods.parts import stages
+from ltbench.methods.parts.stages import Trained
 from ltbench.methods.parts.start import HeadInit, require_same_network, set_class_means, take_over
 from ltbench.methods.parts.trainable import check_selections, evaluation_mode, let_learn, rest
-from ltbench.methods.stages import Trained
 from ltbench.models import InputStatistics, build_backbone, penultimate, trained_on
 from ltbench.optim.averaging import WeightAverage
 from ltbench.optim.sam import PGD, GradientRule, Plain

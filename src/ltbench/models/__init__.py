@@ -71,9 +71,11 @@ def build_backbone(
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         if not kwargs:
             raise
-        given = ", ".join(f"{key}: {value!r}" for key, value in kwargs.items())
-        told = f"{type(error).__name__} {error}".splitlines()[0]
-        raise UserError(f"backbone '{name}' does not take {given:.200} ({told:.200}).") from error
+        arguments = ", ".join(f"{key}: {value!r}" for key, value in kwargs.items())
+        cause = f"{type(error).__name__} {error}".splitlines()[0]
+        raise UserError(
+            f"backbone '{name}' does not take {arguments:.200} ({cause:.200})."
+        ) from error
     if head == "cosine" and num_classes:
         _make_cosine(model, name)
     return model
@@ -85,14 +87,14 @@ def trained_on(name: str) -> dict[str, Any]:
     Returns:
         ``num_classes``, ``mean``, ``std`` and ``image_size``; nothing where timm has no weights.
     """
-    found = timm.get_pretrained_cfg(name)
-    if found is None or not timm.is_model_pretrained(name):
+    weights = timm.get_pretrained_cfg(name)
+    if weights is None or not timm.is_model_pretrained(name):
         return {}
     return {
-        "num_classes": found.num_classes,
-        "mean": list(found.mean),
-        "std": list(found.std),
-        "image_size": found.input_size[-1],
+        "num_classes": weights.num_classes,
+        "mean": list(weights.mean),
+        "std": list(weights.std),
+        "image_size": weights.input_size[-1],
     }
 
 

@@ -14,8 +14,9 @@ from typing_extensions import override
 from ltbench import records
 from ltbench.data.base import DataModule
 from ltbench.errors import UserError
-from ltbench.methods import stages
 from ltbench.methods.base import Method
+from ltbench.methods.parts import stages
+from ltbench.models import weights
 from ltbench.runs.context import RunContext
 from ltbench.runs.experiment import Experiment
 
@@ -76,7 +77,7 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, damaged, unsafe, or was not written by ltbench.
     """
-    checkpoint = stages.read(path)
+    checkpoint = weights.read(path)
     if "ltbench_model" not in checkpoint:
         raise UserError(
             f"{path} is not an ltbench checkpoint: those of a run lie in its checkpoints/."

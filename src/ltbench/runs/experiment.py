@@ -21,8 +21,8 @@ from ltbench import records
 from ltbench.data.base import DataModule
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
-from ltbench.methods import stages
 from ltbench.methods.base import Method
+from ltbench.methods.parts import stages
 from ltbench.runs import gpus
 from ltbench.runs.context import RunContext
 from ltbench.runs.parsing import (

@@ -20,14 +20,14 @@ from ltbench.data.sources.files import IMAGENET_MEAN
 from ltbench.data.transforms.randaugment import RandAugment
 from ltbench.errors import UserError
 from ltbench.losses import bind_loss
-from ltbench.methods import stages
 from ltbench.methods.base import Paper, always
 from ltbench.methods.deit_lt import distillation as equations
 from ltbench.methods.deit_lt.distillation import Form, Teacher, resize
 from ltbench.methods.deit_lt.mixing import PairMixing
 from ltbench.methods.erm import Reweighting
 from ltbench.methods.optimised import OptimisedModule
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts import stages
+from ltbench.methods.parts.stages import Trained
 from ltbench.metrics.collector import LongTailMetrics
 from ltbench.models import InputStatistics
 from ltbench.models.penultimate import head_features, head_logits

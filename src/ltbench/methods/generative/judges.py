@@ -15,10 +15,10 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from ltbench.errors import UserError
-from ltbench.methods import stages
 from ltbench.methods.generative.samples import to_uint8
-from ltbench.methods.stages import Trained
-from ltbench.models import penultimate
+from ltbench.methods.parts import stages
+from ltbench.methods.parts.stages import Trained
+from ltbench.models import penultimate, weights
 
 # The weights that every published FID is measured with, as torch.hub names and hashes them.
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -173,7 +173,7 @@ class Inception(nn.Module):
 
 
 def _check_inception(path: Path) -> None:
-    stages.read(path)  # refuses other files before anything in them is executed
+    weights.read(path)  # refuses other files before anything in them is executed
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(INCEPTION_SHA256):

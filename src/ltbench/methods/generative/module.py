@@ -29,7 +29,7 @@ from ltbench.methods.generative.samples import (
     to_uint8,
     write_image_folder,
 )
-from ltbench.methods.stages import Trained
+from ltbench.methods.parts.stages import Trained
 from ltbench.metrics.generation import (
     FeatureMoments,
     FeatureSums,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltbench.errors import UserError
+from ltbench.methods.parts.stages import Start
 from ltbench.methods.parts.trainable import evaluation_mode
-from ltbench.methods.stages import Start
 from ltbench.models import penultimate
 
 HeadInit = Literal["own", "random", "class_means"]

@@ -24,10 +24,10 @@ from ltbench.losses import cross_entropy_loss
 from ltbench.methods.base import Paper, always
 from ltbench.methods.optimised import OptimisedModule
 from ltbench.methods.parts.held_out import HeldOut
+from ltbench.methods.parts.stages import Trained
 from ltbench.methods.parts.trainable import evaluation_mode
 from ltbench.methods.selmix import gain
 from ltbench.methods.selmix.pairs import PairSampler
-from ltbench.methods.stages import Trained
 from ltbench.models import penultimate
 from ltbench.objectives import BestResponse, rates
 from ltbench.optim.schedules import Cosine, LRSchedule

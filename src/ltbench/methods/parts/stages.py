@@ -5,19 +5,15 @@ the network alone, built from plain data in the checkpoint, so nothing of the fi
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ltbench import records
 from ltbench.errors import UserError
-from ltbench.models import InputStatistics, NormedLinear, build_backbone, penultimate, trained_on
-
-_COUNTER = "num_batches_tracked"
+from ltbench.models import InputStatistics, build_backbone, trained_on, weights
 
 
 @dataclass
@@ -157,47 +153,48 @@ def load(
         UserError: The file is missing, unsafe or not a network, or its classes or channels differ.
     """
     file = checkpoint_of(trained)
-    weights: dict[str, Tensor] | None = None
+    state: dict[str, Tensor] | None = None
     data: Any = {}
     if file is None:
         spec = _named(trained, num_classes, in_chans, pretrained=True)
         data = trained_on(spec["name"])
-        theirs = data.pop("num_classes", num_classes)
+        known = data.pop("num_classes", num_classes)
         if any_classes:
-            spec["num_classes"] = theirs
-        elif theirs != num_classes:
+            spec["num_classes"] = known
+        elif known != num_classes:
             raise UserError(
-                f"{role}: timm's weights of '{spec['name']}' are for {theirs} classes, this data "
+                f"{role}: timm's weights of '{spec['name']}' are for {known} classes, this data "
                 f"has {num_classes}: timm would put an untrained classifier in place of theirs."
             )
     else:
-        found = read(file)
-        if "ltbench_network" in found and not found["ltbench_network"]:
+        content = weights.read(file)
+        if "ltbench_network" in content and not content["ltbench_network"]:
             raise UserError(f"{role} {file} has no classifier: name another run.")
-        state = found.get("state_dict", found)
+        state = content.get("state_dict", content)
         if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
             raise UserError(f"{role} {file} is not a state dict: names -> tensors.")
-        if "ltbench_network" in found:
-            spec, data = found["ltbench_network"], found.get("ltbench_data", {})
+        if "ltbench_network" in content:
+            spec, data = content["ltbench_network"], content.get("ltbench_data", {})
             if not (_is_network(spec) and isinstance(data, dict)):
                 raise UserError(f"{role} {file} does not say which network and data it is of.")
-            weights = _below("net.", state)
+            state = weights.below("net.", state)
         else:
             spec = _named(trained, num_classes, in_chans)
-            weights, data = _below("module.", state), _usual_data(spec["name"], state)
+            state, data = weights.below("module.", state), _usual_data(spec["name"], state)
             if any_classes:
-                spec["num_classes"] = _classes(weights, spec, f"{role} {file}")
+                known = weights.classes_of(state, build_backbone(**spec), f"{role} {file}")
+                spec["num_classes"] = known or num_classes
     classes, channels = spec["num_classes"], spec["in_chans"]
     if (num_classes if any_classes else classes, channels) != (num_classes, in_chans):
         raise UserError(
             f"{role} {file} has {classes} classes and {channels} image channels; "
             f"this data has {num_classes} and {in_chans}."
         )
-    if weights is not None:
+    if state is not None:
         spec = {**spec, "pretrained": False}
     network = build_backbone(**spec)
-    if weights is not None:
-        _fill(network, _renamed(weights, network, f"{role} {file}"), f"{role} {file}")
+    if state is not None:
+        weights.fill(network, state, f"{role} {file}")
     lineage = {"role": role, **identity(trained), "path": str(file) if file else None}
     return Start(network.eval().requires_grad_(False), spec, data, lineage)
 
@@ -214,49 +211,21 @@ def input_statistics(trained: Trained) -> InputStatistics | None:
         return None
     if file is None:
         return InputStatistics.of(trained_on(trained.backbone or ""))
-    found = read(file)
-    if "ltbench_network" not in found:
-        return InputStatistics.of(_usual_data(trained.backbone, found.get("state_dict", found)))
-    data = found.get("ltbench_data")
+    content = weights.read(file)
+    if "ltbench_network" not in content:
+        return InputStatistics.of(_usual_data(trained.backbone, content.get("state_dict", content)))
+    data = content.get("ltbench_data")
     return InputStatistics.of(data) if isinstance(data, dict) else None
 
 
-def _usual_data(backbone: str | None, weights: Any) -> dict[str, Any]:  # noqa: ANN401 - of a file
+def _usual_data(backbone: str | None, state: Any) -> dict[str, Any]:  # noqa: ANN401 - of a file
     """Return what timm's weights of a network were trained on, for weights of as many classes."""
-    if not isinstance(weights, dict):
+    if not isinstance(state, dict):
         return {}
     data = trained_on(backbone or "")
     classes = data.get("num_classes")
-    rows = {v.shape[:1] for v in weights.values() if isinstance(v, Tensor)}
+    rows = {v.shape[:1] for v in state.values() if isinstance(v, Tensor)}
     return {key: data[key] for key in ("mean", "std")} if (classes,) in rows else {}
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint or a plain state dict without executing anything in it.
-
-    Raises:
-        UserError: The file is missing, damaged, unsafe, or holds something else.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises errors of many types on other files
-        raise UserError(
-            f"{path} cannot be loaded safely as a checkpoint: {_line(error)}"
-        ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} should hold a state dict, not {type(state).__name__}.")
-    return state
-
-
-def _line(error: Exception) -> str:
-    # torch's own first line advises to load without its safeguard.
-    if isinstance(error, PermissionError):
-        return "you may not read it."
-    if named := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it names {named[1]}, which loading it would run."
-    return "it is cut off, or torch.save did not write it."
 
 
 def _named(trained: Trained, num_classes: int, in_chans: int, **more: bool) -> dict[str, Any]:
@@ -282,91 +251,6 @@ def _is_network(spec: Any) -> bool:  # noqa: ANN401 - whatever a checkpoint hold
         and all(isinstance(key, str) for key in spec)
         and all(isinstance(spec.get(key), kind) for key, kind in kinds.items())
     )
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the entries whose names start with ``prefix``, without it; all, where none does."""
-    found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return found or state
-
-
-def _renamed(weights: dict[str, Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
-    """Call the weights of released networks what they are called in the network.
-
-    PaCo (arXiv 2107.12028) has the network in ``encoder_q`` and its classifier in ``linear``,
-    beside what training alone needs. LDAM-DRW (arXiv 1906.07413) calls the classifier ``linear``
-    too, and has the class vectors of a cosine one in columns. Where all names are others, tensors
-    are the network's in the same order.
-    """
-    own, modules = network.state_dict(), dict(network.named_modules())
-    last = getattr(network, "get_classifier", lambda: None)()
-    place = next((name for name, module in modules.items() if module is last), "linear")
-    if not (weights.keys() & own.keys() or any(name.startswith("encoder_q.") for name in weights)):
-        return _paired(weights, own, place, where)
-    if place == "linear" or f"{place}.weight" not in own:
-        return weights
-    classifier = {k: v for k, v in weights.items() if k.startswith("linear.")}
-    found = {k: v for k, v in weights.items() if k not in classifier}
-    if any(name.startswith("encoder_q.") for name in weights):
-        inside = _below("encoder_q.", weights).items()
-        found = {k: v for k, v in inside if k in own and not k.startswith(f"{place}.")}
-    found |= {k.replace("linear", place, 1): v for k, v in classifier.items()}
-    name, ours = f"{place}.weight", own[f"{place}.weight"]
-    if isinstance(modules[place], NormedLinear) and name in found:
-        columns = found[name].shape != ours.shape == found[name].T.shape
-        found[name] = found[name].T if columns else found[name]
-    return found
-
-
-def _paired(
-    weights: dict[str, Tensor], own: dict[str, Tensor], place: str, where: str
-) -> dict[str, Tensor]:
-    """Pair tensors with those of a network in order; batch norm's counters are the network's.
-
-    Args:
-        weights: Of the file.
-        own: Of the network.
-        place: Its classifier, which may have other classes.
-        where: Names the file.
-
-    Raises:
-        UserError: A shape, or the last part of a name, differs.
-    """
-    tensors, places = (
-        [(k, v) for k, v in state.items() if isinstance(v, Tensor) and not k.endswith(_COUNTER)]
-        for state in (weights, own)
-    )
-    if len(tensors) != len(places):
-        raise UserError(
-            f"{where} does not fit its backbone: none of its names are the backbone's, and it has "
-            f"{len(tensors)} tensors, the backbone {len(places)}."
-        )
-    for (theirs, tensor), (name, value) in zip(tensors, places, strict=True):
-        same_shape = tensor.shape == value.shape or name.startswith(f"{place}.")
-        if not same_shape or theirs.rpartition(".")[2] != name.rpartition(".")[2]:
-            raise UserError(
-                f"{where} does not fit its backbone: its {theirs} {tuple(tensor.shape)} is in the "
-                f"place of {name} {tuple(value.shape)}."
-            )
-    counters = {name: value for name, value in own.items() if name.endswith(_COUNTER)}
-    return counters | {name: v for (name, _), (_, v) in zip(places, tensors, strict=True)}
-
-
-def _classes(weights: dict[str, Tensor], spec: dict[str, Any], where: str) -> int:
-    """Return the classes that the weights of a plain state dict know."""
-    network = build_backbone(**spec)
-    head = next(iter(penultimate.classifiers(network).values()))
-    place = next(name for name, module in network.named_modules() if module is head)
-    found = _renamed(weights, network, where).get(f"{place}.weight")
-    return spec["num_classes"] if found is None else len(found)
-
-
-def _fill(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    try:
-        network.load_state_dict(weights)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(f"{where} does not fit its backbone: {reason[0].strip()}") from error
 
 
 def _record(folder: Path) -> dict[str, Any]:
