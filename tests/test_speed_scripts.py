@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,9 @@ pytestmark = [
 def load(monkeypatch):
     """Import a speed script."""
     monkeypatch.syspath_prepend(SPEED)
-    monkeypatch.setenv("PYTHONPATH", str(SPEED))  # for the processes that a script starts
+    monkeypatch.setenv(
+        "PYTHONPATH", str(SPEED), prepend=os.pathsep
+    )  # for the processes that a script starts
     yield importlib.import_module
     torch.set_num_threads(1)
 

@@ -51,10 +51,11 @@ class Part:
         return [sys.executable, str(HERE / self.script), *words, "--output", output]
 
 
+TESTED = "-q -m gpu --continue-on-collection-errors"
 QUICK = "--repeats 1 --steps 1 --batch-size 4"
 TRAINED, FP32 = "--configs ce_cifar10 vssam_cifar10", "--precision 32-true"
 PARTS = (
-    Part("tests", "", "-q -m gpu", "-q -m gpu --rehearse", 180),
+    Part("tests", "", TESTED, f"{TESTED} --rehearse", 180),
     Part("graphs", "graphs.py", "", QUICK, 150),
     Part("training_bf16", "training.py", TRAINED, f"{TRAINED} {QUICK}", 80),
     Part("training_fp32", "training.py", f"{TRAINED} {FP32}", f"{TRAINED} {FP32} {QUICK}", 80),

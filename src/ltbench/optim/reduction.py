@@ -21,7 +21,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         flat /= ranks
-        parts = flat.split([gradient.numel() for gradient in bucket])
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
