@@ -3,7 +3,9 @@
 Those of the other methods run in the tests of their methods.
 """
 
+import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from ltbench.data.sources.cifar import Cifar10
 from ltbench.metrics.catalogue import metrics_from_counts
+from ltbench.models import build_backbone
 from ltbench.optim.schedules import MultiStep, epoch_of
 from ltbench.records import read_record
 
@@ -21,6 +24,7 @@ LOSSES = ("ce", "cedrw", "ldamdrw", "vs")
 RECIPE = re.compile(f"({'|'.join(LOSSES)})(sam)?_(cifar10|cifar100|digits|folder)")
 RECIPES = [name for name in CONFIGS if RECIPE.fullmatch(name)]
 CIFAR = [name for name in RECIPES if "_cifar" in name]
+LARGE = re.compile(r"(ce|cedrw|ldamdrw|vs)(sam)?_(imagenetlt|inat)")
 
 NAMES = {
     *("accuracy", "mean_recall", "hmean_recall", "gmean_recall", "min_recall", "min_coverage"),
@@ -195,24 +199,83 @@ def test_cifar_recipes_have_the_constants_of_the_paper(name):
     }
 
 
+# The radii by step of arXiv 2212.13827's command list, by the epoch that they start in (from 0).
+LARGE_RADII = {
+    "ldamdrwsam_imagenetlt": [(0, 0.05), (5, 0.1), (60, 0.5)],
+    "ldamdrwsam_inat": [(0, 0.05), (5, 0.1), (60, 0.5)],
+    "cedrwsam_imagenetlt": [(0, 0.05), (5, 0.1), (60, 0.5)],
+    "cedrwsam_inat": [(0, 0.05), (5, 0.1), (75, 0.2)],
+}
+
+
 @pytest.mark.paper
-@pytest.mark.parametrize(
-    ("name", "rate", "decay"), [("imagenetlt", 0.2, 2e-4), ("inat", 0.1, 1e-4)]
-)
-def test_large_recipes_have_the_constants_of_the_paper(name, rate, decay):
-    """Cosine classifier, LDAM, deferred weights and a radius by step: arXiv 2212.13827."""
-    config = read(f"ldamdrwsam_{name}")
+@pytest.mark.parametrize("name", [n for n in CONFIGS if LARGE.fullmatch(n)])
+def test_large_recipes_have_the_constants_of_the_paper(name):
+    config = read(name)
     model, data = config["model"]["init_args"], config["data"]["init_args"]
+    method, source = name.split("_")
     assert (config["trainer"]["max_epochs"], data["batch_size"]) == (90, 256)
-    assert (model["backbone"], model["head"]) == ("resnet50", "cosine")
-    assert model["optimizer"]["init_args"] == {"lr": rate, "momentum": 0.9, "weight_decay": decay}
-    assert model["loss_args"] == {"max_margin": 0.3, "scale": 30}
+    assert model["backbone"] == "resnet50"
+    decay = 1e-4 if method.startswith("ldam") and source == "inat" else 2e-4
+    assert model["optimizer"] == {
+        "class_path": "torch.optim.SGD",
+        "init_args": {
+            **{"lr": 0.2 if source == "imagenetlt" else 0.1, "momentum": 0.9},
+            "weight_decay": decay,
+        },
+    }
     assert model["lr_schedule"] == "Cosine"
-    assert epoch_of(model["reweighting"]["start"], 90) == 60
-    radii = model["gradient_rule"]["init_args"]["rho"]
-    assert [(epoch_of(point, 90), rho) for point, rho in radii] == [(0, 0.05), (5, 0.1), (60, 0.5)]
-    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
-    assert data["augment"][1] == {"class_path": "ColorJitter", "init_args": jitter}
+    margins = (
+        ("ldam_loss", {"max_margin": 0.3, "scale": 30}, "cosine")
+        if method.startswith("ldam")
+        else (None, None, None)
+    )
+    assert tuple(model.get(key) for key in ("loss", "loss_args", "head")) == margins
+    if "drw" in method:
+        assert model["reweighting"]["beta"] == 0.9999
+        assert epoch_of(model["reweighting"]["start"], 90) == 60
+    else:
+        assert "reweighting" not in model
+    if method.endswith("sam"):
+        radii = model["gradient_rule"]["init_args"]["rho"]
+        assert [(epoch_of(point, 90), rho) for point, rho in radii] == LARGE_RADII[name]
+    else:
+        assert "gradient_rule" not in model
+    flip, jitter = data["augment"]
+    assert flip == {"class_path": "HorizontalFlip"}
+    strength = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    assert jitter == {"class_path": "ColorJitter", "init_args": strength}
+    assert data["decoding"] == {"resize": 256, "random_crop": [0.08, 1.0]}
+    assert (data["profile"], data["val_fraction"]) == ("natural", 0.0)
+
+
+def test_every_large_recipe_of_the_paper_is_there():
+    losses = ("ce", "cedrw", "cedrwsam", "ldamdrw", "ldamdrwsam")
+    there = {f"{loss}_{source}" for loss in losses for source in ("imagenetlt", "inat")}
+    assert {name for name in CONFIGS if LARGE.fullmatch(name)} == there
+
+
+# Those of ImageNet-100 follow SelMix's code, which has timm's network.
+RESNET50 = [
+    name
+    for name in CONFIGS
+    if read(name)["model"]["init_args"].get("backbone") == "resnet50" and "100" not in name
+]
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", RESNET50)
+def test_branches_of_resnet50_start_as_torchvisions(name):
+    """The last batch norm of a branch starts at 1; timm's default is 0."""
+    last = last_norms(json.dumps(read(name)["model"]["init_args"]["backbone_args"]))
+    assert len(last) == 16
+    assert all(bool((weight == 1).all()) for weight in last)
+
+
+@cache
+def last_norms(arguments):
+    net = build_backbone("resnet50", 3, **json.loads(arguments))
+    return [module.bn3.weight for module in net.modules() if hasattr(module, "bn3")]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

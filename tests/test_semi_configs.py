@@ -9,6 +9,7 @@ import yaml
 from ltbench.data.sources.cifar import Cifar10
 from ltbench.data.sources.stl10 import Stl10
 from ltbench.methods.csst import PUBLISHED_BUDGET, update_steps
+from ltbench.models import build_backbone
 from ltbench.records import read_record
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -19,6 +20,12 @@ def read(path):
     return yaml.safe_load(path.read_text())
 
 
+STRONG = [
+    {
+        "class_path": "RandAugment",
+        "init_args": {"num_ops": 3, "magnitude": None, "space": "fixmatch", "cutout": 0.5},
+    }
+]
 IMAGENET = ("fixmatch_la_imagenet100", "csst_imagenet100")  # a folder, and constants of its own
 
 
@@ -114,7 +121,40 @@ def test_the_constants_of_imagenet100():
             **{"lr": 0.4, "momentum": 0.9, "weight_decay": 3e-4, "nesterov": True}
         }
         assert (model["backbone"], model["lambda_u"]) == ("resnet50", 10)
+        assert model["lr_schedule"] == "SlowCosine"
+        assert data["augment"] == [{"class_path": "HorizontalFlip"}]
+        assert data["decoding"] == {"resize": 256, "random_crop": [0.08, 1.0]}
+        assert data["strong_augment"] == STRONG
     assert rows[0]["model"]["init_args"]["p_cutoff"] == 0.7
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet100_has_timms_resnet50(name):
+    """Whose branches start at zero, unlike torchvision's."""
+    model = read(FOLDER / f"{name}.yaml")["model"]["init_args"]
+    net = build_backbone(model["backbone"], 3, **model.get("backbone_args", {}))
+    assert not any(module.bn3.weight.any() for module in net.modules() if hasattr(module, "bn3"))
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
+def test_the_constants_of_selmix(source):
+    config, start = (read(FOLDER / f"{n}_{source}.yaml") for n in ("selmix", "fixmatch_la"))
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert model["cycle"] * config["trainer"]["max_epochs"] == 10_000
+    assert model["optimizer"] == {
+        "class_path": "torch.optim.SGD",
+        "init_args": {"lr": 3e-4, "weight_decay": 5e-4},  # and no momentum
+    }
+    assert (model["backbone_lr"], model["lr_schedule"], data["batch_size"]) == (0.1, "Cosine", 64)
+    own = {"cifar10": ("min_recall", 10), "cifar100": ("min_ht_recall", 20)}
+    assert (model["objective"], model["sharpness"]) == own[source]
+    assert model["init_from"] == {"path": f"runs/fixmatch_la_{source}"}
+    assert "backbone" not in model  # that of the start
+    for key in ("source", "protocol", "augment"):
+        assert data[key] == start["data"]["init_args"][key]
+    assert {"checkpoint", "selection"}.isdisjoint(config["trainer"])  # the last epoch is the result
 
 
 @pytest.mark.paper
@@ -128,13 +168,12 @@ def test_the_constants_of_the_papers_code(name):
     }
     assert (model["lr_schedule"], model["ema_decay"], model["lambda_u"]) == ("SlowCosine", 0.999, 1)
     assert model["backbone_args"] == {"negative_slope": 0.1, "bn_momentum": 0.001}
-    source = data["source"]
-    assert model["backbone"] == ("wrn_28_8" if source == "cifar100" else "wrn_28_2")
-    assert (data["batch_size"], data["mu"]) == (64, 2 if source == "stl10" else 4)
-    (strong,) = data["strong_augment"]
-    assert strong["init_args"] == {
-        **{"num_ops": 3, "magnitude": None, "space": "fixmatch", "cutout": 0.5}
-    }
+    # CSST and its baseline FixMatch against SelMix's start.
+    of_csst = data["source"] != "stl10" and not name.startswith("fixmatch_la")
+    wide = of_csst and data["source"] == "cifar100"
+    assert model["backbone"] == ("wrn_28_8" if wide else "wrn_28_2")
+    assert (data["batch_size"], data["mu"]) == (64, 4 if of_csst else 2)
+    assert data["strong_augment"] == STRONG
     assert [t["class_path"] for t in data["augment"]] == ["HorizontalFlip", "RandomCrop"]
     if name.startswith("csst"):
         steps = update_steps([tuple(pair) for pair in model["update_interval"]], 2**20)
@@ -157,6 +196,8 @@ def test_rows_of_a_set_differ_in_the_loss_alone(source):
         del row["model"]["class_path"]
         for key in (*own, "threshold", "kl_tau", "lambda_init"):
             row["model"]["init_args"].pop(key, None)
+        if source.startswith("cifar"):  # SelMix's start has a network and a mu of its own
+            del row["model"]["init_args"]["backbone"], row["data"]["init_args"]["mu"]
         rows.append(row)
     assert all(row == rows[0] for row in rows)
     assert CONFIGS[names[1]]["model"]["init_args"]["loss"] == "logit_adjusted_loss"

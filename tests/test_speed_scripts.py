@@ -56,9 +56,8 @@ pytestmark = [
 def load(monkeypatch):
     """Import a speed script."""
     monkeypatch.syspath_prepend(SPEED)
-    monkeypatch.setenv(
-        "PYTHONPATH", str(SPEED), prepend=os.pathsep
-    )  # for the processes that a script starts
+    # For the processes that a script starts.
+    monkeypatch.setenv("PYTHONPATH", str(SPEED), prepend=os.pathsep)
     yield importlib.import_module
     torch.set_num_threads(1)
 

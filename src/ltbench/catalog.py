@@ -58,6 +58,12 @@ def paper(method: str) -> dict[str, Any]:
     return {**found, "deviations": [ast.literal_eval(key) for key in keys if key]}
 
 
+def classes(method: str) -> set[str]:
+    """Return the names of the classes in a method's file, read from the source."""
+    tree = ast.parse(_method_files()[method].read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
 def _card(tree: ast.AST) -> ast.Call | None:
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     return next((call for call in calls if getattr(call.func, "id", "") == "Paper"), None)
@@ -110,12 +116,7 @@ def _show_method(name: str) -> None:
 
 
 def _uses(config: Path, method: str) -> bool:
-    classes = {
-        node.name
-        for node in ast.parse(_method_files()[method].read_text()).body
-        if isinstance(node, ast.ClassDef)
-    }
-    return any(f"class_path: {name}\n" in config.read_text() for name in classes)
+    return any(f"class_path: {name}\n" in config.read_text() for name in classes(method))
 
 
 def _print_rows(title: str, rows: dict[str, str]) -> None:

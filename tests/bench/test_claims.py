@@ -47,6 +47,40 @@ def test_the_status_says_how_far_a_claim_is(judged, offset, status):
     assert f"{-offset:+.1f}" in tables.claim_cells(verdict) or offset == 0
 
 
+@pytest.mark.parametrize(
+    ("own", "start", "mu"), [(4, None, 4), (4, 2, 2), (None, None, None), (None, 2, 2)]
+)
+def test_mu_is_that_of_the_run_that_was_started_from(own, start, mu, make_run, tmp_path):
+    def make(name, mu, **changes):
+        folder = make_run(name, 0, **changes)
+        record = json.loads((folder / "record.json").read_text())
+        if mu is not None:
+            record["config"]["data"]["init_args"]["mu"] = mu
+        (folder / "record.json").write_text(json.dumps(record))
+        return record["job_id"]
+
+    lineage = []
+    if start is not None:
+        lineage = [{"role": "init_from", "job_id": make("fixmatch_la", start)}]
+    make("selmix", own, lineage=lineage)
+    rows = results.of_folder(tmp_path / "runs")
+    path = tmp_path / "claims.yaml"
+    for wanted in {1, 2, 4} - {mu}:
+        claim = {**CLAIM, "needs": {"mu": wanted}, "rows": {"selmix": {"accuracy": 1}}}
+        path.write_text(yaml.safe_dump([claim]))
+        (verdict,) = claims.judge(claims.read(path), leaderboard.build(rows))
+        assert verdict.reasons == [f"mu is {mu}, not {wanted}"]
+
+
+def test_claims_about_self_training_ask_for_network_and_mu():
+    """A start of SelMix with four times as many unlabelled images, or channels, is another one."""
+    trained = [c for c in claims.read() if c.row.startswith(("fixmatch", "csst", "selmix"))]
+    known = [c for c in trained if c.dataset.startswith("cifar") and "not known" not in c.protocol]
+    assert len(known) > 15
+    for claim in known:
+        assert {"config.model.backbone", "mu"} <= claim.needs.keys(), claim.source
+
+
 def test_what_cannot_be_compared_says_why(judged):
     judge, _ = judged
     (verdict,) = judge({"accuracy": 50}, needs={"config.trainer.max_epochs": 200, "data.x": 1})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support import change_record
 
 from ltbench.bench.run import reproduce
 from ltbench.bench.run.command import overrides
@@ -152,6 +153,15 @@ def test_a_job_that_starts_from_a_run_that_is_gone_says_so(make_run, tmp_path):
     lineage = [{"role": "teacher", "path": "gone/checkpoints/last.ckpt", "job_id": "123"}]
     folder = make_run("ce", 0, lineage=lineage)
     with pytest.raises(UserError, match=r"gone/checkpoints/last\.ckpt \(job 123\)"):
+        reproduce.reproduce(str(folder), tmp_path / "again")
+
+
+@pytest.mark.parametrize("revised", [{}, {"PaCo": 1}])
+def test_a_job_of_an_older_recipe_names_its_class_and_the_commit(revised, make_run, tmp_path):
+    folder = make_run("paco", 0)
+    git = {"commit": "0123abcd", "dirty": False}
+    change_record(folder, config__model__class_path="PaCo", git=git, revisions=revised)
+    with pytest.raises(UserError, match=r"PaCo.*0123abcd"):
         reproduce.reproduce(str(folder), tmp_path / "again")
 
 

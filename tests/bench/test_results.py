@@ -30,6 +30,18 @@ def test_runs_of_one_name_and_two_recipes_are_two_rows(make_run, tmp_path):
     assert all(name.startswith("ce #") for name in names)
 
 
+def test_a_record_of_before_its_recipe_was_mended_is_a_row_of_its_own(make_run, tmp_path):
+    """Also that of a run which started from one of before."""
+    old, new = make_run("paco", 0), make_run("paco", 1)
+    change_record(old, config__model__class_path="PaCo")
+    change_record(new, config__model__class_path="PaCo", revisions={"PaCo": 2})
+    for seed, revised in ((0, {}), (1, {"revisions": {"PaCo": 2}})):
+        start = {"role": "teacher", "path": f"runs/paco-{seed}/checkpoints/last.ckpt", **revised}
+        change_record(make_run("student", seed), lineage=[start])
+    rows = results.of_folder(tmp_path / "runs").rows
+    assert [len(row.runs) for row in rows] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -12,6 +12,7 @@ from ltbench import catalog, shipped
 from ltbench.bench.run import suite
 from ltbench.bench.run.jobs import command
 from ltbench.errors import UserError
+from ltbench.records import identity
 
 
 @pytest.fixture
@@ -132,6 +133,27 @@ def test_one_experiment_has_one_key_however_it_is_spelt(planned, overrides):
 def test_what_changes_the_result_changes_the_key(planned, row):
     plan = planned({"a": {}, "other": {"overrides": {"model.loss": "x"}}, "b": row})
     assert plan.rows["a"][0] != plan.rows["b"][0]
+
+
+def test_a_job_is_another_one_when_its_recipe_was_mended(planned, monkeypatch):
+    """So a runner does not take a result of before for done, of this stage or of one after it."""
+    rows = {
+        "ce": {"config": "ce_digits"},
+        "paco": {"config": "paco_digits"},
+        "student": {"config": "deitlt_digits", "overrides": {"model.teacher.path": "{paco}"}},
+        "grey": {"config": "ce_digits", "overrides": {"data.augment": ["AutoAugment"]}},
+        "fixmatch": {"config": "fixmatch_digits"},
+        "warm": {
+            "config": "ce_digits",
+            "overrides": {"model.lr_schedule": {"class_path": "Cosine", "warmup": 2}},
+        },
+    }
+    new = {job.name: (job.key, job.recipe) for job in planned(rows).jobs.values()}
+    monkeypatch.setattr(identity, "_REVISED", {})
+    old = {job.name: (job.key, job.recipe) for job in planned(rows).jobs.values()}
+    same = {name for name in new if not {*new[name]} ^ {*old[name]}}
+    assert same == {"ce"}
+    assert all(not {*new[name]} & {*old[name]} for name in new.keys() - same)
 
 
 def test_a_job_is_another_one_when_what_it_starts_from_is(planned):

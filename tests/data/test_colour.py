@@ -1,8 +1,10 @@
 """Batched colour changes and blur, and AutoAugment's policies, against torchvision."""
 
+import numpy as np
 import pytest
 import torch
 from data_support import generator
+from PIL import Image
 from torchvision.transforms import AutoAugment as Policies
 from torchvision.transforms import AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as tv
@@ -120,7 +122,7 @@ def test_the_policies_are_the_published_ones(policy):
             if bin_ is None:
                 continue
             magnitudes, signed = space[name]
-            mild, severe, both_ways = _OPERATIONS[name].standard
+            _, mild, severe, both_ways = _OPERATIONS[name]
             magnitude = mild + (severe - mild) * float(level)
             magnitude = {"Posterize": round, "TranslateX": lambda x: x * 331}.get(
                 name.replace("Y", "X"), float
@@ -140,6 +142,31 @@ def test_a_policy_is_its_two_operations_in_turn(images):
     augment.table[:, :, 1] = 0
     assert torch.equal(augment(images, generator()), images)
     assert _OPERATIONS["Invert"].apply(images, images)[0, 0, 0, 0] == 255 - images[0, 0, 0, 0]
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("amount", [0.07, -0.23])
+def test_geometry_is_that_of_the_released_policy(amount, images):
+    """By Pillow, as PaCo's release: grey 128 outside, bicubic shears, the rest by neighbours."""
+    image = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    width, height = image.size
+    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+    grey = {"fillcolor": (128, 128, 128)}
+    expected = {
+        "ShearX": image.transform(image.size, affine, (1, amount, 0, 0, 1, 0), bicubic, **grey),
+        "ShearY": image.transform(image.size, affine, (1, 0, 0, amount, 1, 0), bicubic, **grey),
+        "TranslateX": image.transform(image.size, affine, (1, 0, -amount * width, 0, 1, 0), **grey),
+        "TranslateY": image.transform(
+            image.size, affine, (1, 0, 0, 0, 1, -amount * height), **grey
+        ),
+        "Rotate": image.rotate(100 * amount, **grey),
+    }
+    for name, result in expected.items():
+        magnitude = torch.full((1, 1, 1, 1), amount * (100 if name == "Rotate" else 1))
+        moved = _OPERATIONS[name].apply(images[:1], magnitude)[0].permute(1, 2, 0).int()
+        error = (moved - torch.from_numpy(np.array(result)).int()).abs()
+        assert error.max() <= 1, name
+        assert (error > 0).float().mean() < 0.01, name
 
 
 def test_every_image_has_its_own_policy_and_draws_follow_the_generator(images):

@@ -4,16 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from data_support import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 from scipy import stats
+from timm.data import auto_augment as timm
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ltbench.data.transforms.randaugment import RandAugment
+from ltbench.data.transforms.randaugment import SPACES, RandAugment
 from ltbench.errors import UserError
 
 HEIGHT, WIDTH = 28, 26
@@ -51,6 +54,13 @@ ORACLE: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+FIXMATCH = ORACLE | {  # by Pillow, as the ports of FixMatch: whole pixels are rounded
+    "translate_x": lambda image, share: affine(image, (round(share * WIDTH), 0)),
+    "translate_y": lambda image, share: affine(image, (0, round(share * HEIGHT))),
+    "posterize": lambda image, bits: tv.posterize(image, int(bits)),
+}
+
+
 def magnitudes(space: str, magnitude: int) -> dict[str, list[float]]:
     """The magnitudes, with their signs, that arXiv 1909.13719 or FixMatch means by a bin."""
     u = magnitude / 30
@@ -71,8 +81,9 @@ def test_every_image_is_torchvisions_result_of_one_operation(
     channels: int, magnitude: int, space: str
 ) -> None:
     images = noise(1, channels).expand(600, -1, -1, -1)
+    oracle = FIXMATCH if space == "fixmatch" else ORACLE
     expected = [
-        (name, value, ORACLE[name](images[0], value))
+        (name, value, oracle[name](images[0], value))
         for name, values in magnitudes(space, magnitude).items()
         for value in values
         if channels == 3 or name != "color"  # which leaves a grey image as it is
@@ -136,20 +147,95 @@ def test_magnitude_none_is_uniform_over_the_range(space: str, low: float, high: 
     assert stats.kstest(factors, stats.uniform(low, high - low).cdf).statistic < 0.06
 
 
+def pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.paper
 @pytest.mark.parametrize(("channels", "fill"), [(3, [125, 123, 114]), (1, [122])])
-def test_cutout_paints_one_grey_square_of_random_side(channels: int, fill: list[int]) -> None:
-    images = torch.zeros(2_000, channels, 40, 40, dtype=torch.uint8)
+def test_cutout_is_the_rectangle_that_pillow_draws(channels: int, fill: list[int]) -> None:
+    """As the released strong views do: clipped at 0 before the far corner is set, ends included."""
+    images = torch.zeros(400, channels, 30, 40, dtype=torch.uint8)
     cut = RandAugment(0, cutout=0.5)(images, generator())
     assert cut.flatten(2).amax((0, 2)).tolist() == fill
-    inside = cut[:, 0] > 0
-    rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
-    assert torch.equal(inside.sum((1, 2)), rows * columns)
-    assert max(rows.max(), columns.max()) in (20, 21)
-    # A square that does not touch the border is whole: its side is uniform on [0, 20].
-    border = inside[:, [0, -1]].any((1, 2)) | inside[:, :, [0, -1]].any((1, 2))
-    assert (rows - columns)[~border].abs().max() <= 1
-    small, large = (inside[:, 20, 20] & (rows < 10)).sum(), (inside[:, 20, 20] & (rows >= 10)).sum()
-    assert 4 < large / small < 10  # the side squared, over [10, 20] and over [0, 10]: 7 to 1
+    draws = torch.rand((3, 400, 1, 1, 1), generator=generator()).flatten(1)
+    for image, (side, column, row) in zip(cut, draws.T.tolist(), strict=True):
+        v = side * 0.5 * 40
+        x, y = int(max(0, column * 40 - v / 2)), int(max(0, row * 30 - v / 2))
+        canvas = Image.new("L", (40, 30))
+        ImageDraw.Draw(canvas).rectangle((x, y, min(40, x + v), min(30, y + v)), 1)
+        assert torch.equal(image[0] > 0, torch.from_numpy(np.array(canvas)) > 0)
+
+
+@pytest.mark.paper
+def test_cutout_erases_the_published_share_and_leaves_no_image_whole() -> None:
+    images = torch.zeros(40_000, 1, 32, 32, dtype=torch.uint8)
+    erased = (RandAugment(0, cutout=0.5)(images, generator()) > 0).flatten(1).float()
+    assert erased.mean() == pytest.approx(0.0835, abs=0.002)
+    assert erased.any(1).all()
+
+
+@pytest.mark.paper
+def test_the_strong_view_keeps_4_to_7_bits_a_quarter_of_the_time_each() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4_000, -1, -1, -1)
+    each = SPACES["fixmatch"]["Posterize"]
+    draws = torch.rand((4_000, 1, 1, 1), generator=generator())
+    images = each.apply(levels, each.mild + (each.severe - each.mild) * draws)
+    counts = Counter(len(image.unique()) for image in images)
+    assert sorted(counts) == [16, 32, 64, 128]
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+PILLOW = {"resample": Image.Resampling.BICUBIC, "fillcolor": (124, 116, 104)}
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("space", ["timm", "timm_increasing"])
+@pytest.mark.parametrize("level", [1.3, 5.0, 8.6, 9.0, 9.4])
+def test_timms_spaces_are_timms_operations(space: str, level: float) -> None:
+    image = noise(1)
+    names = timm._RAND_TRANSFORMS if space == "timm" else timm._RAND_INCREASING_TRANSFORMS
+    short = {name.removesuffix("Increasing").removesuffix("Rel"): name for name in names}
+    assert short.keys() == SPACES[space].keys()
+    for name, operation in SPACES[space].items():
+        arguments = timm.LEVEL_TO_ARG[short[name]]
+        magnitude = operation.mild + (operation.severe - operation.mild) * level / 10
+        results = [
+            operation.apply(image, torch.full((1, 1, 1, 1), sign * magnitude))[0].int()
+            for sign in ((1, -1) if operation.signed else (1,))
+        ]
+        values = arguments(level, {}) if arguments else ()
+        expected = tensor(timm.NAME_TO_OP[short[name]](pil(image[0]), *values, **PILLOW)).int()
+        error = torch.stack([(result - expected).abs() for result in results]).flatten(1)
+        best = error[error.float().mean(1).argmin()]
+        assert best.max() <= 1, name
+        near = 0.4 if name in ("Color", "Contrast") else 0.02  # grey levels are rounded there
+        assert (best > 0).float().mean() < near, name
+
+
+@pytest.mark.paper
+def test_deits_randaugment_posterizes_to_1_bit() -> None:
+    """rand-m9-mstd0.5-inc1: half of the time, as its strength varies, 1 bit is left, or 0."""
+    each = SPACES["timm_increasing"]["Posterize"]
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    at_nine = torch.full((1, 1, 1, 1), each.mild + (each.severe - each.mild) * 27 / 30)
+    assert each.apply(levels, at_nine).unique().tolist() == [0, 128]
+
+
+def test_the_magnitude_varies_by_its_standard_deviation() -> None:
+    # Of a flat grey, brightness alone gives more than a few levels.
+    images = torch.full((60_000, 1, 5, 5), 100, dtype=torch.uint8)
+    out = RandAugment(1, 15, "timm", magnitude_std=3)(images, generator())[:, 0, 2, 2]
+    factors = out[(out > 64) & (out < 140) & (out != 100) & (out != 96)].float() / 100
+    assert factors.mean() == pytest.approx(1.0, abs=0.05)
+    spread = (factors - 1.0).abs().median() / 0.6745  # 1.8 of factor are 30 bins
+    assert spread == pytest.approx(1.8 * 3 / 30, rel=0.25)
+    with pytest.raises(UserError, match="magnitude_std"):
+        RandAugment(2, None, magnitude_std=1.0)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +256,7 @@ def test_argument_out_of_range_is_the_users_mistake(arguments: dict) -> None:
         RandAugment,
         num_ops=st.integers(0, 4),
         magnitude=st.none() | st.integers(0, 30),
-        space=st.sampled_from(["standard", "fixmatch"]),
+        space=st.sampled_from([*SPACES]),
         p=st.floats(0, 1),
         cutout=st.floats(0, 1),
     ),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import timm.models
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,6 +20,7 @@ from ltbench.data.text import TextDataModule, pretrained_encoder
 from ltbench.errors import UserError
 from ltbench.models import build_backbone
 from ltbench.records import read_record
+from ltbench.shipped import config_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -245,6 +247,16 @@ def test_configs_of_the_hubs_sets_run_on_tables(name, ltbench, tmp_path):
     if record["method"] == "fixmatch":
         assert record["deviations"][-1].startswith("UDA's annealing")
         assert "Strong views" not in record["deviations"][0]
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", ["csst_imdb", "csst_dbpedia14", "uda_imdb", "uda_dbpedia14"])
+def test_the_shipped_configs_take_the_published_network(name):
+    config = yaml.safe_load(config_file(name).read_text())
+    model = config["model"]["init_args"]
+    weights = config["data"]["init_args"]["tokenizer"]
+    assert (model["backbone"], weights) == ("distilbert", "distilbert-base-uncased")
+    assert model["backbone_args"] == {"weights": weights}
 
 
 @pytest.mark.parametrize("name", ["uda_phrases", "csst_phrases"])

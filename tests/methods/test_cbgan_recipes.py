@@ -7,6 +7,8 @@ import yaml
 from gan_digits import MODEL, build, only_gan, state
 from support import run_command
 
+from ltbench.methods.cbgan.method import CBGAN
+from ltbench.models.gan import Architecture
 from ltbench.records import read_record
 
 
@@ -90,10 +92,23 @@ def test_the_cifar_config_has_the_published_constants():
     assert (data["batch_size"], data["imbalance_factor"], data.get("augment")) == (256, 100, None)
     batches = -(-12_406 // 256)
     assert 0 <= config["trainer"]["max_epochs"] * batches - 100_000 < batches
-    lsun = read("cbgan_lsun")["model"]["init_args"]
+    whole = read("cbgan_lsun")
+    lsun = whole["model"]["init_args"]
+    assert (lsun["ema_decay"], lsun["ema_start"]) == (0.9999, 20_000)
+    assert 0 <= whole["trainer"]["max_epochs"] * -(-72_892 // 256) - 100_000 < 285
     assert lsun["optimizer"]["init_args"] == {"lr": 2e-4, "betas": [0.0, 0.999], "eps": 1e-6}
-    assert (lsun["architecture"]["family"], lsun["architecture"]["image_size"]) == ("snresgan", 64)
+    for name in ("cbgan_lsun", "cbgan_inat2019"):
+        networks = read(name)["model"]["init_args"]["architecture"]
+        assert (networks["family"], networks["image_size"]) == ("snresgan_inplace", 64)
     assert read("cbgan_inat2019")["model"]["init_args"]["balance"]["forgetting"] == 0.005
+
+
+@pytest.mark.parametrize(
+    ("family", "told"), [("sndcgan", False), ("snresgan", True), ("snresgan_inplace", False)]
+)
+def test_a_discriminator_that_is_not_the_released_one_is_told(family, told):
+    model = CBGAN(10, 3, Architecture(family, image_size=32, width=2, latent=4))
+    assert any("shortcuts" in text for text in model.deviations) == told
 
 
 def test_the_default_optimizer_is_the_published_one():

@@ -10,7 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltbench.methods.cbgan.method import CBGAN
+from ltbench.methods.generative.judges import Judge, Normalise
 from ltbench.methods.generative.module import GenerativeModule
+from ltbench.models.gan import Architecture
 from ltbench.records import read_record
 
 
@@ -45,6 +47,32 @@ def test_the_average_is_the_generator_until_its_start(monkeypatch):
             assert torch.equal(tensor, fourth)
     model.train()
     assert not any(module.training for module in model.averaged.modules())
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("conditioning", ["none", "acgan"])
+def test_a_discriminators_step_takes_two_power_iterations(conditioning, monkeypatch):
+    """As released: real and generated images pass one after the other."""
+    model = CBGAN(10, 1, Architecture("sndcgan", 8, 8, 16, conditioning))
+    seen = []
+    model.discriminator.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    monkeypatch.setattr(model, "real_images", lambda batch: batch["image"])
+    monkeypatch.setattr(model, "_step", lambda *_: None)
+    monkeypatch.setattr(model, "_log", lambda *_: None)
+    model._discriminator_step({"image": torch.rand(6, 1, 8, 8) * 2 - 1, "label": torch.arange(6)})
+    assert seen == [6, 6]
+
+
+@pytest.mark.paper
+def test_the_classifier_in_the_loop_takes_images_in_minus_1_to_1():
+    """As released, whatever it was trained on; the annotator's are normalised."""
+    judge = Judge.__new__(Judge)
+    nn.Module.__init__(judge)
+    judge.normalise, judge.classify = Normalise([0.2], [0.5], size=16), nn.Identity()
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    larger = nn.functional.interpolate(images, 16, mode="bilinear")
+    assert torch.equal(judge.as_they_are(images), larger)
+    assert_close(judge(images), ((larger + 1) / 2 - 0.2) / 0.5)
 
 
 def test_generative_modules_are_no_place_for_gan_details():

@@ -169,8 +169,8 @@ def test_a_run_too_short_for_an_update_says_so():
 def test_deviations_are_those_of_the_objective(objective, words):
     model, _ = build(CSST, objective=objective)
     model.due = frozenset([1])
-    assert len(model.deviations) == 4 + len(words)
-    for deviation, word in zip(model.deviations[4:], words, strict=True):
+    assert len(model.deviations) == 6 + len(words)
+    for deviation, word in zip(model.deviations[6:], words, strict=True):
         assert word in deviation
 
 

@@ -143,9 +143,18 @@ def test_recipes_have_the_constants_of_the_paper(name, backbone, constants, rate
         assert changes == [(320, 0.1), (360, 0.01)]
         assert kinds == ["RandomCrop", "HorizontalFlip", "AutoAugment", "Cutout"]
         assert data["views"]["key"][0]["init_args"]["scale"] == [0.2, 1.0]
+        jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}
     else:
         assert model["lr_schedule"]["class_path"] == "Cosine"
-        assert kinds == ["HorizontalFlip", "RandAugment"]
+        assert kinds == ["HorizontalFlip", "ColorJitter", "RandAugment"]
+        jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+        assert data["augment"][1]["init_args"] == jitter
+    assert [(each["class_path"], each.get("init_args")) for each in data["views"]["key"][-3:]] == [
+        ("ColorJitter", jitter),
+        ("Grayscale", {"p": 0.2}),
+        ("GaussianBlur", {"sigma": [0.1, 2.0], "p": 0.5}),
+    ]
+    assert data["drop_last"]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenetlt", "inat"])

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from paco_digits import slow_loss
 from support import fit
+from torch import nn
 
 from ltbench.data import LongTailDataModule
 from ltbench.data.transforms.basic import RandomCrop
 from ltbench.errors import UserError
 from ltbench.methods.paco import PaCo
+from ltbench.models import penultimate
 from ltbench.optim.sam import LPFSGD, SAM
 from ltbench.optim.schedules import Constant
 
@@ -135,6 +137,44 @@ def test_both_views_are_drawn_apart():
     for batch in steps.before:
         assert batch["image"].shape == batch["key"].shape
         assert not torch.equal(batch["image"], batch["key"])
+
+
+@pytest.mark.paper
+def test_both_encoders_project_with_batch_norm_and_centres_start_as_torchs_linear():
+    model, _ = build(backbone="resnet32_cifar", dim=32)
+    kinds = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    for projection in (model.projection, model.key_projection):
+        assert [type(layer) for layer in projection] == kinds
+        assert [layer.out_features for layer in projection[::3]] == [64, 32]
+    centres = [p.detach().flatten() for p in penultimate.linear_heads(model.net)[0].parameters()]
+    bound = 1 / 8  # one over the root of 64 features
+    assert 0.97 * bound < centres[0].abs().max() <= bound  # uniform, not normal
+    assert centres[1].any()
+    assert centres[1].abs().max() <= bound
+
+
+def test_batch_norm_of_the_keys_follows_the_keys():
+    look = Steps(
+        lambda model, batch: [
+            projection[1].running_mean.clone()
+            for projection in (model.projection, model.key_projection)
+        ]
+    )
+    model, data = build()
+    fit(model, data, epochs=1, callbacks=[look])
+    for query, key in look.after:
+        assert not torch.equal(query, key)
+    assert not torch.equal(look.after[0][1], look.after[-1][1])
+
+
+def test_a_last_batch_of_one_image_is_refused_before_it_is_met():
+    options = {"imbalance_factor": 1, "largest": 13, "val_fraction": 0.0, "batch_size": 3}
+    model, data = build(data=options)
+    with pytest.raises(UserError, match="drop_last"):
+        fit(model, data, epochs=1)
+    model, data = build(data={**options, "drop_last": True})
+    fit(model, data, epochs=1)
+    assert model.trainer.global_step == 130 // 3
 
 
 def test_a_second_view_is_needed():

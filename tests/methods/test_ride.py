@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch.testing import assert_close
 from ltbench.losses import class_balanced_weights, ldam_loss
 from ltbench.methods import RIDE
 from ltbench.methods.ride import class_temperatures, diversity
+from ltbench.optim.schedules import MultiStep, epoch_of
 from ltbench.records import read_record
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 COUNTS = torch.tensor([500.0, 50.0, 5.0])
 EXPERTS = ("expert0", "expert1", "expert2")
 
@@ -22,6 +26,22 @@ def config_of(folder, name="ride", **arguments):
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+@pytest.mark.paper
+def test_the_recipe_has_the_constants_of_the_paper():
+    config = yaml.safe_load((CONFIGS / "ride_cifar100.yaml").read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (config["trainer"]["max_epochs"], data["batch_size"]) == (200, 128)
+    rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+    assert model["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": rates}
+    schedule = MultiStep(**model["lr_schedule"]["init_args"])
+    assert epoch_of(schedule.warmup, 200) == 5
+    changes = [(epoch_of(point, 200), factor) for point, factor in schedule.milestones]
+    assert changes == [(160, 0.01), (180, 0.0001)]
+    assert (model["diversity_weight"], model["rho"], model["scale"]) == (0.45, 0.05, 30)
+    assert epoch_of(model["reweighting"]["start"], 200) == 160
+    assert [each["class_path"] for each in data["augment"]] == ["RandomCrop", "HorizontalFlip"]
 
 
 @pytest.mark.paper

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from selmix_digits import Looks, digits, measure, sgd, train
+from selmix_digits import Looks, build, digits, measure, sgd, train
 from sklearn.metrics import confusion_matrix
 from torch.testing import assert_close
 
 from ltbench.methods.selmix.gain import pair_gains, selective, smooth
-from ltbench.objectives import joint_confusion
+from ltbench.objectives import build_objective, joint_confusion
 
 
 def min_recall(net, data, split):
@@ -57,6 +57,30 @@ def test_a_look_gives_the_gains_of_the_validation_images(start):
         assert float(found["train/largest_gain"]) == pytest.approx(float(gains.max()), rel=1e-4)
     assert_close(torch.tensor(model.history.actual).double(), torch.tensor(values).double().diff())
     assert len(model.history.predicted) == 3
+
+
+@pytest.mark.paper
+def test_smoothed_counts_change_derivatives_by_the_size_that_the_card_tells(start):
+    """The code floors C at 1e-7; 500 validation images of each of 10 classes, as on CIFAR-10."""
+    classes, images = 10, 500
+    counts = torch.full((classes, classes), 10.0)
+    counts.fill_diagonal_(images - 10.0 * (classes - 1))
+    counts[0] = torch.tensor([0.0, images, *[0.0] * (classes - 2)])  # never found
+    objective = build_objective("mean_recall", torch.ones(classes))
+
+    def slopes(smoothing):
+        return objective.logit_gradient(joint_confusion(counts, smoothing), objective.initial)
+
+    floored = joint_confusion(counts).clamp(min=1e-7)
+    published = objective.logit_gradient(floored, objective.initial)
+    ratio = slopes(0.5) / published
+    assert ratio[0, 0] == pytest.approx(1000, rel=0.02)  # 0.5 / 505 against 1e-7 * 10
+    assert 0.01 < (ratio.diagonal()[1:] - 1).abs().max() < 0.04
+    assert_close(slopes(0.0)[1:].diagonal(1), published[1:].diagonal(1))
+
+    for smoothing in (0.5, 0.0):
+        model, _ = build(start, count_smoothing=smoothing)
+        assert any("count_smoothing" in text for text in model.deviations) == bool(smoothing)
 
 
 def test_a_step_mixes_features_and_learns_the_label_of_the_first(start):

@@ -72,6 +72,25 @@ def test_resnet_starts_he_normal_with_torch_biases():
     assert 0 < model.fc.bias.abs().max() <= 1 / 8
 
 
+def test_experts_start_he_normal():
+    model = build_backbone("resnet32_cifar_experts", 100)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            ratio = module.weight.std() / (2 / module.weight[0].numel()) ** 0.5
+            assert abs(ratio - 1) < 4 / (2 * module.weight.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["wrn_28_2", "wrn_28_8"])
+def test_wide_resnet_starts_he_normal_by_fan_out(name):
+    model = build_backbone(name, 10)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[:, 0].numel()
+            ratio = module.weight.std() / (2 / fan_out) ** 0.5
+            assert abs(ratio - 1) < 4 / (2 * module.weight.numel()) ** 0.5
+    assert not model.fc.bias.any()
+
+
 def test_option_a_shortcut_keeps_every_second_pixel_between_zero_channels():
     block = build_backbone("resnet32_cifar", 10).layer2[0]
     x = torch.randn(2, 16, 5, 6)

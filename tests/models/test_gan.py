@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from ltbench.errors import UserError
@@ -23,6 +24,7 @@ def build(num_classes=7, in_chans=3, **options):
         ("sndcgan", 32, 3_812_355, 2_928_193),
         ("snresgan", 32, 4_276_739, 1_053_825),
         ("snresgan", 64, 12_220_675, 19_542_721),
+        ("snresgan_inplace", 64, 12_220_675, 19_542_721),
     ],
 )
 def test_sizes_of_the_published_networks(family, size, generator, discriminator):
@@ -78,6 +80,37 @@ def test_every_weight_of_the_discriminator_has_norm_one(family):
         with torch.no_grad():
             norm = torch.linalg.matrix_norm(module.weight.flatten(1), 2)
         assert_close(norm, torch.tensor(1.0), atol=0.02, rtol=0)
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("family", ["snresgan", "snresgan_inplace"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_shortcut_sees_what_an_activation_in_place_leaves(family, size):
+    """An oracle that overwrites, on the same weights; at 32 px, some shortcuts are the identity."""
+    _, discriminator = build(family=family, image_size=size)
+    discriminator.eval()
+    images = torch.randn(3, 3, size, size)
+
+    def block(x, layer, first):
+        overwritten = x if family == "snresgan_inplace" else x.clone()
+        before = x if first else F.leaky_relu_(overwritten, 0.1)
+        out = layer.conv2(F.leaky_relu_(layer.conv1(before), 0.1))
+        x = x if layer.skip is None else layer.skip(x)
+        return F.avg_pool2d(out, 2) + F.avg_pool2d(x, 2) if layer.halve else out + x
+
+    with torch.no_grad():
+        x = images
+        for place, layer in enumerate(list(discriminator.body)[:-1]):
+            x = block(x, layer, place == 0)
+        expected = discriminator.linear(F.leaky_relu(x, 0.1).sum((2, 3))).squeeze(1)
+        assert_close(discriminator(images)[0], expected)
+
+    _, other = build(
+        family={"snresgan": "snresgan_inplace"}.get(family, "snresgan"), image_size=size
+    )
+    other.load_state_dict(discriminator.state_dict())
+    other.eval()
+    assert (other(images)[0] - expected).abs().min() > 1e-3
 
 
 def test_both_players_start_orthogonal():

@@ -22,9 +22,22 @@ def test_cosine_of_the_large_sets(epoch: int, lr: float) -> None:
     assert 0.2 * Cosine().factor(epoch, 90) == pytest.approx(lr, rel=1e-4)
 
 
-def test_cosine_warms_up_and_starts_at_the_base_rate() -> None:
-    schedule = Cosine(warmup=5)
-    assert [schedule.factor(e, 100) for e in (0, 4, 5)] == [0.2, 1.0, 1.0]
+@pytest.mark.paper
+@pytest.mark.parametrize(
+    ("epoch", "lr"), [(1, 0.005), (10, 0.05), (320, 0.05), (321, 0.005), (360, 0.005), (361, 5e-4)]
+)
+def test_paco_on_cifar_counts_from_1(epoch: int, lr: float) -> None:
+    """As released (2107.12028): ten epochs of warm-up, rates fall when 320 and 360 are over."""
+    schedule = MultiStep(0.025, [(0.8, 0.1), (0.9, 0.01)])
+    assert 0.05 * schedule.factor(epoch - 1, 400) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("epoch", [10, 11, 205, 399])
+def test_paco_on_imagenet_starts_its_cosine_in_the_last_epoch_of_the_warm_up(epoch: int) -> None:
+    expected = (1 + math.cos(math.pi * (epoch - 10 + 1) / (400 - 10 + 1))) / 2
+    assert Cosine(0.025).factor(epoch, 400) == pytest.approx(expected, rel=1e-12)
+    assert [Cosine(0.025).factor(e, 400) for e in (0, 9)] == [0.1, 1.0]
 
 
 def test_constant() -> None:

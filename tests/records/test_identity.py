@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from ltbench import records
-from ltbench.records import canonical, recipe
+from ltbench.records import canonical, identity, recipe, recorded_revisions, revisions
 
 CONFIG = {
     "seed_everything": 0,
@@ -84,6 +84,73 @@ def test_our_classes_have_one_spelling_and_those_of_others_keep_theirs():
         "model": {"class_path": "their.Method"},
         "data": {"augment": [{"class_path": "RandomCrop", "init_args": {"padding": 4}}]},
     }
+
+
+OLD_AND_NEW = [
+    ("model", {"class_path": "ltbench.methods.paco.PaCo", "init_args": {"queue": 9}}, "PaCo"),
+    ("model", {"class_path": "CBGAN"}, "CBGAN"),
+    ("augment", ["RandomCrop", "AutoAugment"], "AutoAugment"),
+    ("augment", [{"class_path": "AutoAugment"}], "AutoAugment"),
+    (
+        "strong_augment",
+        [{"class_path": "RandAugment", "init_args": {"space": "fixmatch"}}],
+        "RandAugment",
+    ),
+    ("views", {"key": [{"class_path": "AutoAugment", "init_args": {}}]}, "AutoAugment"),
+    ("lr_schedule", {"class_path": "Cosine", "init_args": {"warmup": 3}}, "Cosine"),
+]
+
+
+def with_part(name, part):
+    config = copy.deepcopy(CONFIG)
+    if name == "model":
+        config["model"] = part
+    else:
+        config["model" if name == "lr_schedule" else "data"]["init_args"][name] = part
+    return config
+
+
+@pytest.mark.parametrize(("name", "part", "revised"), OLD_AND_NEW)
+def test_a_mended_recipe_makes_another_run_of_the_same_config(name, part, revised, monkeypatch):
+    config = with_part(name, part)
+    assert list(revisions(config)) == [revised]
+    record = {"config": config, "revisions": revisions(config)}
+    new = (job_id(config), recipe(record))
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_REVISED", {})
+        old = (job_id(config), recipe({"config": config}))
+    assert recipe({"config": config}) == old[1]  # an old record's, today
+    assert len({*old, *new}) == 4
+    monkeypatch.setitem(identity._REVISED, revised, identity._REVISED[revised]._replace(number=9))
+    assert job_id(config) not in (old[0], new[0])
+    assert recipe(record) == new[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("augment", [{"class_path": "RandAugment", "init_args": {"space": "standard"}}]),
+        ("augment", ["their.AutoAugment"]),
+        ("model", {"class_path": "their.PaCo"}),
+        ("lr_schedule", "Cosine"),
+        ("lr_schedule", {"class_path": "Cosine", "init_args": {"warmup": 0}}),
+    ],
+)
+def test_other_configs_keep_their_identity(name, part, monkeypatch):
+    config = with_part(name, part)
+    assert revisions(config) == {}
+    new = job_id(config), recipe({"config": config, "revisions": {}})
+    monkeypatch.setattr(identity, "_REVISED", {})
+    assert (job_id(config), recipe({"config": config})) == new
+
+
+def test_a_run_that_starts_from_a_mended_one_is_of_another_recipe():
+    start = {"role": "init_from", "job_id": "1", "path": "runs/a/checkpoints/last.ckpt"}
+    old = {"config": CONFIG, "lineage": [start]}
+    new = {"config": CONFIG, "lineage": [{**start, "revisions": {"RandAugment": 2}}]}
+    assert recipe(old) != recipe(new)
+    assert recorded_revisions(new) == {"RandAugment": 2}
+    assert recorded_revisions({**new, "revisions": {"PaCo": 2}}) == {"RandAugment": 2, "PaCo": 2}
 
 
 def test_job_id_ignores_what_is_added_beside_the_experiment():

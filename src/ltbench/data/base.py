@@ -71,6 +71,7 @@ class DataModule(L.LightningDataModule):
         num_workers: Processes that decode images, if they do not fit in memory or are cropped.
         on_bad_image: Whether a missing or unreadable image file is an error or is left out.
         predict_folder: Folder of images to classify with ``ltbench predict``.
+        drop_last: Whether an epoch leaves out its last batch if that is smaller than the others.
 
     Attributes:
         normalisation: Statistics that images are normalised by in place of the source's; see
@@ -94,6 +95,7 @@ class DataModule(L.LightningDataModule):
         num_workers: int = 2,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_folder: str | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1 or not 0 <= num_workers <= MAX_WORKERS:
@@ -108,6 +110,7 @@ class DataModule(L.LightningDataModule):
         self.watch_test = watch_test
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.drop_last = drop_last
         self.augment = list(augment)
         self.num_workers = num_workers
         self.predict_folder = predict_folder
@@ -215,12 +218,18 @@ class DataModule(L.LightningDataModule):
             seen = progress.processed  # type: ignore[attr-defined]
             sampler.set_epoch(max(seen, self.first_epoch))
         rows = sum(stream.images for stream in streams.streams.values())
+        if self.drop_last and len(sampler) < self.batch_size // world * rows:
+            raise UserError(
+                f"data.drop_last leaves no batch: {len(self.splits['train'].labels)} training "
+                f"images, data.batch_size {self.batch_size}."
+            )
         decodes = cropped or not self.source.in_memory
         return self._loader(
             parts[MAIN] if len(parts) == 1 else StreamImages(parts),
             decodes,
             batch_size=self.batch_size // world * rows,
             sampler=sampler,
+            drop_last=self.drop_last,
             persistent_workers=decodes and self.num_workers > 0,
         )
 

@@ -119,6 +119,9 @@ class CSST(FixMatch):
                 always
             ),
             "No multiplier is updated before the first step.": always,
+            "The last epoch is reported; the released code picks the best one on test.": always,
+            "Images are drawn independently, with replacement; the released code goes through "
+            "permutations.": always,
             "Biases, not only batch norm, are free of weight decay.": always,
             "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.": (
                 always

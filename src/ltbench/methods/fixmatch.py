@@ -80,6 +80,9 @@ class FixMatch(OptimisedModule):
             "operations, always applied, then cutout; labelled images are no unlabelled ones.": (
                 lambda run: not run.data.texts
             ),
+            "The last epoch is reported; the released code picks the best one on test.": always,
+            "Images are drawn independently, with replacement; the released code goes through "
+            "permutations.": always,
             "Biases, not only batch norm, are free of weight decay.": always,
             "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.": (
                 lambda run: not run.data.texts

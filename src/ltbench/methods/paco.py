@@ -86,11 +86,11 @@ class PaCo(OptimisedModule):
     """Train class centres and a contrast with keys of a momentum encoder, in one softmax.
 
     The network sees one view of an image, its moving average the other (``data.views: {key: ...}``)
-    and a projection makes a query of the one and a key of the other. An anchor is contrasted with
-    all other queries and all keys of the batch, of all ranks, and with a queue of earlier keys. The
-    linear classifier holds the centres; in training the log prior is added to its logits, so that
-    without it, at test time, it is balanced. Keys, queue and moving average belong to a step, not
-    to a pass: SAM's two passes see the same.
+    and a projection, with batch norm, makes a query of the one and a key of the other. An anchor is
+    contrasted with all other queries and all keys of the batch, of all ranks, and with a queue of
+    earlier keys. The linear classifier holds the centres; in training the log prior is added to its
+    logits, so that without it, at test time, it is balanced. Keys, queue and moving average belong
+    to a step, not to a pass: SAM's two passes see the same.
 
     Args:
         alpha: Weight of a positive sample: 0.01 on CIFAR, 0.05 on ImageNet-LT and iNaturalist.
@@ -151,8 +151,14 @@ class PaCo(OptimisedModule):
         self.momentum = momentum
         if not self.network:
             raise UserError("PaCo builds copies of its network: name model.backbone.")
-        width = sum(head.in_features for head in linear_heads(self.net))
-        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+        heads = linear_heads(self.net)
+        if not self.network.get("pretrained"):
+            for head in heads:
+                head.reset_parameters()  # the class centres start as torch's Linear does
+        width = sum(head.in_features for head in heads)
+        self.projection = nn.Sequential(
+            nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim)
+        )
         self.key_net = copy.deepcopy(self.net).requires_grad_(False)
         self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.queue = KeyQueue(queue, dim)
@@ -167,6 +173,18 @@ class PaCo(OptimisedModule):
                 f"PaCo needs a second view of each training image: data.views: {{{self.view}: "
                 "[...]}, with the transforms that make it."
             )
+        if stage == "fit" and self._last_batch() == 1:
+            raise UserError(
+                "PaCo's batch norm cannot take the one image that is left at the end of an epoch: "
+                "set data.drop_last to true, or another data.batch_size."
+            )
+
+    def _last_batch(self) -> int:
+        """Return how many images a rank has in the last batch of an epoch."""
+        world = self.trainer.world_size
+        each = self.data.batch_size // world
+        images = -(-len(self.data.splits["train"].labels) // world)
+        return each if self.data.drop_last else images % each or each
 
     @override
     def prepare_step(self, batch: Batch) -> Batch:

@@ -1,9 +1,10 @@
 """Generators and spectrally normalised discriminators for small images: SNDCGAN and SNResGAN.
 
 SNDCGAN is the standard CNN and SNResGAN the ResNet of Miyato et al., arXiv 1802.05957, appendix B,
-in the form of arXiv 2106.09402. Both start from 4 x 4 pixels and double. A generator maps latents
-(B, latent) and, if conditional, labels (B,) to images (B, channels, size, size) in [-1, 1]. A
-discriminator gives one score per image, before any sigmoid.
+in the form of arXiv 2106.09402; ``snresgan_inplace`` is the latter as its code was released. Both
+start from 4 x 4 pixels and double. A generator maps latents (B, latent) and, if conditional, labels
+(B,) to images (B, channels, size, size) in [-1, 1]. A discriminator gives one score per image,
+before any sigmoid.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,11 @@ class Architecture:
     """A pair of networks.
 
     Args:
-        family: ``sndcgan`` for any size 4 * 2^n; ``snresgan`` for the sizes of :data:`RESGAN`.
+        family: ``sndcgan`` for any size 4 * 2^n; ``snresgan`` and ``snresgan_inplace`` for the
+            sizes of :data:`RESGAN`. In the released code of arXiv 2106.09402, the first leaky ReLU
+            of a discriminator's block overwrites its input, so that the shortcut passes activated
+            features on: ``snresgan_inplace``. ``snresgan`` has the block of the literature, whose
+            shortcut passes the input on.
         image_size: Side of the images in pixels.
         width: Unit of the channel counts; 64 is the published one.
         latent: Length of a latent vector.
@@ -46,7 +51,7 @@ class Architecture:
             both has class-conditional batch norm.
     """
 
-    family: Literal["sndcgan", "snresgan"] = "sndcgan"
+    family: Literal["sndcgan", "snresgan", "snresgan_inplace"] = "sndcgan"
     image_size: int = 32
     width: int = 64
     latent: int = 128
@@ -75,7 +80,8 @@ def build_gan(
         of_generator, of_discriminator, halving = RESGAN[size]
         up, block = [width * k for k in of_generator], _ResidualUp
         channels = [width * k for k in of_discriminator]
-        body = _residual_body(channels, in_chans, halving)
+        inplace = architecture.family == "snresgan_inplace"
+        body = _residual_body(channels, in_chans, halving, inplace)
     else:
         sizes = ", ".join(map(str, RESGAN))
         raise UserError(f"image_size {size}: snresgan's images have {sizes} pixels per side.")
@@ -197,18 +203,26 @@ class Generator(nn.Module):
 
 
 class _ResidualDown(nn.Module):
-    """Two convolutions around a shortcut; pooled at the end if ``halve``."""
+    """Two convolutions around a shortcut; pooled at the end if ``halve``.
 
-    def __init__(self, in_planes: int, planes: int, first: bool, halve: bool) -> None:
+    Unless it is the ``first``, it starts with an activation; if ``inplace``, so does the shortcut.
+    """
+
+    def __init__(
+        self, in_planes: int, planes: int, first: bool, halve: bool, inplace: bool
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_planes, planes, 3, padding=1)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1)
         self.skip = nn.Conv2d(in_planes, planes, 1) if halve or in_planes != planes else None
         self.first = first
         self.halve = halve
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv1(x if self.first else F.leaky_relu(x, SLOPE))
+        active = x if self.first else F.leaky_relu(x, SLOPE)
+        x = active if self.inplace else x
+        out: Tensor = self.conv1(active)
         out = self.conv2(F.leaky_relu(out, SLOPE))
         if self.halve:
             out, x = F.avg_pool2d(out, 2), F.avg_pool2d(x, 2)
@@ -225,10 +239,12 @@ def _dcgan_body(channels: Sequence[int], in_chans: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-2])  # the last convolution keeps the size
 
 
-def _residual_body(channels: Sequence[int], in_chans: int, halving: int) -> nn.Sequential:
+def _residual_body(
+    channels: Sequence[int], in_chans: int, halving: int, inplace: bool
+) -> nn.Sequential:
     """Residual blocks, the first ``halving`` of which halve the image, then a leaky ReLU."""
     blocks = [
-        _ResidualDown(*planes, first=k == 0, halve=k < halving)
+        _ResidualDown(*planes, first=k == 0, halve=k < halving, inplace=inplace)
         for k, planes in enumerate(pairwise([in_chans, *channels]))
     ]
     return nn.Sequential(*blocks, nn.LeakyReLU(SLOPE))

@@ -99,6 +99,9 @@ class MultiStep(LRSchedule):
 class Cosine(LRSchedule):
     """Linear warm-up by epoch, then half a cosine to 0 (arXiv 1608.03983, no restarts).
 
+    The last epoch of a warm-up, at the full rate, is the first of the cosine, as in the code of
+    PaCo (arXiv 2107.12028).
+
     Args:
         warmup: Length of the warm-up.
     """
@@ -113,7 +116,8 @@ class Cosine(LRSchedule):
         warm = epoch_of(self.warmup, epochs)
         if epoch < warm:
             return (epoch + 1) / warm
-        return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(epochs - warm, 1)))
+        top = max(warm - 1, 0)
+        return 0.5 * (1 + math.cos(math.pi * (epoch - top) / max(epochs - top, 1)))
 
 
 @dataclass

@@ -11,7 +11,13 @@ from ltbench.records.files import (
     write_whole,
 )
 from ltbench.records.folder import Predictions, RunFolder
-from ltbench.records.identity import canonical, job_id, recipe
+from ltbench.records.identity import (
+    canonical,
+    job_id,
+    recipe,
+    recorded_revisions,
+    revisions,
+)
 from ltbench.records.provenance import git_state, versions
 from ltbench.records.schema import SCHEMA, Record, read_record, write_record
 
@@ -28,7 +34,9 @@ __all__ = [
     "read_npz",
     "read_record",
     "recipe",
+    "recorded_revisions",
     "require_place",
+    "revisions",
     "versions",
     "write_json",
     "write_npz",

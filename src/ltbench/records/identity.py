@@ -7,9 +7,9 @@ seeds, and in those of the stages that they start from, share a recipe.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _OUR_CLASS = re.compile(r"ltbench(\.\w+)+\.[A-Z]\w*")
 
@@ -33,12 +33,36 @@ _REMOVED = {  # options that old configs have, at the value that means what ther
     "multiplier_rule": None,
     "teacher_normalisation": None,
 }
+
+
+class _Revision(NamedTuple):
+    number: int
+    concerns: Callable[[Mapping[str, Any]], bool] = lambda options: True
+
+
+# Classes of ltbench whose recipe was mended without a change of their options, which options are
+# concerned, and what changed: runs of before and after are different experiments.
+_REVISED = {
+    # Grey outside the image, bicubic shears, whole pixels of translation rounded, not truncated.
+    "AutoAugment": _Revision(2),
+    # Two power iterations per step of the discriminator; the classifier in the loop takes images in
+    # [-1, 1] as they are.
+    "CBGAN": _Revision(2),
+    # With a warm-up, the cosine begins in its last epoch, not after it.
+    "Cosine": _Revision(2, lambda options: bool(options.get("warmup"))),
+    # The projections have batch norm, the class centres start as torch's Linear does.
+    "PaCo": _Revision(2),
+    # Cutout's square as released, bits truncated, whole pixels of translation rounded.
+    "RandAugment": _Revision(2, lambda options: options.get("space") == "fixmatch"),
+}
 _ADDED = {  # options that old configs lack, at the value that means what there was without them
     "compile": False,
     "decay_norms": True,
+    "drop_last": False,
     "head": "linear",
     "head_init": "own",
     "include_labelled": False,
+    "magnitude_std": 0.0,
     "sampler": "shuffled",
     "trainable": "all",
 }
@@ -62,7 +86,33 @@ def job_id(
         model = parts["model"]
         parts["model"] = {**model, "init_args": {**model["init_args"], **starts}}
     named = {"seed_everything": config["seed_everything"], "fingerprint": data_fingerprint}
-    return digest(parts | named)
+    return digest(parts | named | with_revisions(config))
+
+
+def revisions(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the revision of each class that a config names and whose recipe was mended.
+
+    >>> revisions({"model": {"class_path": "PaCo"}, "data": {"class_path": "LongTailDataModule"}})
+    {'PaCo': 2}
+    """
+    parts = canonical({part: config.get(part) for part in ("model", "data", "trainer")})
+    named = sorted(set(_named(parts)))
+    return {name: _REVISED[name].number for name in named}
+
+
+def with_revisions(config: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return what a hash of a config includes beside it: nothing for most."""
+    revised = revisions(config)
+    return {"revisions": revised} if revised else {}
+
+
+def recorded_revisions(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the revisions that a run was trained with, and the runs that it started from."""
+    earlier = [start.get("revisions") or {} for start in record.get("lineage") or ()]
+    union: dict[str, int] = {}
+    for each in (*earlier, record.get("revisions") or {}):
+        union |= each
+    return union
 
 
 def recipe(record: Mapping[str, Any]) -> str:
@@ -72,7 +122,8 @@ def recipe(record: Mapping[str, Any]) -> str:
         file = Path(start.get("path") or "no path")
         for place in (file, file.parent.parent):  # a run may be named by its folder
             text = text.replace(json.dumps(str(place)), '"an earlier stage"')
-    return digest(text)
+    revised = recorded_revisions(record)
+    return digest([text, revised] if revised else text)
 
 
 def canonical(value: Any) -> Any:  # noqa: ANN401 - a config is recursive
@@ -102,6 +153,20 @@ def digest(content: object) -> str:
     """Return 16 hex digits for a value, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(value: Any) -> Iterator[str]:  # noqa: ANN401 - a config is recursive
+    """Yield the classes of a canonical config that were revised."""
+    if isinstance(value, str):
+        value = {"class_path": value}  # a class without options
+    if isinstance(value, dict):
+        name, options = value.get("class_path"), value | (value.get("init_args") or {})
+        if isinstance(name, str) and name in _REVISED and _REVISED[name].concerns(options):
+            yield name
+        value = [item for key, item in value.items() if key != "class_path"]
+    if isinstance(value, list):
+        for item in value:
+            yield from _named(item)
 
 
 def _essential(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,10 @@ RECORD: dict[str, Any] = {
     "method?": text,
     "dataset?": text,  # as `ltbench list datasets` names it
     "stage?": text,
-    "lineage?": [{"role?": text, "job_id?": text, "path?": text}],  # runs it started from
+    "lineage?": [  # runs it started from
+        {"role?": text, "job_id?": text, "path?": text, "revisions?": {"*": count}}
+    ],
+    "revisions?": {"*": count},  # of mended recipes, by class (see identity)
     "config": {"model?": {"init_args?": {}}, "data?": {"init_args?": {}}, "trainer?": {}},
     "versions?": {},
     "git?": {},

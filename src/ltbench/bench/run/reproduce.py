@@ -64,6 +64,14 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
         raise UserError(f"{path}: the run is {record['status']}, so its metrics are not final.")
     if not record.get("job_id"):
         raise UserError(f"{path} has no job id, so it cannot be run again.")
+    before, now = record.get("revisions") or {}, records.revisions(record["config"])
+    if before != now:
+        older = ", ".join(sorted(name for name, _ in before.items() ^ now.items()))
+        commit = (record.get("git") or {}).get("commit")
+        raise UserError(
+            f"{path} was recorded with an older recipe of {older}: check out "
+            f"{f'commit {commit}' if commit else 'the ltbench of then'} to reproduce it."
+        )
     for start in record.get("lineage") or ():
         if start.get("path") and not Path(start["path"]).exists():
             raise UserError(

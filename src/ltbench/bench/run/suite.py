@@ -33,7 +33,7 @@ import yaml
 from ltbench import catalog, shipped
 from ltbench.errors import UserError, unknown_name
 from ltbench.records import parse_yaml
-from ltbench.records.identity import digest
+from ltbench.records.identity import digest, with_revisions
 
 _NAME = re.compile(r"[\w.+-]+")
 _REFERENCE = re.compile(rf"\{{({_NAME.pattern})\}}")
@@ -287,14 +287,17 @@ def _job(row: Row, name: str, seed: int, upstream: Mapping[str, Job]) -> Job:
     keys = {name: f"{{{job.key}}}" for name, job in upstream.items()}
     recipes = {name: f"{{{job.recipe}}}" for name, job in upstream.items()}
     overrides = substitute(stage.overrides, keys)
+    content = settings(stage.config, overrides)
+    revised = with_revisions(nested(content))
+    of_recipe: Any = settings(stage.config, substitute(stage.overrides, recipes))
     return Job(
-        key=digest({"settings": settings(stage.config, overrides), "seed": seed}),
+        key=digest({"settings": content, "seed": seed, **revised}),
         name=row.name if name == list(row.stages)[-1] else f"{row.name}.{name}",
         seed=seed,
         config=str(stage.config),
         overrides=overrides,
         needs=sorted({job.key for job in upstream.values()}),
-        recipe=digest(settings(stage.config, substitute(stage.overrides, recipes))),
+        recipe=digest([of_recipe, revised] if revised else of_recipe),
     )
 
 
@@ -353,6 +356,20 @@ def settings(config: Path, overrides: Overrides) -> dict[str, Any]:
         }
         flat[name] = value
     return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted names -> values as nested settings, without ``init_args``."""
+    whole: dict[str, Any] = {}
+    for name, value in flat.items():
+        *above, last = name.split(".")
+        part = whole
+        for key in above:
+            if not isinstance(part.get(key), dict):
+                part[key] = {}
+            part = part[key]
+        part[last] = value
+    return whole
 
 
 @lru_cache

@@ -153,7 +153,14 @@ def _unmet(needs: Mapping[str, Any], row: Row) -> Iterator[str]:
     flat["training_images"] = sum(record["data"]["class_counts"])
     flat["start"] = ", ".join(run.record["name"] for run in row.earlier) or None
     flat["config.model.backbone"] = comparable.backbone(record, row.earlier)[0]
+    flat["mu"] = _mu(row)
     for name, value in needs.items():
         if flat.get(name) != value:
             short = name.rpartition(".")[2].replace("_", " ")
             yield f"{short} is {flat.get(name)}, not {value}"
+
+
+def _mu(row: Row) -> int | None:
+    """Return how many unlabelled images a step had for each labelled one: of the start, if any."""
+    configs = (flatten(run.record["config"]) for run in (*row.earlier, row.runs[0]))
+    return next((config["data.mu"] for config in configs if "data.mu" in config), None)

@@ -9,17 +9,31 @@ from torchvision.transforms import AutoAugmentPolicy
 from typing_extensions import override
 
 from ltbench.data.transforms.basic import BatchTransform, on_host
-from ltbench.data.transforms.randaugment import OPERATIONS, Operation, apply_operations
+from ltbench.data.transforms.randaugment import (
+    INVERT,
+    SPACES,
+    TRANSLATION,
+    apply_operations,
+    geometric,
+)
 
 _BINS = 9  # magnitudes are 0 to 9
-_OPERATIONS = {**OPERATIONS, "Invert": Operation(lambda images, _: 255 - images)}
+_GREY = (128, 128, 128)
+_NEAREST, _BICUBIC = (geometric(TRANSLATION, fill=_GREY, bicubic=b) for b in (False, True))
+_OPERATIONS = {
+    **SPACES["standard"],
+    **INVERT,
+    **_NEAREST,
+    **{name: _BICUBIC[name] for name in ("ShearX", "ShearY")},
+}
 
 
 class AutoAugment(BatchTransform):
     """Apply to each image the two operations of one policy, drawn from those learnt for a set.
 
-    Policies, operations and magnitudes are those of torchvision, which works on one image at a
-    time: nearest neighbour, black outside the image.
+    Policies and magnitudes are those of torchvision. Geometry is that of the code that PaCo and
+    others were released with: grey 128 outside the image, bicubic shears, whole pixels (rounded)
+    of translation and rotation by nearest neighbours.
 
     Args:
         policy: The set that the policies were learnt for.
@@ -47,7 +61,7 @@ class AutoAugment(BatchTransform):
         drawn = operation.long() * applied  # the first operation is the identity
         negative = torch.randint(2, p.shape, generator=generator, device=device)
         operations = _OPERATIONS.values()
-        ranges = torch.tensor([each.standard for each in operations])
+        ranges = torch.tensor([each[1:] for each in operations])
         strengths = torch.cat([ranges[drawn], level[..., None]], -1)
         mild, severe, signed, level = strengths.to(device, non_blocking=True).unbind(-1)
         magnitude = (mild + (severe - mild) * level) * (1 - 2 * negative * signed)

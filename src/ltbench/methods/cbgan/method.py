@@ -92,7 +92,13 @@ class CBGAN(GenerativeModule):
         deviations={
             "Classes are judged by an annotator trained on balanced data; the released code judges "
             "them by the classifier in the loop.": always,
-            "The last batch of an epoch is smaller; the released code drops it.": always,
+            "The shortcuts of SNResGAN's discriminator pass a block's input on; in the released "
+            "code they pass it on activated, as by family: snresgan_inplace.": (
+                lambda run: run.family == "snresgan"
+            ),
+            "The last batch of an epoch is smaller; the released code drops it (drop_last).": (
+                lambda run: not run.data.drop_last
+            ),
             "Samples are rounded to 8 bits, as files of them are, before they are judged.": always,
             "The last iteration is reported; the released code takes the best FID on test "
             "images.": always,
@@ -143,6 +149,7 @@ class CBGAN(GenerativeModule):
         )
         self.ema_decay = ema_decay
         self.ema_start = ema_start
+        self.family = architecture.family
         self.generator, self.discriminator = build_gan(architecture, num_classes, in_chans)
         self.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.generator).requires_grad_(False)
@@ -206,12 +213,13 @@ class CBGAN(GenerativeModule):
         real, labels = self.real_images(batch), batch["label"]
         with torch.no_grad():
             fake, fake_labels = self._generated(len(real))
-        images = augmented(torch.cat([real, fake]), self.policy)
-        both = torch.cat([labels, fake_labels])
-        scores, classes = self.discriminator(images, both)
-        loss = self.loss.discriminator(*scores.chunk(2))
-        if classes is not None:  # the sum of the two means over real and generated images
-            loss = loss + 2 * F.cross_entropy(classes, both)
+        # One after the other, as in the released code: each is a power iteration of spectral norm.
+        scores, classes = self.discriminator(augmented(real, self.policy), labels)
+        fake_scores, fake_classes = self.discriminator(augmented(fake, self.policy), fake_labels)
+        loss = self.loss.discriminator(scores, fake_scores)
+        if classes is not None:
+            loss = loss + F.cross_entropy(classes, labels)
+            loss = loss + F.cross_entropy(fake_classes, fake_labels)
         self._step(1, self.discriminator, loss, batch)
         self._log("discriminator_loss", loss)
 
@@ -229,7 +237,7 @@ class CBGAN(GenerativeModule):
             if classes is not None:
                 loss = loss + F.cross_entropy(classes, fake_labels)
             if self.balance:
-                balance = self.regulariser(self._judges["classifier"](fake))
+                balance = self.regulariser(self._judges["classifier"].as_they_are(fake))
                 loss = loss + self.balance.strength * balance
             self._step(0, self.generator, loss, batch)
         self._log("generator_loss", of_scores)

@@ -87,8 +87,11 @@ class DeiTLT(OptimisedModule):
             "DRW weights have mean 1, as in the code; drw_form: paper is the equation's.": (
                 lambda run: bool(run.reweighting) and run.drw_form == "normalised"
             ),
-            "RandAugment: torchvision's 14 operations, of one strength; the code's are timm's "
-            "15.": lambda run: any(isinstance(t, RandAugment) for t in run.data.augment),
+            "RandAugment draws from other operations than timm's 15 (space: "
+            "timm_increasing).": lambda run: any(
+                isinstance(t, RandAugment) and t.space != "timm_increasing"
+                for t in run.data.augment
+            ),
             "Test images are enlarged whole; the code cuts an eighth of each side off.": (
                 lambda run: run.size != run.data.image_size
             ),

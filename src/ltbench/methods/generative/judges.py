@@ -46,9 +46,13 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, C, H, W) in [-1, 1] to normalised (B, C, size, size)."""
+        return torch.addcmul(self.shift, self.resized(images), self.scale)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Bring float images to ``size``, if there is one."""
         if self.size is not None:
             images = F.interpolate(images, self.size, mode="bilinear")
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return images.float()
 
     def inverse(self, images: Tensor) -> Tensor:
         """Map normalised images back to [-1, 1]; the size stays."""
@@ -124,6 +128,13 @@ class Judge(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) of images in [-1, 1]."""
         return self.classify(self.normalise(images))  # type: ignore[no-any-return]
+
+    def as_they_are(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) of images in [-1, 1], not brought to what it was trained on.
+
+        So the released code of CBGAN (arXiv 2106.09402) calls its classifier in the loop.
+        """
+        return self.classify(self.normalise.resized(images))  # type: ignore[no-any-return]
 
     @cached_property
     def width(self) -> int:

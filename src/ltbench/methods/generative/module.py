@@ -122,7 +122,8 @@ class GenerativeModule(Method):
                 f"the GAN makes {self.image_size} pixels a side, the data has "
                 f"{self.data.image_size}: set image_size of the model, or of the data."
             )
-        self.scaling = Normalise(*map(list, self.data.statistics))
+        mean, std = map(list, self.data.statistics)
+        self.scaling = Normalise(mean, std)
         self._load_judges(stage)
         if stage == "fit":
             for role in ("classifier", "annotator"):

@@ -128,7 +128,12 @@ def identity(trained: Trained) -> dict[str, Any]:
         return {"backbone": trained.backbone, "backbone_args": trained.backbone_args}
     record = _record(file.parents[1]) if file.parent.name == "checkpoints" else {}
     if "job_id" in record:
-        return {"job_id": record["job_id"], "selection": file.stem}
+        revised = records.recorded_revisions(record)
+        return {
+            "job_id": record["job_id"],
+            "selection": file.stem,
+            **({"revisions": revised} if revised else {}),
+        }
     return {"sha256": _sha256(file), "backbone": trained.backbone, "head": trained.head}
 
 

@@ -18,6 +18,7 @@ from ltbench import seeding
 from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch
 from ltbench.data.semi import SemiSupervisedDataModule
+from ltbench.data.sources.base import CIFAR_MEAN
 from ltbench.data.streams import MAIN, Stream, Streams
 from ltbench.errors import UserError
 from ltbench.losses import cross_entropy_loss
@@ -80,8 +81,16 @@ class SelMix(OptimisedModule):
             "The learning rate falls cycle by cycle, not step by step.": always,
             "Validation images are seen once; the code adds their mirror images.": always,
             "Derivatives are exact for every class prior; the code assumes a uniform one.": always,
+            "Derivatives are of counts with count_smoothing added, so that classes of no recall "
+            "count too; the code takes the plain ones, entries of C no less than 1e-7.": (
+                lambda run: run.count_smoothing > 0
+            ),
             "The gain is exact; the code takes <z_i, z_k> for <z_ij, z_k> in the label's term.": (
                 always
+            ),
+            "The start is not chosen on test images; the code's is, on CIFAR-10.": always,
+            "CIFAR is normalised as in its long-tail recipes, by deviations of 0.20, not 0.25.": (
+                lambda run: run.data.source.mean == CIFAR_MEAN
             ),
             "Batch norm keeps its statistics; the code normalises by those of the batch.": always,
             "Partners come from pseudo-labels, as in the paper; the code uses the true labels.": (

@@ -224,6 +224,7 @@ class RunRecord(Callback):
             "dataset": method.data.source_name,
             "stage": method.stage,
             "lineage": method.lineage or starts,
+            "revisions": records.revisions(self.context.config),
             "config": self.context.config,
             "versions": self.versions,
             "git": self.git,
