@@ -15,7 +15,8 @@ ARGS ?=
 
 # Folder of images (train/<class>/*) that `make speed` measures on; default: noise.
 ROOT ?=
-SPEED := $(filter-out %/timing.py %/trainings.py %/tables.py,$(wildcard benchmarks/speed/*.py))
+SPEED := $(filter-out %/timing.py %/trainings.py %/tables.py %/graphs.py %/gpu_check.py, \
+	$(wildcard benchmarks/speed/*.py))
 
 # A name on PATH can be a shim of a version manager that refuses to run: ask each candidate.
 PROBE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
@@ -60,6 +61,10 @@ speed: $(INSTALLED) ## Measure every goal on speed, in under half an hour, and w
 		$(BIN)/python $$script $(if $(ROOT),--root "$(ROOT)") || failed="$$failed $$script"; done; \
 	$(BIN)/python benchmarks/speed/tables.py; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+.PHONY: gpu-check
+gpu-check: $(INSTALLED) ## On a machine with a GPU: test and measure what only it can tell, in ten minutes
+	$(BIN)/python benchmarks/speed/gpu_check.py $(ARGS)
 
 .PHONY: test
 test: lint type unit ## Lint, types and the quick tests

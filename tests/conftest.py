@@ -3,8 +3,21 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from support import TINY, run_command, write_images
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rehearse", action="store_true", help="run what needs a GPU on the CPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available() and not config.getoption("--rehearse"):
+        skip = pytest.mark.skip(reason="needs a GPU; --rehearse tries it on the CPU")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

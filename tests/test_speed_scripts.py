@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ SLOW = {
     "cbgan": ("--batch-size 2", ["with the regulariser / without it", "bare step"]),
     "loaders": (f"{FILES} --batch-size 3 --workers 0 1", ["0 workers", "1 workers"]),
     "startup": ("", ["ltbench --help", "of import torch", "first step"]),
+    "graphs": ("--steps 1 --batch-size 2", ["bf16-mixed, graph / 32-true, eager", "peak memory"]),
     "switches": ("--steps 1 --batch-size 2", ["bf16, channels-last, compiled"]),
     "jobs": ("--steps 1 --batch-size 2", ["a job a core / one job", "large pages"]),
     "bench": ("--rows 2 --seeds 2 --images 100 --jobs 1", ["a job by the runner", "status"]),
@@ -54,7 +56,8 @@ pytestmark = [
 def load(monkeypatch):
     """Import a speed script."""
     monkeypatch.syspath_prepend(SPEED)
-    monkeypatch.setenv("PYTHONPATH", str(SPEED))  # for the processes that a script starts
+    # For the processes that a script starts.
+    monkeypatch.setenv("PYTHONPATH", str(SPEED), prepend=os.pathsep)
     yield importlib.import_module
     torch.set_num_threads(1)
 
@@ -111,6 +114,55 @@ def test_the_page_is_what_the_files_say(load, tmp_path):
     assert tables.page() == (SPEED / "README.md").read_text(), "run benchmarks/speed/tables.py"
     assert "| `sam.py` | What does a SAM step cost over a plain step? |" in tables.page()
     assert "0 of 0 goals" in tables.page(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_check_without_a_gpu_fails(load):
+    with pytest.raises(SystemExit, match="no GPU"):
+        load("gpu_check").main([])
+
+
+def test_the_parts_of_a_gpu_check_take_less_than_ten_minutes(load):
+    assert sum(part.limit for part in load("gpu_check").PARTS) < 600
+
+
+def test_a_part_that_fails_costs_that_part_alone(load, tmp_path, monkeypatch, capfd):
+    check, tables = load("gpu_check"), load("tables")
+    ends = {
+        "good": f"import shutil; shutil.copy({str(SPEED / 'sam.json')!r}, 'good.json')",
+        "bad": "raise SystemExit(3)",
+        "empty": "pass",
+        "slow": "import subprocess; subprocess.run(['sleep', '600'])",
+    }
+    for name, code in ends.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    parts = [
+        check.Part(n, str(tmp_path / f"{n}.py"), "", "", 2 if n == "slow" else 60) for n in ends
+    ]
+    monkeypatch.setattr(check, "PARTS", parts)
+    monkeypatch.setattr(check, "HERE", tmp_path)
+    monkeypatch.setattr(tables, "ON_GPU", tmp_path / "on_gpu")
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit) as stop:
+        check.main([])
+    assert stop.value.code == 1
+    told = capfd.readouterr().out.splitlines()[-4:]
+    assert [line.partition(":")[0] for line in told] == [*ends]
+    assert [line.endswith(": done") for line in told] == [True, False, False, False]
+    page = (tmp_path / "README.md").read_text()
+    assert "## On a GPU" in page
+    assert "### good" in page
+    assert "Nothing here was measured on a GPU" not in page
+
+
+@pytest.mark.slow
+def test_a_gpu_check_is_rehearsed_whole(load, capfd):
+    before = (SPEED / "README.md").read_text(), sorted(SPEED.rglob("*.json"))
+    load("gpu_check").main(["--rehearse"])
+    told = capfd.readouterr().out.splitlines()[-len(load("gpu_check").PARTS) :]
+    assert all(line.endswith(": done") for line in told), told
+    assert before == ((SPEED / "README.md").read_text(), sorted(SPEED.rglob("*.json")))
 
 
 @pytest.fixture(scope="module")

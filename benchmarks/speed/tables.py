@@ -9,7 +9,8 @@ from typing import Any
 
 from timing import HERE, shown
 
-SHARED = {"timing", "trainings", "tables"}
+APART = {"timing", "trainings", "tables", "graphs", "gpu_check"}  # no question of any machine
+ON_GPU = HERE / "on_gpu"  # what gpu_check.py leaves
 
 HEAD = """# Speed
 
@@ -40,21 +41,22 @@ and are switches, so that a config means the same on any device: `switches.py` s
 NO_GPU = """
 
 Nothing here was measured on a GPU. What the same scripts find on one is open, and with it what
-bf16, compiling and jobs that share a GPU (`--pack`) gain there."""
+bf16, compiling, CUDA graphs and jobs that share a GPU (`--pack`) gain there: `make gpu-check` asks,
+in less than ten minutes."""
 
 
 def scripts() -> dict[str, tuple[str, str]]:
     """Return the question of each script, and how it answers it, by name."""
     found = {}
     for path in sorted(HERE.glob("*.py")):
-        if path.stem not in SHARED:
+        if path.stem not in APART:
             text = ast.get_docstring(ast.parse(path.read_text())) or ""
             question, _, how = text.partition("\n\n")
             found[path.stem] = " ".join(question.split()), how.replace("``", "`").strip()
     return found
 
 
-def section(name: str, how: str, result: dict[str, Any]) -> str:
+def section(title: str, how: str, result: dict[str, Any]) -> str:
     """Lay out how a script measures, and what it found."""
     machine, setting = result["machine"], result["setting"]
     load = machine["load"][0]
@@ -63,7 +65,7 @@ def section(name: str, how: str, result: dict[str, Any]) -> str:
         for key, value in setting.items()
         if isinstance(value, str | int | float)
     )
-    lines = [f"### {name}.py", "", *([how, ""] if how else [])]
+    lines = [f"### {title}", "", *([how, ""] if how else [])]
     lines += [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['device']}, load average "
         f"{load:.1f}{'; ' if told else ''}{told}.",
@@ -82,11 +84,21 @@ def section(name: str, how: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(folder: Path = HERE) -> str:
+def on_gpu(folder: Path) -> str:
+    """Return the section of what ``gpu_check.py`` left in a folder; empty if it left nothing."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        return ""
+    parts = [section(name, result["question"], result) for name, result in found.items()]
+    return "\n\n".join(["## On a GPU\n\nMeasured by `make gpu-check`.", *parts])
+
+
+def page(folder: Path = HERE, gpu_folder: Path = ON_GPU) -> str:
     """Return the page.
 
     Args:
         folder: Where the JSON files are.
+        gpu_folder: Where those are that ``gpu_check.py`` left.
     """
     questions = scripts()
     results = {
@@ -96,11 +108,13 @@ def page(folder: Path = HERE) -> str:
     }
     verdicts = [row["met"] for found in results.values() for row in found["answer"] if "met" in row]
     devices = {found["machine"]["device"] for found in results.values()}
-    gpu = NO_GPU if devices == {"no GPU"} else ""
+    of_gpu = on_gpu(gpu_folder)
+    gpu = NO_GPU if devices == {"no GPU"} and not of_gpu else ""
     parts = [
         HEAD + "\n".join(f"| `{name}.py` | {text} |" for name, (text, _) in questions.items()),
         f"## Measured\n\n{sum(verdicts)} of {len(verdicts)} goals are met on wall time.{gpu}",
-        *(section(name, questions[name][1], found) for name, found in results.items()),
+        *([of_gpu] if of_gpu else []),
+        *(section(f"{name}.py", questions[name][1], found) for name, found in results.items()),
     ]
     if missing := [f"`{name}.py`" for name in questions if name not in results]:
         parts.append(f"Not measured yet: {', '.join(missing)}.")

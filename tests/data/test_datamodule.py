@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ltbench import seeding
 from ltbench.data import LongTailDataModule
+from ltbench.data.base import DataModule
 from ltbench.data.datasets import DecodedImages, MemoryImages
 from ltbench.data.profiles import class_counts
 from ltbench.data.sources import cifar, files, inaturalist
@@ -385,3 +386,13 @@ def test_root_is_the_argument_else_the_environment_else_data(monkeypatch, tmp_pa
     monkeypatch.setenv("LTBENCH_DATA", str(tmp_path))
     assert LongTailDataModule("digits").root == tmp_path
     assert LongTailDataModule("digits", root="here").root.as_posix() == "here"
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_decoded_batches_of_a_gpu_are_pinned(device, pinned, images, monkeypatch):
+    monkeypatch.setattr(DataModule, "device", torch.device(device))
+    data = of_folder(images, predict_folder=str(images / "test"))
+    data.source.in_memory = False
+    data.setup()
+    loaders = [data.train_dataloader(), data.test_dataloader(), data.predict_dataloader()]
+    assert [loader.pin_memory for loader in loaders] == [pinned] * 3

@@ -1,6 +1,7 @@
 """Fixtures that the tests of trust share."""
 
 import pytest
+from emulated_device import emulation
 from every_method import METHODS, config, train_starts
 
 
@@ -28,3 +29,10 @@ def of_method(starts, tmp_path):
 def method(request):
     """Every method in turn."""
     return request.param
+
+
+@pytest.fixture
+def device(starts):
+    """An emulated device, which takes the place of the CPU."""
+    with emulation() as emulated:
+        yield emulated

@@ -107,10 +107,11 @@ class Subject:
             sampler=np.asarray(rows).tolist(),
             collate_fn=as_is,
             num_workers=0 if data.source.in_memory else data.num_workers,
+            pin_memory=self.device.type == "cuda",
             generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
         )
         for batch in loader:
-            moved = {name: value.to(self.device) for name, value in batch.items()}
+            moved = {k: value.to(self.device, non_blocking=True) for k, value in batch.items()}
             yield {**moved, "image": data.normalise(moved["image"])}
 
     def logits(self, split: str, rows: Rows, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:

@@ -223,14 +223,14 @@ class DataModule(L.LightningDataModule):
                 f"data.drop_last leaves no batch: {len(self.splits['train'].labels)} training "
                 f"images, data.batch_size {self.batch_size}."
             )
-        workers = self._workers(cropped)
+        decodes = cropped or not self.source.in_memory
         return self._loader(
             parts[MAIN] if len(parts) == 1 else StreamImages(parts),
-            workers,
+            decodes,
             batch_size=self.batch_size // world * rows,
             sampler=sampler,
             drop_last=self.drop_last,
-            persistent_workers=workers > 0,
+            persistent_workers=decodes and self.num_workers > 0,
         )
 
     def _images(self, name: str, streams: Streams) -> Images:
@@ -242,18 +242,26 @@ class DataModule(L.LightningDataModule):
         views = streams.views_of(name)
         return CroppedImages(self.source, self.splits[split], seeding.run_seed(), views)
 
-    def _workers(self, cropped: bool = False) -> int:
-        return 0 if self.source.in_memory and not cropped else self.num_workers
+    def _loader(self, dataset: Dataset[Batch], decodes: bool, **options: Any) -> DataLoader[Batch]:  # noqa: ANN401
+        """Return a loader of images on the device, or of those that workers decode.
 
-    def _loader(self, dataset: Dataset[Batch], workers: int, **options: Any) -> DataLoader[Batch]:  # noqa: ANN401
-        generator = seeding.generator("cpu", seeding.run_seed(), "workers")
-        return Loader(dataset, workers, collate_fn=as_is, generator=generator, **options)
+        A GPU can only take a batch while it computes from pinned memory.
+        """
+        return Loader(
+            dataset,
+            self.num_workers if decodes else 0,
+            pin_memory=decodes and self.device.type == "cuda",
+            collate_fn=as_is,
+            generator=seeding.generator("cpu", seeding.run_seed(), "workers"),
+            **options,
+        )
 
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
         """Return a split in order, each image on exactly one rank; batches may be empty."""
         dataset = self.dataset(name)
         sampler = EvaluationBatches(dataset, self.eval_batch_size)
-        return self._loader(dataset, self._workers(), batch_size=None, sampler=sampler)
+        decodes = not self.source.in_memory
+        return self._loader(dataset, decodes, batch_size=None, sampler=sampler)
 
     def evaluation_batches(self, name: str, device: torch.device) -> Iterator[Batch]:
         """Yield this rank's share of a split: normalised, on ``device``, without augmentation."""
@@ -298,6 +306,7 @@ class DataModule(L.LightningDataModule):
             dataset,
             batch_size=self.eval_batch_size,
             sampler=EvaluationSampler(dataset),
+            pin_memory=self.device.type == "cuda",
             collate_fn=as_is,
         )
 

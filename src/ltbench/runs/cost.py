@@ -181,11 +181,12 @@ def estimate(trainer: L.Trainer, module: L.LightningModule, meter: Meter) -> dic
     timed = meter.seconds[1:] or meter.seconds
     step = sorted(timed)[len(timed) // 2]
     images = max(meter.images)
-    on_gpu = module.device.type == "cuda"
+    device = trainer.strategy.root_device  # where the weights are no more
+    on_gpu = device.type == "cuda"
     device_parts = [size for name, size in meter.memory.items() if name != "images" or not on_gpu]
-    peak = torch.cuda.max_memory_allocated(module.device) if on_gpu else sum(device_parts)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else sum(device_parts)
     return {
-        "device": device_name(module.device),
+        "device": device_name(device),
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "parameters": _trained(module),

@@ -25,6 +25,7 @@ from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.methods.parts import stages
+from ltbench.runs import gpus
 from ltbench.runs.callbacks.refused import require_harmless
 from ltbench.runs.context import RunContext
 from ltbench.runs.parsing import (
@@ -188,9 +189,10 @@ def device_of(name: str | None) -> torch.device:
     """Return a device by its name; default: the first GPU, else the CPU.
 
     Raises:
-        UserError: There is no such device here.
+        UserError: There is no such device here, or none of those that this process was given.
     """
     if name is None:
+        gpus.require_named(torch.cuda.device_count())
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from ltbench import records
 from ltbench.errors import UserError
+from ltbench.runs import gpus
 from ltbench.runs.callbacks.anomalies import Anomalies
 from ltbench.runs.callbacks.predictions import KeepPredictions
 from ltbench.runs.callbacks.progress import Progress
@@ -57,10 +59,12 @@ def make_trainer(
         **settings: Replace those of the config.
 
     Raises:
-        UserError: Lightning refuses an argument.
+        UserError: Lightning refuses an argument, or a GPU that this process was given is missing.
     """
     experiment.data.setup()
     settings = experiment.trainer | settings
+    if settings["accelerator"] in ("auto", "gpu", "cuda"):
+        gpus.require_named(torch.cuda.device_count())
     own = settings["callbacks"] or []
     own = own if isinstance(own, list) else [own]
     barred = any(isinstance(callback, ProgressBar) for callback in own)

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +9,7 @@ from typing_extensions import override
 
 from ltbench.bench.run import jobs
 from ltbench.errors import UserError
+from ltbench.runs import gpus
 
 
 class Handle(Protocol):
@@ -40,28 +40,28 @@ LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 class Local(Launcher):
-    """This machine: one job per GPU, or one per core if there are no GPUs.
+    """This machine: one job per GPU, or slice of one, or one per core if there are no GPUs.
 
     Args:
         jobs: Jobs at a time; default: ``pack`` per GPU, else one per core.
         pack: Jobs that share a GPU; each is a process of its own and computes what it would alone.
 
     Raises:
-        UserError: There is no GPU to share, or ``OMP_NUM_THREADS``, the limit of the threads of a
-            job, is not a number.
+        UserError: There is no GPU to share, nobody knows whether there is one, or
+            ``OMP_NUM_THREADS``, the limit of the threads of a job, is not a number.
     """
 
     def __init__(self, jobs: int | None = None, pack: int | None = None) -> None:
-        gpus, cores = visible_gpus(), len(os.sched_getaffinity(0))
-        if pack and not gpus:
+        ids, cores = gpus.visible(), len(os.sched_getaffinity(0))
+        if pack and not ids:
             raise UserError("--pack lets jobs share a GPU, but there is none: use --jobs.")
-        self.slots = jobs or len(gpus) * (pack or 1) or cores
+        self.slots = jobs or len(ids) * (pack or 1) or cores
         self.threads = max(1, cores // self.slots)
         if limit := os.environ.get("OMP_NUM_THREADS", ""):
             if not limit.isdecimal() or not int(limit):
                 raise UserError(f"OMP_NUM_THREADS is '{limit}'; it must be a number above 0.")
             self.threads = min(self.threads, int(limit))
-        self._free = [gpus[slot % len(gpus)] if gpus else "" for slot in range(self.slots)]
+        self._free = [ids[slot % len(ids)] if ids else "" for slot in range(self.slots)]
 
     @override
     def has_room(self) -> bool:
@@ -72,7 +72,7 @@ class Local(Launcher):
         gpu = self._free[0]
         environment = {"OMP_NUM_THREADS": str(self.threads)}
         if gpu:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
+            environment[gpus.VISIBLE] = gpu
         elif "GLIBC_TUNABLES" not in os.environ:
             environment |= LARGE_PAGES
         process = jobs.start(folder, words, environment)
@@ -100,15 +100,3 @@ class LocalHandle(Handle):
     @override
     def stop(self) -> None:
         self._process.terminate()
-
-
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the ids of the GPUs that this process may use, without importing torch."""
-    ids = environment.get("CUDA_VISIBLE_DEVICES")
-    if ids is not None:
-        return [gpu for gpu in ids.split(",") if gpu.strip() not in ("", "-1")]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(n) for n, line in enumerate(filter(None, listed.stdout.splitlines()))]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,6 +25,7 @@ from ltbench.methods.cbgan.balance import ClassBalance
 from ltbench.methods.cbgan.losses import gan_loss
 from ltbench.methods.generative.module import GenerativeModule
 from ltbench.models.gan import Architecture, build_gan
+from ltbench.optim.reduction import average_gradients
 
 LOSSES = ("train/discriminator_loss", "train/generator_loss")
 
@@ -263,10 +263,7 @@ class CBGAN(GenerativeModule):
         with self.no_sync():
             self.manual_backward(loss)
         if self.trainer.world_size > 1:
-            for parameter in network.parameters():
-                if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= self.trainer.world_size
+            average_gradients(network.parameters())
         self.bad_step.watch(loss, self.trainer.global_step, batch["index"])
         optimizer.step()
 

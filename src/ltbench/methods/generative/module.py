@@ -95,6 +95,8 @@ class GenerativeModule(Method):
         self.resize = resize
         self.samples = samples
         self.watch_samples = watch_samples
+        # The data's own come with a trainer, or with the weights.
+        self.scaling = Normalise([0.5] * in_chans, [0.5] * in_chans)
         roles = {"annotator": annotator, "classifier": classifier, "fid_features": fid_features}
         self.starts = {role: trained for role, trained in roles.items() if trained}
         # Not submodules: in no checkpoint, optimizer or DDP, and never in training mode.

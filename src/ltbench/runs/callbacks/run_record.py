@@ -225,6 +225,7 @@ class RunRecord(Callback):
     ) -> dict[str, Any]:
         """Return the record at this moment (see :mod:`ltbench.records.schema`)."""
         method = _method(pl_module)
+        device = trainer.strategy.root_device  # where the weights are no more after the training
         seconds = self._clock()
         averaged = method.averages or any(
             isinstance(c, WeightAveraging)
@@ -248,7 +249,7 @@ class RunRecord(Callback):
             "metrics": self.metrics,
             "weights": "averaged" if averaged else "raw",
             "deviations": list(method.deviations),
-            "device": device_name(pl_module.device),
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
@@ -260,7 +261,7 @@ class RunRecord(Callback):
             "images_seen": self.images_seen,
             "wall_seconds": round(seconds, 1),
             "images_per_second": round(self.images_seen / seconds, 1) if seconds else None,
-            "peak_memory_bytes": peak_memory(pl_module.device),
+            "peak_memory_bytes": peak_memory(device),
             "status": status,
             "cause": cause,
         }
