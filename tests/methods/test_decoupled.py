@@ -6,8 +6,9 @@ import yaml
 from support import TINY
 from torch.testing import assert_close
 
+from ltbench.corrections import tau_normalised
 from ltbench.methods import LWS, TauNormalisation
-from ltbench.methods.decoupled import scaled_logits, tau_normalised
+from ltbench.methods.decoupled import scaled_logits
 from ltbench.models import penultimate
 from ltbench.models.weights import read
 from ltbench.records import read_record
@@ -52,7 +53,7 @@ def run_of(ltbench, digits_run, tmp_path):
 @pytest.mark.parametrize(("tau", "norm"), [(0, 5), (0.5, math.sqrt(5)), (1, 1)])
 def test_tau_takes_a_norm_to_the_power_of_the_rest(tau, norm):
     weight = torch.tensor([[3.0, 4.0], [30.0, 40.0]])
-    found = tau_normalised(weight, tau)
+    found = tau_normalised(weight, weight.norm(dim=1, keepdim=True), tau)
     assert_close(found.norm(dim=1), torch.tensor([norm, 50 ** (1 - tau)]).float())
     assert_close(torch.nn.functional.normalize(found), torch.nn.functional.normalize(weight))
 
@@ -89,7 +90,8 @@ def test_tau_is_chosen_by_mean_recall_on_validation_images(run_of, digits_run):
     tau = round(float(row["train/tau"]), 3)
     assert f"{10 * tau:.3f}".endswith(".000")
     before, after = state_of(digits_run.folder), state_of(folder)
-    assert_close(after["fc.weight"], tau_normalised(before["fc.weight"], tau))
+    norms = before["fc.weight"].norm(dim=1, keepdim=True)
+    assert_close(after["fc.weight"], tau_normalised(before["fc.weight"], norms, tau))
     assert not after["fc.bias"].any()
     run = open_run(folder, device="cpu")
     images, labels = run.data.dataset("val").images, run.data.dataset("val").labels
@@ -97,7 +99,7 @@ def test_tau_is_chosen_by_mean_recall_on_validation_images(run_of, digits_run):
     with torch.no_grad():
         features = penultimate.features(run.model.net, run.data.normalise(images))
     for step in range(21):
-        vectors = tau_normalised(before["fc.weight"], step / 10)
+        vectors = tau_normalised(before["fc.weight"], norms, step / 10)
         hits = (features @ vectors.T).argmax(1) == labels
         recalls[step / 10] = sum(hits[labels == c].float().mean() for c in range(10)) / 10
     assert tau == max(recalls, key=recalls.get)

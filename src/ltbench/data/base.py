@@ -20,6 +20,7 @@ from ltbench.data.datasets import (
     Batch,
     CroppedImages,
     DecodedImages,
+    FeatureRows,
     Images,
     ImagesOfFolder,
     MemoryImages,
@@ -215,7 +216,8 @@ class DataModule(L.LightningDataModule):
             seen = progress.processed  # type: ignore[attr-defined]
             sampler.set_epoch(max(seen, self.first_epoch))
         rows = sum(stream.images for stream in streams.streams.values())
-        workers = self._workers(cropped)
+        features = any(isinstance(part, FeatureRows) for part in parts.values())
+        workers = 0 if features else self._workers(cropped)
         return self._loader(
             parts[MAIN] if len(parts) == 1 else StreamImages(parts),
             workers,
@@ -228,7 +230,7 @@ class DataModule(L.LightningDataModule):
         """Return the images of a stream; with random crops, one for each of its views."""
         split = streams.streams[name].split
         if self.source.decoding.random_crop is None:
-            return self.dataset(split)
+            return self._seen(split) if streams.plain else self.dataset(split)
         assert isinstance(self.source, FileSource)
         views = streams.views_of(name)
         return CroppedImages(self.source, self.splits[split], seeding.run_seed(), views)
@@ -242,9 +244,18 @@ class DataModule(L.LightningDataModule):
 
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
         """Return a split in order, each image on exactly one rank; batches may be empty."""
-        dataset = self.dataset(name)
+        return self._in_order(self.dataset(name))
+
+    def _in_order(self, dataset: Images) -> DataLoader[Batch]:
         sampler = EvaluationBatches(dataset, self.eval_batch_size)
-        return self._loader(dataset, self._workers(), batch_size=None, sampler=sampler)
+        workers = 0 if isinstance(dataset, FeatureRows) else self._workers()
+        return self._loader(dataset, workers, batch_size=None, sampler=sampler)
+
+    def _seen(self, name: str) -> Images:
+        """Return the images of a split, or what the method takes in their place."""
+        method = self._method
+        images: Images = method.images(self, name) if method else self.dataset(name)
+        return images
 
     def evaluation_batches(self, name: str, device: torch.device) -> Iterator[Batch]:
         """Yield this rank's share of a split: normalised, on ``device``, without augmentation."""
@@ -261,11 +272,11 @@ class DataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return [self.evaluation_dataloader(name) for name in self.watched]
+        return [self._in_order(self._seen(name)) for name in self.watched]
 
     @override
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self.evaluation_dataloader("test")
+        return self._in_order(self._seen("test"))
 
     def images_to_predict(self) -> ImagesOfFolder:
         """Return the images below ``predict_folder``, in the size of the training images."""
@@ -294,6 +305,8 @@ class DataModule(L.LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "features" in batch:
+            return batch
         if self.trainer and self.trainer.training:
             key = ("augment", self.trainer.global_rank, self.trainer.global_step)
             draws = seeding.generator(batch["label"].device, seeding.run_seed(), *key)

@@ -32,6 +32,7 @@ class RunFolder:
         self.traces = path / "traces.npz"  # arrays of the method by epoch; traces.png draws them
         self.checkpoints = path / _CHECKPOINTS
         self.analyses = path / "analysis"  # the results of ltbench analyze
+        self.features = path / "features"  # of its network, for later heads; may be deleted
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder:

@@ -129,7 +129,7 @@ def identity(trained: Trained) -> dict[str, Any]:
     record = _record(file.parents[1]) if file.parent.name == "checkpoints" else {}
     if "job_id" in record:
         return {"job_id": record["job_id"], "selection": file.stem}
-    return {"sha256": _sha256(file), "backbone": trained.backbone, "head": trained.head}
+    return {"sha256": sha256(file), "backbone": trained.backbone, "head": trained.head}
 
 
 def load(
@@ -258,6 +258,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return records.read_record(path) if path.is_file() else {}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the hash of what a file holds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
