@@ -98,10 +98,10 @@ class RepeatedSampler(ShuffledSampler):
     repeats: ClassVar[int] = 3
     multiple: ClassVar[int] = 256
 
-    def __init__(self, labels: Labels, seed: int) -> None:
+    def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
         images = len(labels)
         rounded = images - images % self.multiple if images >= self.multiple else images
-        super().__init__(labels, seed, rounded)
+        super().__init__(labels, seed, rounded if length is None else length)
 
     @override
     def order(self, generator: torch.Generator) -> Tensor:
