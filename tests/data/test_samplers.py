@@ -109,10 +109,7 @@ COUNTS = np.array([80, 15, 5])
 @pytest.mark.parametrize("world", [1, 3])
 def test_classes_and_images_come_as_often_as_they_should(name, epoch, shares, world):
     drawn = np.concatenate(
-        [
-            np.concatenate(sharded(kind_of(name), LABELS, world, epoch, seed))
-            for seed in range(200)
-        ]
+        [np.concatenate(sharded(kind_of(name), LABELS, world, epoch, seed)) for seed in range(200)]
     )
     chances = (shares / np.sum(shares) / COUNTS).repeat(COUNTS)
     expected = len(drawn) * chances

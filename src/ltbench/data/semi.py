@@ -39,7 +39,8 @@ class SemiSupervisedDataModule(LongTailDataModule):
         mu: Unlabelled images per labelled one in a batch; 0 leaves them out.
         steps_per_epoch: Steps per epoch.
         strong_augment: Transforms of the strong view, before the weak ones (``augment``).
-        sampler: How labelled images are drawn, as in :class:`LongTailDataModule`; default: uniformly.
+        sampler: How labelled images are drawn, as in
+            :class:`~ltbench.data.datamodule.LongTailDataModule`; default: uniformly.
         oracle: Give access to the true labels of the unlabelled images, for ablations.
         **kwargs: ``batch_size`` (labelled images per step, over all ranks), ``augment``, and
             further arguments of :class:`~ltbench.data.base.DataModule`.

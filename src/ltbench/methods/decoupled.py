@@ -254,9 +254,9 @@ class SetHead(Decoupled):
         self.bad_step.watch(loss, batch_idx, batch["index"])
         size = len(batch["label"])
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
-        for name, value in self.constants().items():
+        for name, constant in self.constants().items():
             # Not as a number: Lightning would copy it to the device and wait.
-            value = torch.as_tensor(value)
+            value = torch.as_tensor(constant)
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size)
 
     def constants(self) -> dict[str, float]:
@@ -370,14 +370,14 @@ class Tuned(SetHead):
                 "hold some out (data.val_fraction) in this run and in the one it starts from."
             )
         assert self.frozen is not None
-        features = self.frozen.of("val").split(4096)
+        features = torch.split(self.frozen.of("val"), 4096)
         labels = torch.from_numpy(self.data.splits["val"].labels)
         heads = penultimate.linear_heads(self.net.cpu())
         taus = TAUS[self.correction]
         hits = torch.zeros(len(taus), self.num_classes, dtype=torch.long)
         for tau, row in zip(taus, hits, strict=True):
             parts = [self.corrected(head, float(tau)) for head in heads]
-            for some, label in zip(features, labels.split(4096), strict=True):
+            for some, label in zip(features, torch.split(labels, 4096), strict=True):
                 seen = zip(penultimate.by_head(self.net, some).values(), parts, strict=True)
                 logits = torch.stack([F.linear(part, *head) for part, head in seen]).mean(0)
                 right = label[logits.argmax(1) == label]

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
-from ltbench.losses import label_aware_smoothing_loss
+from ltbench.losses import bind_loss
 from ltbench.methods.base import Paper, always
 from ltbench.methods.decoupled import LWS
 from ltbench.models import penultimate
@@ -64,7 +64,8 @@ class MiSLAS(LWS):
                 f"head_smoothing is {head_smoothing} and tail_smoothing {tail_smoothing}, which "
                 f"must lie in [0, 1); lr_factor is {lr_factor}, which must be at least 0."
             )
-        self.smoothing = {"head": head_smoothing, "tail": tail_smoothing}
+        smoothing = {"head": head_smoothing, "tail": tail_smoothing}
+        self.loss = bind_loss("label_aware_smoothing_loss", smoothing)
         self.lr_factor, self.shift_bn = lr_factor, shift_bn
         self.reads_features = not shift_bn
 
@@ -108,7 +109,4 @@ class MiSLAS(LWS):
 
     @override
     def loss_of(self, batch: Batch) -> Tensor:
-        logits = self.logits_of(batch)
-        return label_aware_smoothing_loss(
-            logits, batch["label"], self.class_counts, **self.smoothing
-        )
+        return self.loss(self.logits_of(batch), batch["label"], self.class_counts)

@@ -76,8 +76,8 @@ class Store:
                 name: {int(seed): keys for seed, keys in seeds.items()}
                 for name, seeds in content["rows"].items()
             }
-            baselines = content.get("baselines", {})
-            return Plan(content["suite"], jobs, rows, content["families"], baselines)
+            baselines, starts = content.get("baselines", {}), content.get("starts", {})
+            return Plan(content["suite"], jobs, rows, content["families"], baselines, starts)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} rewrites it and keeps finished jobs."

@@ -47,7 +47,7 @@ def take_over(net: nn.Module, start: Start, head: bool) -> None:
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return the mean (classes, d) float64 of the features (n, d) of each class; 0 without any."""
     sums = torch.zeros(classes, features.shape[1], dtype=torch.double)
-    for rows, of in zip(features.split(4096), labels.split(4096), strict=True):
+    for rows, of in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
         sums.index_add_(0, of, rows.double())
     return sums / labels.bincount(minlength=classes).clamp_min(1)[:, None]
 
