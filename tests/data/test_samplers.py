@@ -197,9 +197,9 @@ def test_repeated_augmentation_is_that_of_timm(size, world):
 def test_no_number_comes_twice_in_a_training(name):
     labels, numbers = np.arange(300) % 7, []
     for epoch in range(3):
-        plain = sharded(SAMPLERS[name], labels, 4, epoch)
+        plain = sharded(kind_of(name), labels, 4, epoch)
         for rows, pairs in zip(
-            plain, sharded(SAMPLERS[name], labels, 4, epoch, numbered=True), strict=True
+            plain, sharded(kind_of(name), labels, 4, epoch, numbered=True), strict=True
         ):
             assert [row for row, _ in pairs] == rows
             numbers += [number for _, number in pairs]
@@ -207,7 +207,7 @@ def test_no_number_comes_twice_in_a_training(name):
     one, two = (
         dict(
             pair[::-1]
-            for shard in sharded(SAMPLERS[name], labels, world, numbered=True)
+            for shard in sharded(kind_of(name), labels, world, numbered=True)
             for pair in shard
         )
         for world in (1, 2)

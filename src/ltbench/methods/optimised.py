@@ -246,6 +246,7 @@ class OptimisedModule(ClassificationModule):
             self.net,
             self.data,
             Path(path) if path else None,
+            self.data.device,
             self.trainer.precision,
             self.trainer.precision_plugin.forward_context,
             self.summed,

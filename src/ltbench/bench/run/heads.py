@@ -68,7 +68,7 @@ def with_heads(
     """
     jobs, rows = dict(plan.jobs), {row: dict(seeds) for row, seeds in plan.rows.items()}
     families, baselines, starts = dict(plan.families), dict(plan.baselines), dict(plan.starts)
-    left_out: list[str] = []
+    unfit: dict[tuple[str, str], dict[str, None]] = {}
     for row, seeds in plan.rows.items():
         for seed, keys in seeds.items():
             state = states[keys[-1]]
@@ -76,13 +76,14 @@ def with_heads(
                 continue
             for name in names:
                 if why := _unfit(state.run, HEADS[name]):
-                    left_out.append(f"{row}+{name}, seed {seed} is left out: {why}.")
+                    unfit.setdefault((row, why), {})[name] = None
                     continue
                 job = _job(plan.jobs[keys[-1]], RunFolder(state.run).read(), row, name, last)
                 jobs[job.key] = job
                 rows.setdefault(job.name, {})[seed] = [*keys, job.key]
                 families[job.name], baselines[job.name] = "heads", row
                 starts[job.name] = row
+    left_out = [f"{row} gets no {', '.join(all_)}: {why}." for (row, why), all_ in unfit.items()]
     return replace(
         plan, jobs=jobs, rows=rows, families=families, baselines=baselines, starts=starts
     ), left_out

@@ -35,6 +35,7 @@ class FrozenFeatures:
             the weights of ``checkpoint``.
         data: The images, set up.
         checkpoint: The weights, in a run folder; None keeps nothing on disk.
+        device: Where they are computed.
         precision: Of the trainer.
         forward: Opens the context of a forward pass in that precision.
         summed: Adds up a tensor over ranks.
@@ -45,11 +46,12 @@ class FrozenFeatures:
         net: nn.Module,
         data: DataModule,
         checkpoint: Path | None,
+        device: torch.device,
         precision: str = "32-true",
         forward: Callable[[], AbstractContextManager[Any]] = nullcontext,
         summed: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
-        self.net, self.data, self.checkpoint = net, data, checkpoint
+        self.net, self.data, self.checkpoint, self.device = net, data, checkpoint, device
         self.precision, self.forward, self.summed = precision, forward, summed
         self._of: dict[str, Tensor] = {}
 
@@ -63,7 +65,7 @@ class FrozenFeatures:
             shape = (len(self.data.splits[split].labels), self._width)
             stored = _read(file, shape) if file else None
             mine = self._mine(split)
-            missing = torch.tensor(int(stored is None), device=self.data.device)
+            missing = torch.tensor(int(stored is None), device=self.device)
             # Computing is collective, and ranks may have looked at different moments.
             if stored is None or self.summed(missing):
                 stored = self._computed(split, [*mine])
@@ -82,8 +84,7 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def _computed(self, split: str, rows: list[int]) -> Tensor:
-        device = self.data.device
-        net = self.net.to(device)
+        net, device = self.net.to(self.device), self.device
         features = torch.zeros(len(self.data.splits[split].labels), self._width, device=device)
         done = 0
         with evaluation_mode(net), self.forward():
