@@ -74,37 +74,39 @@ def with_heads(
             state = states[keys[-1]]
             if state.status != "done" or state.run is None:
                 continue
+            record, (kind, lacking) = RunFolder(state.run).read(), _classifier(state.run)
             for name in names:
-                if why := _unfit(state.run, HEADS[name]):
+                why = lacking
+                if kind == "cosine" and HEADS[name]:
+                    why = "its classifier is cosine, not linear"
+                if f"{row}+{name}" in plan.rows:
+                    why = "the suite has rows of these names"
+                if why:
                     unfit.setdefault((row, why), {})[name] = None
                     continue
-                job = _job(plan.jobs[keys[-1]], RunFolder(state.run).read(), row, name, last)
+                job = _job(plan.jobs[keys[-1]], record, row, name, last)
                 jobs[job.key] = job
                 rows.setdefault(job.name, {})[seed] = [*keys, job.key]
                 families[job.name], baselines[job.name] = "heads", row
                 starts[job.name] = row
-    left_out = [f"{row} gets no {', '.join(all_)}: {why}." for (row, why), all_ in unfit.items()]
+    left_out = [f"{row} gets no {', '.join(each)}: {why}." for (row, why), each in unfit.items()]
     return replace(
         plan, jobs=jobs, rows=rows, families=families, baselines=baselines, starts=starts
     ), left_out
 
 
-def _unfit(run: Path, of_the_run: bool) -> str | None:
-    """Say why a run cannot get a head, if so."""
+def _classifier(run: Path) -> tuple[str, str]:
+    """Return the kind of a run's classifier, and why the run cannot get any head, if so."""
     from ltbench.runs.checkpoints import check_checkpoint  # torch is not needed otherwise
 
     path = RunFolder(run).checkpoint("last")
     if not path.is_file():
-        return "its run has no weights here"
+        return "", "its run has no weights here"
     try:
-        network = check_checkpoint(path).get("ltbench_network") or {}
+        network = check_checkpoint(path).get("ltbench_network")
     except UserError as error:
-        return str(error).removesuffix(".")
-    if not network:
-        return "its run has no classifier"
-    if of_the_run and network.get("head") == "cosine":
-        return "its classifier is cosine, not linear"
-    return None
+        return "", str(error).removesuffix(".")
+    return (str(network.get("head")), "") if network else ("", "its run has no classifier")
 
 
 def _job(start: Job, record: Record, row: str, head: str, last: Overrides) -> Job:
