@@ -74,6 +74,10 @@ class ClassificationModule(Method):
         """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return {self.heads[0]: self(images)}
 
+    def outputs_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the logits (B, C) of each of :attr:`heads` for what :meth:`images` gives."""
+        return self.outputs(batch["image"])
+
     @override
     def on_validation_epoch_start(self) -> None:
         # The average of the weights, where there is one, is in place now. DDP does not send buffers
@@ -154,7 +158,7 @@ class ClassificationModule(Method):
 
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
         if len(batch["label"]):
-            logits = self.outputs(batch["image"])
+            logits = self.outputs_of(batch)
         else:  # other ranks have one batch more
             none = torch.zeros(0, self.num_classes, device=self.device)
             logits = dict.fromkeys(self.heads, none)

@@ -63,6 +63,7 @@ class RunFolder:
         self.lock = path / "lock"  # held by the process that trains the run
         self.checkpoints = path / _CHECKPOINTS
         self.analyses = path / "analysis"  # the results of ltbench analyze
+        self.features = path / "features"  # of its network, for later heads; may be deleted
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder:

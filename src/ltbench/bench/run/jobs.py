@@ -85,10 +85,11 @@ class Store:
                 name: {int(seed): keys for seed, keys in seeds.items()}
                 for name, seeds in content["rows"].items()
             }
-            plan = Plan(suite, jobs, rows, content["families"], content.get("baselines", {}))
+            baselines, starts = content.get("baselines", {}), content.get("starts", {})
+            plan = Plan(suite, jobs, rows, content["families"], baselines, starts)
             _check(plan)
             return plan
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} rewrites it and keeps finished jobs."
             ) from error

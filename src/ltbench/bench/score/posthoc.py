@@ -1,12 +1,13 @@
 """Baselines without training: what a run's stored scores give after a correction.
 
-* Logit adjustment: ``z_c - tau log pi_c``, arXiv 2007.07314, eq. 9.
-* tau-normalisation: ``(z_c - b_c) / |w_c|^tau``, arXiv 1910.09217, section 4.1; it needs the
-  classifier's weights, so the run's checkpoint.
+* Logit adjustment and tau-normalisation (:mod:`ltbench.corrections`); the latter needs the norms
+  of the classifier's weights, so the run's checkpoint.
 * Temperature: ``z / T``, arXiv 1706.04599, section 4.2; it changes the calibration alone.
 
 Each has one constant, chosen on validation images for the metric that it is meant to improve;
 without them there is no baseline. A method that does not beat these was not worth its training.
+``ltbench bench run --heads posthocla,taunorm`` makes rows of the first two, with all metrics of the
+one constant that is best for mean recall.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from ltbench import untrusted
 from ltbench.bench.score.results import Run
+from ltbench.corrections import TAUS, logit_adjusted, tau_normalised, tune
 from ltbench.errors import UserError
 from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.metrics.counts import by_frequency, calibration_error, reliability
@@ -27,7 +29,6 @@ from ltbench.records.files import read_json
 from ltbench.records.schema import number
 
 Floats = NDArray[np.floating]
-TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
 TEMPERATURES = np.geomspace(0.25, 8, 41)
 CORRECTIONS = {  # metric -> the corrections that are meant to improve it
     "accuracy": ("logit adjustment", "tau-normalisation"),
@@ -45,27 +46,11 @@ Corrected = dict[str, dict[str, dict[str, float]]]
 Rule = Callable[[Floats, float], Floats]
 
 
-def logit_adjusted(logits: Floats, class_counts: NDArray[np.int64], tau: float) -> Floats:
-    """Return logits (N, C) minus ``tau`` times the log of the training prior."""
-    adjusted: Floats = logits - tau * np.log(class_counts / class_counts.sum())
-    return adjusted
-
-
-def tau_normalised(logits: Floats, norms: Floats, bias: Floats, tau: float) -> Floats:
-    """Return logits (N, C) of a classifier whose row norms (C,) are taken to the power 1 - tau."""
-    return (logits - bias) / norms**tau
-
-
 def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: int = 15) -> float:
     """Return the ECE as :class:`ltbench.metrics.collector.LongTailMetrics` defines it."""
     probabilities = softmax(logits.astype(np.float64), axis=1)
     hits = probabilities.argmax(1) == labels
     return calibration_error(*reliability(probabilities.max(1), hits, bins))
-
-
-def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
-    """Return the candidate with the best score; the first of equals."""
-    return float(candidates[int(np.argmax(scores))])
 
 
 def baselines(runs: Sequence[Run], problems: list[str]) -> Corrected:
@@ -149,7 +134,8 @@ def _compute(run: Run, problems: list[str]) -> Corrected:
     counts = run.classes.counts
     rules: dict[str, Rule] = {}
     if counts.min() > 0:
-        rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
+        log_prior = np.log(counts / counts.sum())
+        rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, log_prior, tau)
     try:
         classifier = classifier_of(run, test.logits.shape[1])
     except UserError as reason:
@@ -157,7 +143,7 @@ def _compute(run: Run, problems: list[str]) -> Corrected:
         classifier = None
     if classifier:
         norms, bias = classifier
-        rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
+        rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits - bias, norms, tau)
     scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
     error = expected_calibration_error(test.logits / scale, test.label)
     best: Corrected = {name: {} for name in CORRECTIONS}

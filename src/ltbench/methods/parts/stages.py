@@ -137,7 +137,7 @@ def identity(trained: Trained) -> dict[str, Any]:
             "selection": file.stem,
             **({"revisions": revised} if revised else {}),
         }
-    return {"sha256": _sha256(file), "backbone": trained.backbone, "head": trained.head}
+    return {"sha256": sha256(file), "backbone": trained.backbone, "head": trained.head}
 
 
 def load(
@@ -266,6 +266,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return records.read_record(path) if path.is_file() else {}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the hash of what a file holds."""
     with untrusted.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
