@@ -24,9 +24,9 @@ usage: ltbench COMMAND ...
 
   fit       train, test and record a run          --config FILE [overrides]
   validate  evaluate a checkpoint on validation   --config FILE --ckpt_path FILE
-  test      evaluate a checkpoint on test         --config FILE --ckpt_path FILE
-  predict   classify a folder of images to a CSV  --config FILE --ckpt_path FILE
-                                                  --data.predict_folder DIR [--output CSV]
+  test      evaluate on test, or another folder   --run FOLDER --data.root DIR
+  predict   classify images, write a CSV          --run FOLDER --images DIR [--output CSV]
+  export    a finished run as one file            --run FOLDER --output model.onnx|.pt2|.safetensors
   data      show counts, imbalance, groups        --config FILE [overrides]
   list      methods, data sets, configs, suites   [methods|datasets|configs|suites] [--json]
   show      one method, data set or config        NAME
@@ -194,6 +194,10 @@ def _run(argv: list[str]) -> None:
         from ltbench.runs.cost import cost_command
 
         cost_command([word for word in rest if word != "--dry-run"])
+    elif command in ("test", "predict") and _names_run(rest):
+        from ltbench.runs import elsewhere
+
+        {"test": elsewhere.test_command, "predict": elsewhere.predict_command}[command](rest)
     elif command in ("fit", "validate", "test", "predict"):
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -212,6 +216,10 @@ def _run(argv: list[str]) -> None:
         from ltbench.runs.data_report import data_command
 
         data_command(rest)
+    elif command == "export":
+        from ltbench.runs.export import export_command
+
+        export_command(rest)
     elif command == "bench":
         from ltbench.bench.run.command import bench_command
 
@@ -228,7 +236,11 @@ def _run(argv: list[str]) -> None:
         raise unknown_name("command", command, _COMMANDS)
 
 
+def _names_run(argv: Sequence[str]) -> bool:
+    return any(word == "--run" or word.startswith("--run=") for word in argv)
+
+
 _COMMANDS = (
-    *("fit", "validate", "test", "predict", "data", "list", "show", "bench", "leaderboard"),
-    "analyze",
+    *("fit", "validate", "test", "predict", "export", "data", "list", "show", "bench"),
+    *("leaderboard", "analyze"),
 )
