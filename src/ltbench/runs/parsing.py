@@ -349,13 +349,15 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 def null_of(class_: type, arguments: Mapping[str, object]) -> str | None:
     """Return an argument that is null although its type does not allow it, if there is one."""
-    for base in class_.__mro__:
-        for name, parameter in inspect.signature(base).parameters.items():
-            kind = parameter.annotation
-            if kind is parameter.empty or callable(parameter.default):
-                continue  # a default that is a function is written as null
-            if name in arguments and arguments[name] is None and type(None) not in get_args(kind):
-                return name
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in reversed(class_.__mro__):  # a subclass has the last word
+        parameters |= inspect.signature(base).parameters
+    for name, parameter in parameters.items():
+        kind = parameter.annotation
+        if kind is parameter.empty or callable(parameter.default):
+            continue  # a default that is a function is written as null
+        if name in arguments and arguments[name] is None and type(None) not in get_args(kind):
+            return name
     return None
 
 
