@@ -89,7 +89,8 @@ def _pretraining(record: Record, model: Mapping[str, Any], earlier: Sequence[Run
 def _augmentation(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     names = ("augment", "strong_augment", "views")
     parts = [_transforms(data[name]) for name in names if data.get(name)]
-    parts += [f"{name} {model[name]}" for name in ("mixup", "cutmix") if model.get(name)]
+    mixed = {name: model.get(name) for name in ("mixup", "cutmix")}
+    parts += [f"{k} {v:g}" for k, v in mixed.items() if isinstance(v, int | float) and v]
     return "; ".join(parts) or "none"
 
 
