@@ -1,5 +1,6 @@
 """Fixtures of the tests of whole runs: the command line, a tiny run, folders of images."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -21,8 +22,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
-    """Give each test, and what runs after it, an environment without a seed or a data folder."""
+def clean_environment(monkeypatch, tmp_path_factory):
+    """Give each test an environment without a seed or a data folder, and all of them one cache."""
+    monkeypatch.setenv("LTBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "LTBENCH_DATA"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -74,6 +76,35 @@ def digits_run(tmp_path_factory):
     return SimpleNamespace(
         config=config, folder=folder, last=checkpoints / "last.ckpt", best=checkpoints / "best.ckpt"
     )
+
+
+@pytest.fixture(scope="session")
+def folder_run(tmp_path_factory):
+    """A run on a folder of images larger than those that its network sees, and its home."""
+    home = tmp_path_factory.mktemp("folder_run")
+    write_images(home / "images/train", {"ant": 20, "bee": 9, "cat": 4})
+    write_images(home / "images/test", {"ant": 4, "bee": 4, "cat": 5}, seed=1)
+    write_images(home / "new", {"": 7}, size=19, seed=2)
+    data = {"source": "folder", "root": "images", "profile": "natural", "batch_size": 8}
+    data |= {"image_size": 10, "decoding": {"resize": 11}, "eval_batch_size": 3}
+    (home / "of_folder.yaml").write_text(
+        json.dumps(
+            {
+                "trainer": {
+                    "max_epochs": 1,
+                    "accelerator": "cpu",
+                    "enable_progress_bar": False,
+                    "precision": "bf16-mixed",
+                },
+                "model": {"class_path": "ERM", "init_args": {"backbone": "tiny_net"}},
+                "data": {"class_path": "LongTailDataModule", "init_args": data},
+            }
+        )
+    )
+    done = run_command("fit", "--config", "of_folder.yaml", cwd=home)
+    assert done.code == 0, done.err
+    (folder,) = (home / "runs").iterdir()
+    return folder
 
 
 @pytest.fixture

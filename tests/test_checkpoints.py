@@ -65,7 +65,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict", "fit"])
 @pytest.mark.parametrize(("words", "says"), OTHERS.values(), ids=OTHERS.keys())
-def test_a_checkpoint_replaces_nothing(command, words, says, refused, digits_run, tmp_path):
+def test_a_checkpoint_replaces_nothing(
+    command, words, says, refused, digits_run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LTBENCH_TRUST", __name__)
     if command == "predict":
         words = [*words, "--data.predict_folder", tmp_path]
     told = refused(command, "--config", digits_run.config, *words, "--ckpt_path", digits_run.last)

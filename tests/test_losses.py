@@ -18,6 +18,8 @@ from ltbench.losses import (
     cross_entropy_loss,
     focal_loss,
     focal_official_loss,
+    label_aware_smoothing,
+    label_aware_smoothing_loss,
     ldam_loss,
     ldam_margins,
     logit_adjusted_loss,
@@ -172,6 +174,21 @@ def test_cross_entropy_matches_torch_and_sklearn(weighted):
     assert float(loss) == pytest.approx(oracle)
 
 
+@pytest.mark.paper
+def test_label_aware_smoothing_has_the_numbers_of_its_equation():
+    counts = torch.tensor([500.0, 252.5, 5.0])
+    amounts = label_aware_smoothing(counts, 0.4, 0.1)
+    assert_close(amounts, torch.tensor([0.4, 0.312132, 0.1]), atol=1e-6, rtol=0)
+    for label, expected in enumerate((0.772878, 2.031457, 2.172878)):
+        logits, target = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([label])
+        loss = label_aware_smoothing_loss(logits, target, counts, head=0.4, tail=0.1)
+        assert float(loss) == pytest.approx(expected, abs=1e-6)
+        even = label_aware_smoothing_loss(logits, target, counts, head=0.2, tail=0.2)
+        smoothed = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.2)
+        assert_close(even, smoothed)
+    assert label_aware_smoothing(torch.full((3,), 7), 0.4, 0.1).tolist() == pytest.approx([0.1] * 3)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_against_slow_numpy(name):
     """Every loss, weighted, with soft targets, sample by sample from its equation."""
@@ -180,6 +197,10 @@ def test_against_slow_numpy(name):
     total, weights = 0.0, 0.0
     for zi, ti in zip(z, t, strict=True):
         wi = (ti * w).sum()
+        if name == "label_aware_smoothing_loss":
+            share = (n - n.min()) / (n.max() - n.min())
+            smoothing = (ti * 0.3 * np.sin(np.pi / 2 * share)).sum()
+            ti = (1 - smoothing) * ti + smoothing / len(ti)
         scores = {
             "ldam_loss": 30 * (zi - ti * 0.5 * (n.min() / n) ** 0.25),
             "logit_adjusted_loss": zi + np.log(n / n.sum()),

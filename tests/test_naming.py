@@ -10,6 +10,12 @@ from ltbench.data.sources import SOURCES
 from ltbench.errors import UserError
 from ltbench.naming import resolve
 
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    monkeypatch.setenv("LTBENCH_TRUST", "collections,fractions,no_such_package")
+
+
 TABLE = {"mapping": dict, "wrapper": "textwrap.TextWrapper"}
 
 

@@ -26,35 +26,6 @@ def copy(digits_run, tmp_path):
     return shutil.copytree(digits_run.folder, tmp_path / "copy")
 
 
-@pytest.fixture(scope="module")
-def folder_run(tmp_path_factory):
-    """A run on a folder of images larger than those that its network sees, and its home."""
-    home = tmp_path_factory.mktemp("folder_run")
-    write_images(home / "images/train", {"ant": 20, "bee": 9, "cat": 4})
-    write_images(home / "images/test", {"ant": 4, "bee": 4, "cat": 5}, seed=1)
-    write_images(home / "new", {"": 7}, size=19, seed=2)
-    data = {"source": "folder", "root": "images", "profile": "natural", "batch_size": 8}
-    data |= {"image_size": 10, "decoding": {"resize": 11}, "eval_batch_size": 3}
-    (home / "of_folder.yaml").write_text(
-        json.dumps(
-            {
-                "trainer": {
-                    "max_epochs": 1,
-                    "accelerator": "cpu",
-                    "enable_progress_bar": False,
-                    "precision": "bf16-mixed",
-                },
-                "model": {"class_path": "ERM", "init_args": {"backbone": "tiny_net"}},
-                "data": {"class_path": "LongTailDataModule", "init_args": data},
-            }
-        )
-    )
-    done = run_command("fit", "--config", "of_folder.yaml", cwd=home)
-    assert done.code == 0, done.err
-    (folder,) = (home / "runs").iterdir()
-    return folder
-
-
 @pytest.mark.parametrize("selection", ["last", "best"])
 def test_it_says_of_the_test_images_what_the_run_stored(digits_run, selection):
     run = package.open_run(digits_run.folder, selection, device="cpu")

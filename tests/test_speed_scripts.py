@@ -21,6 +21,7 @@ TINY_VIT = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
 # Script -> a smoke size, and what must be in the titles of its answer.
 QUICK = {
+    "heads": ("--epochs 1 --largest 100", ["1 epochs", "bare"]),
     "sam": ("--steps 1 --batch-size 8", ["SAM step"]),
     "augment": ("--batches 1 --batch-size 4", ["batched / v2", "batched / PIL"]),
     "evaluation": ("--classes 10 --batch-size 2", ["collector / of the pass", "state"]),

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,15 +17,16 @@ from types import FrameType
 
 from ltbench import __version__
 from ltbench.errors import UserError, unknown_name
+from ltbench.escaping import printable
 
 USAGE = """\
 usage: ltbench COMMAND ...
 
   fit       train, test and record a run          --config FILE [overrides]
   validate  evaluate a checkpoint on validation   --config FILE --ckpt_path FILE
-  test      evaluate a checkpoint on test         --config FILE --ckpt_path FILE
-  predict   classify a folder of images to a CSV  --config FILE --ckpt_path FILE
-                                                  --data.predict_folder DIR [--output CSV]
+  test      evaluate on test, or another folder   --run FOLDER --data.root DIR
+  predict   classify images, write a CSV          --run FOLDER --images DIR [--output CSV]
+  export    a finished run as one file            --run FOLDER --output model.onnx|.pt2|.safetensors
   data      show counts, imbalance, groups        --config FILE [overrides]
   list      methods, data sets, configs, suites   [methods|datasets|configs|suites] [--json]
   show      one method, data set or config        NAME
@@ -37,6 +40,8 @@ usage: ltbench COMMAND ...
 
 # Slurm sends the first before it takes a node back, and the second where a job asks for it.
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
+PATIENCE = 10.0  # seconds to end in, before another such signal interrupts that, too
+AGAIN = 0.05  # seconds until a request that got lost is repeated
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -98,8 +103,8 @@ def _plain_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> str:
         if category is UserWarning:
-            return f"warning: {message}\n"
-        return before(message, category, filename, lineno, line)
+            return f"warning: {printable(str(message))}\n"
+        return printable(before(message, category, filename, lineno, line))
 
     warnings.formatwarning = plain
     try:
@@ -110,20 +115,39 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let the signals that ask a process to end act like Ctrl-C, once."""
+    """Let the signals that ask a process to end act like Ctrl-C.
+
+    A scheduler may send several. One asks; the others come while the process ends, and only
+    interrupt that once it takes too long.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        nonlocal asked
+        if time.monotonic() - asked > PATIENCE:
+            asked = time.monotonic()
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    def lost(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Ask again: Python drops what is raised within a finalizer, such as ``__del__``."""
+        nonlocal asked
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        asked = -math.inf
+        number = signal.Signals[error.args[0] if error.args else "SIGINT"]
+        threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
 
     before = {number: signal.signal(number, stop) for number in STOPS}
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -141,15 +165,17 @@ def _failure(error: RuntimeError | MemoryError) -> str:
             f"memory ran out{f' ({request[0].strip()})' if request else ''}: set a smaller "
             "data.batch_size, data.eval_batch_size or data.image_size."
         )
+    from ltbench.runs import peers
+
+    if said := peers.lost(error):
+        return said
     raise error
 
 
 def _stop(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    # A file name may contain control characters, which a terminal would obey.
-    plain = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-    sys.stderr.write("".join(plain) + "\n")
+    sys.stderr.write(printable(message) + "\n")
     raise SystemExit(code)
 
 
@@ -168,6 +194,10 @@ def _run(argv: list[str]) -> None:
         from ltbench.runs.cost import cost_command
 
         cost_command([word for word in rest if word != "--dry-run"])
+    elif command in ("test", "predict") and _names_run(rest):
+        from ltbench.runs import elsewhere
+
+        {"test": elsewhere.test_command, "predict": elsewhere.predict_command}[command](rest)
     elif command in ("fit", "validate", "test", "predict"):
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -186,6 +216,10 @@ def _run(argv: list[str]) -> None:
         from ltbench.runs.data_report import data_command
 
         data_command(rest)
+    elif command == "export":
+        from ltbench.runs.export import export_command
+
+        export_command(rest)
     elif command == "bench":
         from ltbench.bench.run.command import bench_command
 
@@ -202,7 +236,11 @@ def _run(argv: list[str]) -> None:
         raise unknown_name("command", command, _COMMANDS)
 
 
+def _names_run(argv: Sequence[str]) -> bool:
+    return any(word == "--run" or word.startswith("--run=") for word in argv)
+
+
 _COMMANDS = (
-    *("fit", "validate", "test", "predict", "data", "list", "show", "bench", "leaderboard"),
-    "analyze",
+    *("fit", "validate", "test", "predict", "export", "data", "list", "show", "bench"),
+    *("leaderboard", "analyze"),
 )

@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
+from ltbench import trust
 from ltbench.errors import UserError, unknown_name
 
 Name = str | dict[str, Any]
 """A short name, an import path such as ``my_package.Sampler``, or ``{class_path, init_args}``."""
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-"""Whatever is imported looks like this: `ltbench.runs.trust` judges texts by it."""
+"""Whatever is imported looks like this."""
 
 T = TypeVar("T")
 
@@ -31,16 +32,21 @@ def resolve(kind: str, name: Name, table: Mapping[str, T | str], base: type | No
         base: The class that it must be a subclass of; default: any class or function.
 
     Raises:
-        UserError: There is no such name, it cannot be imported, is of another kind, or does not
-            accept these arguments.
+        UserError: There is no such name, it is not of a package that the user trusts (see
+            `ltbench.trust`), cannot be imported, is of another kind, or does not accept these
+            arguments.
     """
     path, arguments = _parts(kind, name)
     by_class = {_class_name(part): part for part in table.values()}
     target: Any = table.get(path, by_class.get(path))
     if target is None and not IMPORT_PATH.fullmatch(path):
         raise unknown_name(kind, path, table)
-    if target is None or isinstance(target, str):
-        target = _imported(kind, target or path)
+    if target is None and path.startswith("ltbench."):
+        target = by_class.get(path.rpartition(".")[2])
+    if target is None:
+        target = _imported(kind, path)
+    elif isinstance(target, str):
+        target = pkgutil.resolve_name(target)
     if base is not None and not (isinstance(target, type) and issubclass(target, base)):
         raise UserError(f"{kind} '{path}' must be a subclass of {base.__module__}.{base.__name__}.")
     if not callable(target):
@@ -70,7 +76,9 @@ def _parts(kind: str, name: Name) -> tuple[str, dict[str, Any]]:
 
 def _imported(kind: str, path: str) -> object:
     try:
-        return pkgutil.resolve_name(path)
+        return trust.imported(path)
+    except UserError as error:
+        raise UserError(f"{kind}: {error}") from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"{kind} '{path}' cannot be imported ({error}). Install the package, or put its folder "

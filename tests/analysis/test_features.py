@@ -80,7 +80,7 @@ def test_the_picture_is_sklearns_pca_up_to_signs():
 def test_the_table_of_a_run_has_a_row_a_class_by_decreasing_frequency(
     ltbench, digits_run, tmp_path
 ):
-    result = analyze(ltbench, "features", digits_run.folder, tmp_path, "--batch_size", "50")
+    result = analyze(ltbench, "features", digits_run.folder, tmp_path)
     table = pd.read_csv(tmp_path / "features.csv")
     assert table["train_images"].tolist() == [48, 37, 28, 22, 17, 13, 10, 8, 6, 5]
     assert (table["images"] == table["train_images"]).all()
@@ -93,7 +93,9 @@ def test_the_table_of_a_run_has_a_row_a_class_by_decreasing_frequency(
         expected = spearmanr(table["train_images"], table[name]).statistic
         assert result["correlation_with_count"][name] == pytest.approx(expected)
     assert (table["within_variance"] > 0).all()
+    stored = {path: path.stat().st_mtime_ns for path in (digits_run.folder / "features").iterdir()}
     whole = analyze(ltbench, "features", digits_run.folder, tmp_path / "b")
+    assert stored == {path: path.stat().st_mtime_ns for path in stored}  # read, not written
     assert whole["collapse"] == pytest.approx(result["collapse"], rel=1e-5)
 
 

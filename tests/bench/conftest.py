@@ -52,6 +52,8 @@ with open("epochs.log", "a") as log:
         state["epochs"] += 1
         state["value"] = (state["value"] * 31 + seed * 7 + config.get("term", 1)) % 1_000_003
         write("running")
+        if config.get("asked") == state["epochs"]:
+            sys.exit(128 + 15)
         log.write(f"{given['name']} {seed} {state['epochs']} {given.get('model.start', '')}\\n")
         log.flush()
 write("done")

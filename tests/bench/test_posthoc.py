@@ -12,6 +12,7 @@ from ltbench.bench.score import posthoc, results
 from ltbench.metrics.collector import LongTailMetrics
 
 COUNTS = np.array([120, 60, 15])
+LOG_PRIOR = np.log(COUNTS / COUNTS.sum())
 
 
 @pytest.mark.paper
@@ -20,7 +21,7 @@ def test_tau_normalisation_divides_by_the_norm_to_the_power_of_tau():
     w = np.array([3.0, 4.0])
     for tau, norm in ((0.5, 2.236068), (1.0, 1.0), (0.0, 5.0)):
         # The feature w / |w| has the logit |w| before, and the new norm after.
-        logit = posthoc.tau_normalised(np.array([[5.0]]), np.array([np.linalg.norm(w)]), 0.0, tau)
+        logit = posthoc.tau_normalised(np.array([[5.0]]), np.array([np.linalg.norm(w)]), tau)
         assert logit == pytest.approx(norm, abs=1e-6)
 
 
@@ -31,7 +32,7 @@ def test_logit_adjustment_with_tau_1_is_bayes_for_a_balanced_test_set():
     logits = draw.normal(size=(50, 3))
     posterior = np.exp(log_softmax(logits, 1))
     balanced = posterior / (COUNTS / COUNTS.sum())
-    adjusted = posthoc.logit_adjusted(logits, COUNTS, 1.0)
+    adjusted = posthoc.logit_adjusted(logits, LOG_PRIOR, 1.0)
     assert np.array_equal(adjusted.argmax(1), balanced.argmax(1))
 
 
@@ -56,13 +57,13 @@ REDUCTIONS = {
 @pytest.mark.parametrize("name", [*REDUCTIONS, "min_coverage"])
 def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(name, make_run):
     run = results.read(make_run("ce", 0, logits=True))
-    corrected = posthoc.baselines([run])
+    corrected = posthoc.baselines([run], [])
     assert corrected.keys() == posthoc.CORRECTIONS.keys() - {"min_ht_recall"}  # below ten classes
     assert corrected[name].keys() == {"logit adjustment"}  # no checkpoint, no norms
     val, test = run.predictions("val", logits=True), run.predictions(logits=True)
 
     def score(predictions, tau):
-        predicted = posthoc.logit_adjusted(predictions.logits, COUNTS, tau).argmax(1)
+        predicted = posthoc.logit_adjusted(predictions.logits, LOG_PRIOR, tau).argmax(1)
         if name == "min_coverage":
             return min((predicted == c).mean() for c in range(3))
         right = predicted == predictions.label
@@ -78,7 +79,7 @@ def test_constants_are_chosen_on_validation_for_each_metric_and_scored_on_test(n
 def test_an_overconfident_network_gets_a_temperature_above_1_and_a_smaller_error(make_run):
     folder = make_run("ce", 0, (0.6, 0.6, 0.6), logits=True)
     run = results.read(folder)
-    corrected = posthoc.baselines([run])["ece"]["temperature"]
+    corrected = posthoc.baselines([run], [])["ece"]["temperature"]
     logits = run.predictions(logits=True)
     assert corrected["constant"] > 1
     before = posthoc.expected_calibration_error(logits.logits, logits.label)
@@ -95,7 +96,7 @@ def test_the_norms_of_a_checkpoint_are_used(make_run):
     norms, bias = posthoc.classifier_of(run, 3)
     assert norms.tolist() == [5, 1, 0.5]
     assert bias.tolist() == [0, 0, 0]
-    assert "tau-normalisation" in posthoc.baselines([run])["min_recall"]
+    assert "tau-normalisation" in posthoc.baselines([run], [])["min_recall"]
 
 
 @pytest.mark.parametrize(
@@ -110,25 +111,25 @@ def test_a_network_without_one_linear_classifier_has_no_norms(extra, make_run):
 
 
 def test_without_validation_there_is_nothing_to_choose_by(make_run):
-    assert posthoc.baselines([results.read(make_run("ce", 0))]) == {}
+    assert posthoc.baselines([results.read(make_run("ce", 0))], []) == {}
 
 
 def test_what_was_computed_is_kept_in_the_run_folder(make_run):
     folder = make_run("ce", 0, logits=True)
     run = results.read(folder)
     path = folder / "corrected_last.json"
-    first = posthoc.baselines([run])
+    first = posthoc.baselines([run], [])
     assert json.loads(path.read_text()).keys() == posthoc.CORRECTIONS.keys()
     val = (folder / "val_predictions_last.npz").rename(folder / "elsewhere.npz")
-    assert posthoc.baselines([run]) == first
+    assert posthoc.baselines([run], []) == first
     # What an earlier ltbench kept, of fewer metrics and a checkpoint that is gone, is completed.
     old = {"tau-normalisation": {"value": 0.5, "constant": 1.0}}
     path.write_text(json.dumps({"min_recall": old}))
-    assert posthoc.baselines([run]) == {"min_recall": old}
+    assert posthoc.baselines([run], []) == {"min_recall": old}
     val.rename(folder / "val_predictions_last.npz")
-    assert posthoc.baselines([run]) == first | {"min_recall": old | first["min_recall"]}
+    assert posthoc.baselines([run], []) == first | {"min_recall": old | first["min_recall"]}
     path.write_text("[1]")
-    assert posthoc.baselines([run]) == first
+    assert posthoc.baselines([run], []) == first
 
 
 def test_other_class_shares_weigh_the_recalls(make_run):

@@ -161,10 +161,18 @@ def test_a_killed_runner_goes_on_where_it_was(workshop, program, kill):
         assert time.monotonic() < end
         time.sleep(0.01)
     runner.send_signal(kill)
-    assert runner.wait(30) == {signal.SIGKILL: -9}.get(kill, 130)
+    assert runner.wait(30) == {signal.SIGKILL: -9}.get(kill, 128 + kill)
     plan, states = run(path)
     assert {state.status for state in states.values()} == {"done"}
     assert len(plan.jobs) == len(results())
+
+
+def test_a_job_that_was_asked_to_end_is_queued_again(workshop):
+    plan, states = run(workshop({"a": {"config": {"epochs": 4, "asked": 2}}}))
+    assert {state.status for state in states.values()} == {"done"}
+    assert [epoch for *_, epoch in epochs_run()] == ["1", "3", "4"]
+    (job,) = plan.jobs.values()
+    assert (Store(Path("runs")).job_folder(job) / "log.txt").read_text().count("\n$ ") == 2
 
 
 def table_of(folder):

@@ -1,5 +1,6 @@
 """Samplers: what each rank sees is a function of seed, epoch and rank."""
 
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -13,11 +14,14 @@ from ltbench import seeding
 from ltbench.data import samplers
 from ltbench.data.samplers import (
     SAMPLERS,
+    ClassAwareSampler,
     ClassBalancedSampler,
     EvaluationSampler,
+    ProgressiveSampler,
     RepeatedSampler,
     ShuffledSampler,
 )
+from ltbench.errors import UserError
 
 
 def sharded(
@@ -84,9 +88,60 @@ def test_every_class_is_drawn_equally_often():
     assert np.all(np.abs(np.bincount(drawn, minlength=100) - expected) < 5 * expected**0.5)
 
 
+def kind_of(name):
+    return partial(ProgressiveSampler, epochs=9) if name == "progressive" else SAMPLERS[name]
+
+
+COUNTS = np.array([80, 15, 5])
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "shares"),
+    [
+        ("class_balanced", 0, [1, 1, 1]),
+        ("square_root", 0, COUNTS**0.5),
+        ("reversed", 0, 1 / COUNTS),
+        ("progressive", 0, COUNTS),
+        ("progressive", 4, COUNTS / 100 + 1 / 3),
+        ("progressive", 8, [1, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("world", [1, 3])
+def test_classes_and_images_come_as_often_as_they_should(name, epoch, shares, world):
+    drawn = np.concatenate(
+        [np.concatenate(sharded(kind_of(name), LABELS, world, epoch, seed)) for seed in range(200)]
+    )
+    chances = (shares / np.sum(shares) / COUNTS).repeat(COUNTS)
+    expected = len(drawn) * chances
+    assert np.all(np.abs(np.bincount(drawn, minlength=100) - expected) < 5 * expected**0.5)
+
+
+@pytest.mark.parametrize("in_a_row", [1, 4])
+def test_class_aware_sampling_takes_some_of_each_class_and_no_image_again_before_all(in_a_row):
+    kind = partial(ClassAwareSampler, in_a_row=in_a_row)
+    (order,) = sharded(kind, LABELS, 1, epoch=2)
+    assert len(order) == 100
+    groups = LABELS[order].reshape(-1, in_a_row)
+    assert (groups == groups[:, :1]).all()
+    for turn in np.array_split(groups[:, 0], range(3, len(groups), 3)):
+        assert len({*turn}) == len(turn)  # a round has each class once
+    for label, count in zip((3, 0, 7), COUNTS, strict=True):
+        rows = [row for row in order if LABELS[row] == label]
+        for start in range(0, len(rows), count):
+            cycle = rows[start : start + count]
+            assert len({*cycle}) == len(cycle)
+
+
+def test_what_a_sampler_lacks_is_named():
+    with pytest.raises(UserError, match="epochs"):
+        ProgressiveSampler(LABELS, 0)
+    with pytest.raises(UserError, match="in_a_row"):
+        ClassAwareSampler(LABELS, 0, in_a_row=0)
+
+
 @given(st.sampled_from(sorted(SAMPLERS)), st.integers(1, 5), st.integers(0, 3))
 def test_ranks_share_the_order_of_one(name, world, epoch):
-    kind, labels = SAMPLERS[name], np.arange(300) % 7
+    kind, labels = kind_of(name), np.arange(300) % 7
     (whole,) = sharded(kind, labels, 1, epoch)
     shards = sharded(kind, labels, world, epoch)
     padded = whole + whole[: -len(whole) % world]
@@ -95,7 +150,7 @@ def test_ranks_share_the_order_of_one(name, world, epoch):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_order_is_a_function_of_seed_and_epoch_alone(name):
-    kind = SAMPLERS[name]
+    kind = kind_of(name)
     reference = sharded(kind, LABELS, 2, epoch=4, seed=1)
     torch.manual_seed(99)
     state = torch.get_rng_state()
@@ -142,9 +197,9 @@ def test_repeated_augmentation_is_that_of_timm(size, world):
 def test_no_number_comes_twice_in_a_training(name):
     labels, numbers = np.arange(300) % 7, []
     for epoch in range(3):
-        plain = sharded(SAMPLERS[name], labels, 4, epoch)
+        plain = sharded(kind_of(name), labels, 4, epoch)
         for rows, pairs in zip(
-            plain, sharded(SAMPLERS[name], labels, 4, epoch, numbered=True), strict=True
+            plain, sharded(kind_of(name), labels, 4, epoch, numbered=True), strict=True
         ):
             assert [row for row, _ in pairs] == rows
             numbers += [number for _, number in pairs]
@@ -152,7 +207,7 @@ def test_no_number_comes_twice_in_a_training(name):
     one, two = (
         dict(
             pair[::-1]
-            for shard in sharded(SAMPLERS[name], labels, world, numbered=True)
+            for shard in sharded(kind_of(name), labels, world, numbered=True)
             for pair in shard
         )
         for world in (1, 2)

@@ -118,6 +118,11 @@ def test_ranks_share_each_step_of_streams_drawn_apart(world, monkeypatch):
 # --- names of one's own ---
 
 
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    monkeypatch.setenv("LTBENCH_TRUST", __name__)
+
+
 def test_a_sampler_of_ones_own():
     here = f"{__name__}.LastFirst"
     once = digits(sampler=here)

@@ -168,13 +168,17 @@ def test_batch_norm_of_the_keys_follows_the_keys():
 
 
 def test_a_last_batch_of_one_image_is_refused_before_it_is_met():
-    options = {"imbalance_factor": 1, "largest": 13, "val_fraction": 0.0, "batch_size": 3}
+    _, data = build()
+    data.setup()
+    options = {"batch_size": len(data.splits["train"].labels) - 1}
     model, data = build(data=options)
     with pytest.raises(UserError, match="drop_last"):
-        fit(model, data, epochs=1)
+        fit(model, data)
     model, data = build(data={**options, "drop_last": True})
-    fit(model, data, epochs=1)
-    assert model.trainer.global_step == 130 // 3
+    assert fit(model, data).global_step == 1
+    model, data = build(data={"batch_size": 10_000, "drop_last": True})
+    with pytest.raises(UserError, match="drop_last"):
+        fit(model, data)
 
 
 def test_a_second_view_is_needed():

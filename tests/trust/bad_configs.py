@@ -258,7 +258,7 @@ PLACES = {
         "test --config tiny.yaml --ckpt_path {last} --output x.csv", ("--output",)
     ),
     "a package that is no list": fit(
-        "--model os.system", "importing package 'os'", environment={"LTBENCH_TRUST": "*"}
+        "--model os.system", "LTBENCH_TRUST", "'*'", environment={"LTBENCH_TRUST": "*"}
     ),
     "a trusted package without such a class": fit(
         "--model json.JSONDecoder",

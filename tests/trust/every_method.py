@@ -116,6 +116,21 @@ METHODS = {
         {"init_from": {"path": "START"}},
         SEMI | {"mu": 0, "batch_size": 32},
     ),
+    "ncm": (
+        "ClassMeans",
+        {"init_from": {"path": "START"}, "metric": "euclidean"},
+        SEMI | {"mu": 0, "batch_size": 32},
+    ),
+    "crt": (  # on features
+        "ERM",
+        {"init_from": {"path": "START"}, "head_init": "random", "trainable": "head"},
+        SEMI | {"mu": 0, "batch_size": 32, "augment": [], "sampler": "class_balanced"},
+    ),
+    "mislas": (
+        "MiSLAS",
+        {"init_from": {"path": "START"}, "shift_bn": True},
+        SEMI | {"mu": 0, "batch_size": 32, "augment": [], "sampler": "class_aware"},
+    ),
     "ride": ("RIDE", {"backbone": "three_experts", "gradient_rule": "SAM"}, LONG_TAIL),
     "cbgan": (
         "CBGAN",
@@ -143,7 +158,7 @@ def config(method, home, epochs=8, **data):
         net = {}
     elif method == "selmix":
         net = {"optimizer": SGD}
-    elif method == "taunorm":
+    elif method in ("taunorm", "ncm"):
         net = {"backbone": "tiny_net"}
     data_class = "LongTailDataModule"
     if "protocol" in settings:

@@ -67,14 +67,15 @@ def run(words, cwd, moment=None, timeout=300, **environment):
     return end(start_command(words, cwd, moment, **environment), cwd, timeout=timeout)
 
 
-def run_ranks(words, cwd, ranks, moment=None):
+def run_ranks(words, cwd, ranks, moment=None, only=None):
     """Run a command once a rank, as ``torchrun`` would; return what became of each.
 
     Args:
         words: The command line.
         cwd: The working folder.
         ranks: How many.
-        moment: See :func:`start_command`; on each rank.
+        moment: See :func:`start_command`; on each rank, or on one.
+        only: That one.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -91,7 +92,14 @@ def run_ranks(words, cwd, ranks, moment=None):
     words = [*words, "--trainer.devices", ranks]
     words += ["--trainer.strategy", "ddp"] if ranks > 1 else []
     started = [
-        start_command(words, cwd, moment, RANK=str(rank), LOCAL_RANK=str(rank), **world)
+        start_command(
+            words,
+            cwd,
+            moment if only in (None, rank) else None,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **world,
+        )
         for rank in range(ranks)
     ]
     return [end(process, cwd, rank) for rank, process in enumerate(started)]
@@ -181,7 +189,7 @@ def _command(words, cwd, moment, environment):
     main(words)
 
 
-def signal_at(kind, count, number=signal.SIGKILL):
+def signal_at(kind, count, number=signal.SIGKILL, group=False):
     """Send this process a signal at the ``count``-th event of a kind.
 
     Args:
@@ -191,14 +199,17 @@ def signal_at(kind, count, number=signal.SIGKILL):
             seconds on a processor: the kernel ends it then, with SIGPROF.
         count: From 1 on.
         number: The signal.
+        group: Whether all processes that this one starts get it, too.
     """
     left = count
+    if group:
+        os.setpgrp()
 
     def event():
         nonlocal left
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), number)
+            (os.killpg if group else os.kill)(os.getpid(), number)
 
     def forward(module, inputs):
         if not module.training:

@@ -94,7 +94,7 @@ def test_a_worker_that_dies_is_told_by_its_image(number, decoded, refused, tmp_p
     fatal, opened = tmp_path / "images/train/bee/004.png", Image.open
 
     def open_(path, *args, **options):
-        if Path(path) == fatal:
+        if Path(path.name) == fatal:
             os.kill(os.getpid(), number)
         return opened(path, *args, **options)
 

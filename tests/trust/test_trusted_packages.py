@@ -1,93 +1,86 @@
-"""A config may name classes of known packages alone: to import another one runs its code."""
+"""What the user's own code is: what LTBENCH_TRUST names, and nothing that it has imported."""
 
+import importlib
+import inspect
+import subprocess
 import sys
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ltbench import shipped
+from ltbench import trust
 from ltbench.errors import UserError
-from ltbench.runs.trust import TRUSTED, VARIABLE, require_trusted
+from ltbench.trust import MODULES, VARIABLE
 
 
 @pytest.fixture
-def payload(tmp_path, monkeypatch):
-    """A package that leaves a file behind when it is imported, and the place of that file."""
-    (tmp_path / "payload.py").write_text(
-        "import pathlib, torch\n"
-        f"pathlib.Path({str(tmp_path / 'executed')!r}).touch()\n"
-        "class SGD(torch.optim.SGD): pass\n"
+def mine(tmp_path, monkeypatch):
+    """A package of the user's, in two modules, that uses others."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("")
+    (tmp_path / "mine/losses.py").write_text(
+        "import functools, os, subprocess as alias, torch\n"
+        "from os import system\n"
+        "from ltbench.losses import vs_loss\n"
+        "def loss(): pass\n"
+        "class Loss:\n"
+        "    @staticmethod\n"
+        "    def inner(): pass\n"
+        "bound = functools.partial(loss)\n"
+        "borrowed = functools.partial(system, 'true')\n"
+        "instance = torch.nn.CrossEntropyLoss()\n"
     )
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path / "executed"
-    sys.modules.pop("payload", None)
+    yield
+    for name in ("mine", "mine.losses"):
+        sys.modules.pop(name, None)
 
 
-PLACES = [
-    {"model": {"class_path": "payload.SGD"}},
-    {"model": "payload.SGD"},
-    {"model": {"class_path": "ERM", "init_args": {"optimizer": "payload.SGD"}}},
-    {"trainer": {"callbacks": [{"class_path": "payload.SGD"}]}},
-    {"data": {"class_path": "LongTailDataModule", "init_args": {"augment": ["payload.SGD"]}}},
-    {"data": {"sampler": "payload.SGD"}},
-]
-
-
-@pytest.mark.parametrize("config", PLACES)
-def test_a_config_imports_no_package_that_nobody_vouched_for(payload, refused, config):
-    payload.with_name("evil.yaml").write_text(yaml.safe_dump(config))
-    told = refused("fit", "--config", "evil.yaml")
-    assert "evil.yaml names payload.SGD" in told
-    assert "LTBENCH_TRUST=payload" in told
-    assert not payload.exists()
-
-
-@pytest.mark.parametrize("key", ["class_path", "sampler", "source", "loss"])
-def test_a_file_of_that_name_does_not_vouch_for_it(payload, key):
-    payload.with_name("payload.SGD").touch()
-    require_trusted({"root": "payload.SGD"}, "x")
-    with pytest.raises(UserError, match="runs its code"):
-        require_trusted({key: "payload.SGD"}, "x")
+@pytest.mark.parametrize("entry", ["mine", "mine.losses", "other,mine", " mine , other "])
+@pytest.mark.parametrize("name", ["loss", "Loss", "Loss.inner", "bound", "instance", "vs_loss"])
+def test_ones_own_code_is_imported(entry, name, mine, monkeypatch):
+    monkeypatch.setenv(VARIABLE, entry)
+    assert trust.imported(f"mine.losses.{name}") is not None
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        ["--model=payload.SGD"],
-        ["--model.class_path", "payload.SGD"],
-        ["--trainer.callbacks", "[{class_path: payload.SGD}]"],
-    ],
+    "name", ["system", "os.system", "alias.run", "borrowed", "torch.hub.load", "functools.partial"]
 )
-def test_nor_does_an_argument(payload, refused, words):
-    assert "payload.SGD" in refused("fit", *words)
-    assert not payload.exists()
+def test_what_it_imported_is_not_ones_own(name, mine, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "mine")
+    with pytest.raises(UserError, match="runs the code"):
+        trust.imported(f"mine.losses.{name}")
 
 
-def test_a_package_can_be_vouched_for(payload, ltbench, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "other, payload")
-    words = ["--model.optimizer", "{class_path: payload.SGD, init_args: {lr: 0.1}}"]
-    words += ["--data.largest", "20", "--trainer.max_epochs", "1"]
-    done = ltbench("fit", "--config", shipped.folder("configs") / "ce_digits.yaml", *words)
-    assert done.code == 0, done.err
-    assert payload.exists()
+@pytest.mark.parametrize("entry", ["", "min", "mine.other", "mine_too"])
+def test_nothing_is_imported_to_find_out(entry, mine, monkeypatch):
+    monkeypatch.setenv(VARIABLE, entry)
+    with pytest.raises(UserError, match=f"{VARIABLE}=mine"):
+        trust.imported("mine.losses.loss")
+    assert "mine" not in sys.modules
 
 
-@given(st.sampled_from(sorted(TRUSTED)), st.from_regex(r"\A(\.[a-z_]+){1,3}\Z"))
-def test_classes_of_trusted_packages_pass(package, rest):
-    require_trusted({"a": [{"class_path": package + rest}]}, "x")
+@pytest.mark.parametrize("entry", ["*", "my package!", "a..b", "3", "jsonargparse", "a,-"])
+def test_a_name_that_trusts_nothing_in_particular_is_refused(entry, monkeypatch):
+    monkeypatch.setenv(VARIABLE, entry)
+    with pytest.raises(UserError, match=VARIABLE):
+        trust.vouched()
 
 
-@pytest.mark.parametrize("text", ["os.system", "subprocess.Popen", "builtins.exec", "__main__.x"])
-def test_python_itself_is_no_trusted_package(text):
-    with pytest.raises(UserError, match="runs its code"):
-        require_trusted({"optimizer": text}, "x")
+@pytest.mark.parametrize("path", ["torch.hub.load", "lightning.pytorch.loggers.WandbLogger"])
+def test_of_a_package_that_everybody_has_only_a_module_is_vouched_for(path):
+    assert f"{VARIABLE}={path.rpartition('.')[0]} " in trust.refusal(path)
 
 
-@pytest.mark.parametrize(
-    "text", ["vit_base_patch16_224.augreg_in21k", "train.txt", "0.5", "runs/x.y", "a sentence."]
-)
-def test_other_texts_with_a_dot_are_left_alone(text):
-    require_trusted({"root": text}, "x")
+@pytest.mark.parametrize("path", MODULES)
+def test_the_list_names_what_there_is(path):
+    """In a fresh process a config may name these before anything else imports them."""
+    try:
+        assert inspect.ismodule(importlib.import_module(path))
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        assert inspect.isclass(getattr(importlib.import_module(module), name))
+
+
+def test_it_is_light():
+    code = "import sys, ltbench.trust; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

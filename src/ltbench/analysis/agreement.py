@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ltbench import seeding
+from ltbench import escaping, seeding, untrusted
 from ltbench.analysis.result import BLUE, GREEN, GREY, ORANGE, Result, figure, percent
 from ltbench.analysis.subject import Subject
 from ltbench.errors import UserError
@@ -158,10 +158,17 @@ def partners(labels: Tensor) -> Tensor:
 def _diversity(subject: Subject) -> dict[str, list[float]]:
     """Return 1 - cosine of the two tokens on training batches, epoch by epoch, from the run."""
     path = RunFolder(subject.output.place.folder).curves
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    if "train/cosine" not in table:
+    try:
+        with untrusted.open_file(path, untrusted.MOST_TEXT) as file:
+            table = pd.read_csv(file)
+    except FileNotFoundError:
+        table = pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as curves: {error}") from error
+    if not {"epoch", "train/cosine"} <= set(table):
         return {"epoch": [], "diversity": []}
-    rows = table[["epoch", "train/cosine"]].dropna()
+    rows = table[["epoch", "train/cosine"]].apply(pd.to_numeric, errors="coerce")
+    rows = rows[np.isfinite(rows).all(axis=1)]
     return {
         "epoch": rows["epoch"].tolist(),
         "diversity": (1 - rows["train/cosine"]).tolist(),
@@ -199,7 +206,7 @@ def _labels(results: Mapping[str, Any], subject: Subject) -> Figure:
             label=f"teacher, {kind} images",
         )  # fmt: skip
     if len(order) <= 20:
-        names = [subject.classes.names[c] for c in order]
+        names = [escaping.drawn(subject.classes.names[c]) for c in order]
         axes.set_xticks(np.arange(len(order)), names, rotation=45, ha="right")
     axes.set(xlabel="class, by decreasing training images", ylabel="share of the images (%)")
     axes.legend(frameon=False, fontsize=8)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ltbench import escaping
 from ltbench.analysis import vit
 from ltbench.analysis.result import BLUE, GREY, Result, figure
 from ltbench.analysis.subject import Subject
@@ -155,7 +156,7 @@ def _rollouts(
     high, wide = images.shape[1:3]
     for column, (name, image) in enumerate(zip(names, images, strict=True)):
         panels[0][column].imshow(image.squeeze(), cmap="gray")
-        panels[0][column].set_title(name, fontsize=9)
+        panels[0][column].set_title(escaping.drawn(name), fontsize=9)
         for row, token in enumerate(tokens, 1):
             axes = panels[row][column]
             axes.imshow(image.mean(-1), cmap="gray")

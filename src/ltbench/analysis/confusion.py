@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ltbench import escaping
 from ltbench.analysis.result import GROUP_COLOURS, Result, figure, percent
 from ltbench.metrics.counts import Classes, by_frequency
 from ltbench.records import Predictions
@@ -168,9 +169,9 @@ def _matrix(predictions: Predictions, classes: Classes) -> Figure:
                 j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=7,
                 color="white" if dark else "black",
             )  # fmt: skip
-    names = [f"{classes.names[c]} ({classes.counts[c]})" for c in order]
+    names = [escaping.drawn(f"{classes.names[c]} ({classes.counts[c]})") for c in order]
     axes.set_yticks(np.arange(number), names, fontsize=8)
-    short = [classes.names[c] for c in order]
+    short = [escaping.drawn(classes.names[c]) for c in order]
     axes.set_xticks(np.arange(number), short, rotation=60, ha="right", fontsize=8)
     axes.set(xlabel="predicted as", ylabel="class (training images)")
     drawn.colorbar(shown, ax=axes, label="share of the class's images (%)", shrink=0.8)
@@ -178,7 +179,7 @@ def _matrix(predictions: Predictions, classes: Classes) -> Figure:
 
 
 def _bars(classes: Classes, swallowed: list[tuple[int, int]]) -> Figure:
-    names = [f"{classes.names[c]} ({classes.counts[c]})" for c, _ in swallowed]
+    names = [escaping.drawn(f"{classes.names[c]} ({classes.counts[c]})") for c, _ in swallowed]
     group_of = classes.rank_of
     drawn, ((axes,),) = figure(width=5.6, height=1.0 + 0.25 * len(names))
     colours = [GROUP_COLOURS[group_of[c]] for c, _ in swallowed]

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from ltbench import escaping
 from ltbench.analysis.result import BLUE, COLOURS, Result, figure
 from ltbench.analysis.subject import Subject
+from ltbench.methods.parts.features import FrozenFeatures
 from ltbench.models import penultimate
 
 Values = NDArray[np.float64]
@@ -25,13 +27,14 @@ PICTURED = 10  # classes in the picture, at most
 POINTS = 100  # images of each
 
 
-def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Result:
+def analyse(subject: Subject, split: str = "train") -> Result:
     """Measure the features that the classifier sees, in one pass over a split.
+
+    Heads on the same network read them from its run folder, and leave them there.
 
     Args:
         subject: A network with a linear or a cosine classifier.
         split: Which split.
-        batch_size: Images at a time.
     """
     heads = [*penultimate.classifiers(subject.net).values()]
     weight = torch.cat([head.weight for head in heads], 1).detach().double().cpu().numpy()
@@ -40,13 +43,15 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
     shown = _shown(order)
     moments = Moments(subject.model.num_classes, weight.shape[1])
     samples: dict[int, list[Tensor]] = {c: [] for c in shown}
-    rows = subject.rows(split)
-    for batch in subject.batches(split, rows, batch_size):
-        with torch.no_grad():
-            features = penultimate.features(subject.net, batch["image"]).double().cpu()
-        moments.add(features, batch["label"].cpu())
+    labels = subject.labels(split)
+    checkpoint = subject.output.place.checkpoint
+    frozen = FrozenFeatures(subject.net, subject.data, checkpoint, subject.device)
+    parts = torch.split(frozen.of(split), 4096), torch.split(torch.from_numpy(labels), 4096)
+    for some, label in zip(*parts, strict=True):
+        features = some.double()
+        moments.add(features, label)
         for c in shown:
-            samples[c].extend(features[batch["label"].cpu() == c][: POINTS - len(samples[c])])
+            samples[c].extend(features[label == c][: POINTS - len(samples[c])])
     table = _table(subject, moments, weight, order)
     collapse = neural_collapse(moments, weight)
     counts = table["train_images"].to_numpy()
@@ -57,7 +62,7 @@ def analyse(subject: Subject, split: str = "train", batch_size: int = 256) -> Re
     points = {c: np.stack([p.numpy() for p in vectors]) for c, vectors in samples.items()}
     explained, projected = project(moments, points)
     return Result(
-        title=f"Features and classifier by class ({len(rows)} {split} images)",
+        title=f"Features and classifier by class ({len(labels)} {split} images)",
         summary=[
             *((MEASURES[name], f"{value:.3g}") for name, value in collapse.items()),
             *(
@@ -225,7 +230,7 @@ def _picture(subject: Subject, points: Mapping[int, Values], explained: Values) 
             where[:, 0], where[:, 1], s=12, alpha=0.7, linewidths=0,
             color=COLOURS[number % len(COLOURS)],
             marker=markers[(number // len(COLOURS)) % len(markers)],
-            label=f"{subject.classes.names[c]} ({subject.classes.counts[c]})",
+            label=escaping.drawn(f"{subject.classes.names[c]} ({subject.classes.counts[c]})"),
         )  # fmt: skip
     first, second = 100 * explained
     axes.set(

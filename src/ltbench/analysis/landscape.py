@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch import Tensor
 
-from ltbench import seeding
+from ltbench import escaping, seeding
 from ltbench.analysis.curvature import MeanLoss, class_loss
 from ltbench.analysis.lanczos import Values, lanczos, rademacher
 from ltbench.analysis.result import COLOURS, Others, Result, figure, shared
@@ -172,7 +172,8 @@ def maps(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
             axes.plot(0, 0, "+", color=COLOURS[1], markersize=9, markeredgewidth=2)
             drawn.colorbar(surface, ax=axes, label="loss", format="%.3g")
             title = f"class {name} ({entry['train_images']} training images)"
-            axes.set_title(f"{run}\n{title}" if len(runs) > 1 else title, fontsize=10)
+            title = f"{run}\n{title}" if len(runs) > 1 else title
+            axes.set_title(escaping.drawn(title), fontsize=10)
             axes.set_xlabel(f"along {WAYS[second]}", fontsize=9)
             axes.set_ylabel("along the strongest curvature", fontsize=9)
     return drawn
@@ -186,7 +187,7 @@ def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
         for colour, (run, classes) in zip(COLOURS * len(runs), runs.items(), strict=False):
             entry = classes[name]
             loss, middle = np.array(entry["loss"], float), len(entry["axis"]) // 2
-            label = f"{run}, " if len(runs) > 1 else ""
+            label = escaping.drawn(f"{run}, ") if len(runs) > 1 else ""
             axes.plot(
                 entry["axis"], loss[:, middle], color=colour,
                 label=f"{label}strongest curvature (λ {entry['lambda_first']:.3g})",
@@ -195,7 +196,7 @@ def cuts(runs: Mapping[str, Mapping[str, Any]], second: str) -> Figure:
                 entry["axis"], loss[middle], color=colour, linestyle="--",
                 label=f"{label}{second} (λ {entry['lambda_second']:.3g})",
             )  # fmt: skip
-        axes.set(xlabel="distance from the weights", title=f"class {name}")
+        axes.set(xlabel="distance from the weights", title=escaping.drawn(f"class {name}"))
         axes.set_yscale("log")
         axes.set_ylim(bottom=LEAST * axes.get_ylim()[1])
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))

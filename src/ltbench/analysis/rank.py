@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ltbench import escaping
 from ltbench.analysis import vit
 from ltbench.analysis.result import COLOURS, Result, figure
 from ltbench.analysis.subject import Subject
@@ -77,7 +78,9 @@ def feature_rank(gram: Tensor, threshold: float) -> int:
 def _picture(ranks: Mapping[str, Sequence[int]]) -> Figure:
     drawn, ((axes,),) = figure(width=5.4, height=3.4)
     for (name, values), colour, line in zip(ranks.items(), COLOURS, ("o-", "s--"), strict=False):
-        axes.plot(np.arange(1, len(values) + 1), values, line, color=colour, label=name)
+        axes.plot(
+            np.arange(1, len(values) + 1), values, line, color=colour, label=escaping.drawn(name)
+        )
     axes.set(xlabel="block", ylabel="feature rank")
     axes.set_xticks(np.arange(1, len(next(iter(ranks.values()))) + 1))
     axes.set_ylim(0, 1.1 * max(max(values) for values in ranks.values()))

@@ -1,6 +1,5 @@
 """The results of an analysis, and their files: JSON, figures and tables beside the record."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ltbench import records
+from ltbench import escaping, records, untrusted
 from ltbench.errors import UserError
 from ltbench.records import RunFolder
 
@@ -127,13 +126,14 @@ class Output:
                     f"with --split {self.settings['split']}."
                 )
             result, settings = read(path), self.settings
-            other = result.get("settings", {})
+            other = result.get("settings")
+            other = other if isinstance(other, dict) else {}
             differing = [
                 f"{k}: {other.get(k)} there, {settings[k]} here"
                 for k in ALIKE
                 if k in settings and other.get(k) != settings[k]
             ]
-            if result["analysis"] != self.analysis or not result.get("classes"):
+            if result["analysis"] != self.analysis or not _of_classes(result.get("classes")):
                 raise UserError(f"{path} has no results of analyze {self.analysis}.")
             if differing:
                 raise UserError(
@@ -155,7 +155,7 @@ class Output:
             named["figures"].append(path.name)
         for name, table in result.tables.items():
             path = self._beside(name, "csv")
-            records.write_whole(path, partial(table.to_csv, index=False))
+            records.write_whole(path, partial(escaping.cells(table).to_csv, index=False))
             named["tables"].append(path.name)
         content = {
             "analysis": self.analysis,
@@ -180,11 +180,19 @@ def read(path: Path) -> dict[str, Any]:
         UserError: It is missing or damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = untrusted.read_json(path)
         content["analysis"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable result of an analysis: {error}") from error
     return content
+
+
+def _of_classes(results: Any) -> bool:  # noqa: ANN401 - JSON
+    return (
+        isinstance(results, dict)
+        and bool(results)
+        and all(isinstance(entry, dict) for entry in results.values())
+    )
 
 
 def shared(names: Sequence[str], beside: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from ltbench import escaping
 from ltbench.analysis.lanczos import density
 from ltbench.analysis.result import COLOURS, GROUP_COLOURS, figure
 
@@ -101,7 +102,8 @@ def picture(runs: Mapping[str, Sequence[Entry]]) -> Figure:
         for row, entry in enumerate(classes):
             axes = panels[row][column]
             _draw(axes, entry, GROUP_COLOURS[entry["group"]])
-            axes.set_title(_title(entry, name if row == 0 else ""), fontsize=9)
+            title = _title(entry, name if row == 0 else "")
+            axes.set_title(escaping.drawn(title), fontsize=9)
             _annotate(axes, entry)
             if column == 0:
                 axes.set_ylabel("density")
@@ -128,7 +130,8 @@ def by_class(entries: Sequence[Entry]) -> Figure:
     above.margins(y=0.2)
     below.bar(places, [entry["ratio"] or 0 for entry in entries], color=colours)
     below.set(ylabel="|λmin| / λmax", xlabel="class, by decreasing training images")
-    below.set_xticks(places, [entry["name"] for entry in entries], rotation=45, ha="right")
+    names = [escaping.drawn(entry["name"]) for entry in entries]
+    below.set_xticks(places, names, rotation=45, ha="right")
     present = {entry["group"] for entry in entries}
     for name, colour in GROUP_COLOURS.items():
         if name in present:
@@ -146,10 +149,11 @@ def ratios(runs: Mapping[str, Sequence[Entry]]) -> Figure:
         offset = (number - (len(runs) - 1) / 2) * wide
         heights = [entry["ratio"] or 0 for entry in classes]
         colour = COLOURS[number % len(COLOURS)]
-        bars = axes.bar(places + offset, heights, 0.9 * wide, color=colour, label=run)
+        label = escaping.drawn(run)
+        bars = axes.bar(places + offset, heights, 0.9 * wide, color=colour, label=label)
         words = [short(entry["ratio"]) for entry in classes]
         axes.bar_label(bars, words, fontsize=7, padding=2, rotation=90)
-    names = [f"{e['name']}\n({e['group']}, {e['train_images']})" for e in entries]
+    names = [escaping.drawn(f"{e['name']}\n({e['group']}, {e['train_images']})") for e in entries]
     axes.set_xticks(places, names, fontsize=8)
     axes.set(ylabel="|λmin| / λmax", xlabel="class (group, training images)")
     axes.margins(y=0.2)

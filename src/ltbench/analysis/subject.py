@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ltbench import seeding
+from ltbench import seeding, untrusted
 from ltbench.analysis.result import Output
 from ltbench.data.base import DataModule
 from ltbench.data.datasets import Batch, as_is
@@ -155,7 +155,7 @@ def load(output: Output, overrides: Sequence[str], device: str | None) -> Subjec
     trainer.datamodule = data  # type: ignore[attr-defined]
     model.trainer = trainer
     where = device_of(device)
-    with place.checkpoint.open("rb") as file:
+    with untrusted.open_file(place.checkpoint) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Subject(model.to(where), data, trainer, where, output, sha256)
 

@@ -20,6 +20,7 @@ from ltbench.data.datasets import (
     Batch,
     CroppedImages,
     DecodedImages,
+    FeatureRows,
     Images,
     ImagesOfFolder,
     MemoryImages,
@@ -223,7 +224,8 @@ class DataModule(L.LightningDataModule):
                 f"data.drop_last leaves no batch: {len(self.splits['train'].labels)} training "
                 f"images, data.batch_size {self.batch_size}."
             )
-        decodes = cropped or not self.source.in_memory
+        features = any(isinstance(part, FeatureRows) for part in parts.values())
+        decodes = not features and (cropped or not self.source.in_memory)
         return self._loader(
             parts[MAIN] if len(parts) == 1 else StreamImages(parts),
             decodes,
@@ -237,7 +239,7 @@ class DataModule(L.LightningDataModule):
         """Return the images of a stream; with random crops, one for each of its views."""
         split = streams.streams[name].split
         if self.source.decoding.random_crop is None:
-            return self.dataset(split)
+            return self._seen(split) if streams.plain else self.dataset(split)
         assert isinstance(self.source, FileSource)
         views = streams.views_of(name)
         return CroppedImages(self.source, self.splits[split], seeding.run_seed(), views)
@@ -258,10 +260,18 @@ class DataModule(L.LightningDataModule):
 
     def evaluation_dataloader(self, name: str) -> DataLoader[Batch]:
         """Return a split in order, each image on exactly one rank; batches may be empty."""
-        dataset = self.dataset(name)
+        return self._in_order(self.dataset(name))
+
+    def _in_order(self, dataset: Images) -> DataLoader[Batch]:
         sampler = EvaluationBatches(dataset, self.eval_batch_size)
-        decodes = not self.source.in_memory
+        decodes = not isinstance(dataset, FeatureRows) and not self.source.in_memory
         return self._loader(dataset, decodes, batch_size=None, sampler=sampler)
+
+    def _seen(self, name: str) -> Images:
+        """Return the images of a split, or what the method takes in their place."""
+        method = self._method
+        images: Images = method.images(self, name) if method else self.dataset(name)
+        return images
 
     def evaluation_batches(self, name: str, device: torch.device) -> Iterator[Batch]:
         """Yield this rank's share of a split: normalised, on ``device``, without augmentation."""
@@ -278,11 +288,11 @@ class DataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return [self.evaluation_dataloader(name) for name in self.watched]
+        return [self._in_order(self._seen(name)) for name in self.watched]
 
     @override
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self.evaluation_dataloader("test")
+        return self._in_order(self._seen("test"))
 
     def images_to_predict(self) -> ImagesOfFolder:
         """Return the images below ``predict_folder``, in the size of the training images."""
@@ -312,6 +322,8 @@ class DataModule(L.LightningDataModule):
 
     @override
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "features" in batch:
+            return batch
         if self.trainer and self.trainer.training:
             key = ("augment", self.trainer.global_rank, self.trainer.global_step)
             draws = seeding.generator(batch["label"].device, seeding.run_seed(), *key)
@@ -352,7 +364,8 @@ class DataModule(L.LightningDataModule):
         """Return what a checkpoint keeps to know its own data again."""
         return {
             "class_names": self.source.class_names,
-            "training_set": f"{self.source.fingerprint}:{self.index_hash}",
+            "training_set": f"{self.source.listing}:{self.index_hash}",
+            "fingerprint": self.source.fingerprint,  # not in checkpoints of earlier versions
             "mean": list(self.statistics.mean),
             "std": list(self.statistics.std),
             "image_size": self.image_size,

@@ -81,8 +81,11 @@ class LongTailDataModule(DataModule):
         val_fraction: Share of the long-tailed training images held out for validation, stratified;
             0 trains on all of them, as the papers do, so that only the last epoch is reported.
         sampler: Which training images an epoch shows: each once (``shuffled``), every class equally
-            often (``class_balanced``), or a third of them three times (``repeated``); or the import
-            path of a subclass of :class:`~ltbench.data.samplers.TrainingSampler`.
+            often (``class_balanced``; ``class_aware``: four images of a class in a row), classes by
+            the square root or the inverse of their images (``square_root``, ``reversed``), from
+            their shares to equal ones (``progressive``), or a third of the images three times
+            (``repeated``); or the import path of a subclass of
+            :class:`~ltbench.data.samplers.TrainingSampler`.
         views: Further views of each training image: name -> transforms, instead of ``augment``; a
             batch has them beside ``image``.
         **kwargs: Further arguments of :class:`~ltbench.data.base.DataModule`.

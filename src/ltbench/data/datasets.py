@@ -57,6 +57,30 @@ class MemoryImages(Images):
         return {"image": self.images[at], "label": self.labels[at], "index": self.indices[at]}
 
 
+class FeatureRows(Images):
+    """A split as the features of its images: what a frozen network made of them, computed once.
+
+    A batch has ``features`` (B, d) in the place of ``image``.
+
+    Args:
+        features: (n, d), a row for each image of the split.
+        split: Which images.
+        device: Where batches are.
+    """
+
+    def __init__(self, features: Tensor, split: Split, device: torch.device) -> None:
+        self.features = features.to(device)
+        rest = split.batch(list(range(len(split.labels))))
+        self.labels, self.indices = rest["label"].to(device), rest["index"].to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        at = torch.as_tensor(rows, dtype=torch.long).to(self.labels.device, non_blocking=True)
+        return {"features": self.features[at], "label": self.labels[at], "index": self.indices[at]}
+
+
 class DecodedImages(Images):
     """A split whose images are decoded by the loader's workers, for sets too large for memory."""
 

@@ -2,6 +2,9 @@
 
 import os
 import re
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -18,6 +21,9 @@ _DEATH = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?"
     r"(killed by signal: [^.]+|exited unexpectedly(?: with exit code -?\d+)?)"
 )
+
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a process to end. A scheduler sends them to a process with all its workers."""
 
 _row: NDArray[np.uint8] | None = None  # of this process, where it is a worker
 
@@ -41,6 +47,8 @@ class Reading:
         global _row
         _row = self.rows[worker].numpy()
         _row[:8] = np.array([os.getpid()]).view(np.uint8)
+        if sys.platform == "linux":
+            threading.Thread(target=_obey, args=[os.getppid()], daemon=True).start()
 
     @classmethod
     def of(cls, pid: int) -> str:
@@ -59,8 +67,19 @@ def note(path: os.PathLike[str]) -> None:
         _row[8 : 8 + len(name)] = np.frombuffer(name, np.uint8)
 
 
+def _obey(parent: int) -> None:
+    """End this worker, in which these signals are blocked, once its parent sends one of them."""
+    while sys.platform == "linux":
+        asked = signal.sigwaitinfo(ASKED)
+        if asked.si_pid == parent:
+            os._exit(0)
+
+
 class Loader(DataLoader[Any]):
     """A loader that reports the death of a worker rather than the broken connection.
+
+    Its workers end with their parent, or when it says so; a signal that asks all of them to end is
+    the parent's to obey, which would otherwise take them for crashed.
 
     A process that dies closes its sockets before its parent hears of it. If torch fetches a tensor
     just then, the first error is about the connection.
@@ -77,7 +96,15 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # Not a generator itself: workers start now, not at the first batch.
-        return self._watched(super().__iter__()) if self.num_workers else super().__iter__()
+        if not self.num_workers:
+            return super().__iter__()
+        blocked = ASKED if sys.platform == "linux" else ()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # which workers inherit
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._watched(batches)
 
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:

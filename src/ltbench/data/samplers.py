@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from typing_extensions import override
 
 from ltbench import seeding
+from ltbench.errors import UserError
 
 Labels = npt.NDArray[np.int64]
 
@@ -97,10 +98,10 @@ class RepeatedSampler(ShuffledSampler):
     repeats: ClassVar[int] = 3
     multiple: ClassVar[int] = 256
 
-    def __init__(self, labels: Labels, seed: int) -> None:
+    def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
         images = len(labels)
         rounded = images - images % self.multiple if images >= self.multiple else images
-        super().__init__(labels, seed, rounded)
+        super().__init__(labels, seed, rounded if length is None else length)
 
     @override
     def order(self, generator: torch.Generator) -> Tensor:
@@ -134,10 +135,10 @@ class ImagesByClass:
         return self.rows[self.starts[classes] + (position * self.counts[classes]).long()]
 
 
-class ClassBalancedSampler(TrainingSampler):
-    """A uniformly drawn class, then one of its images, with replacement (arXiv 1910.09217).
+class BySharesSampler(TrainingSampler):
+    """A class drawn by its share, then one of its images, with replacement.
 
-    Classes without images are never drawn.
+    Classes without images are never drawn. A subclass defines :meth:`shares`.
     """
 
     def __init__(self, labels: Labels, seed: int, length: int | None = None) -> None:
@@ -145,11 +146,120 @@ class ClassBalancedSampler(TrainingSampler):
         classes, ranks = np.unique(labels, return_inverse=True)
         self.by_class = ImagesByClass(torch.from_numpy(ranks), len(classes))
 
+    @abstractmethod
+    def shares(self, counts: Tensor) -> Tensor:
+        """Return what the chances of classes are proportional to in this epoch, (C,).
+
+        Args:
+            counts: Images of each class that has any, (C,) float64.
+        """
+
     @override
     def order(self, generator: torch.Generator) -> Tensor:
-        shares = torch.ones(len(self.by_class.counts), dtype=torch.float64)
+        shares = self.shares(self.by_class.counts.double())
         drawn = torch.multinomial(shares, self.length, replacement=True, generator=generator)
         return self.by_class.draw(drawn, generator)
+
+
+class ClassBalancedSampler(BySharesSampler):
+    """All classes alike (arXiv 1910.09217)."""
+
+    @override
+    def shares(self, counts: Tensor) -> Tensor:
+        return torch.ones_like(counts)
+
+
+class SquareRootSampler(BySharesSampler):
+    """Classes by the square root of their images (arXiv 1910.09217)."""
+
+    @override
+    def shares(self, counts: Tensor) -> Tensor:
+        return counts.sqrt()
+
+
+class ReversedSampler(BySharesSampler):
+    """Classes by the inverse of their images, the rarest most often (BBN, arXiv 1912.02413)."""
+
+    @override
+    def shares(self, counts: Tensor) -> Tensor:
+        return 1 / counts
+
+
+class ProgressiveSampler(BySharesSampler):
+    """From classes by their images, in the first epoch, to all alike, in the last.
+
+    Source: Kang et al., arXiv 1910.09217, section 3 (progressively balanced).
+
+    Args:
+        labels: See :class:`TrainingSampler`.
+        seed: See there.
+        length: See there.
+        epochs: Length of the training; a config has to give it.
+
+    Raises:
+        UserError: ``epochs`` is left out, or not a whole number above 0.
+    """
+
+    def __init__(
+        self, labels: Labels, seed: int, length: int | None = None, epochs: int = 0
+    ) -> None:
+        super().__init__(labels, seed, length)
+        if not isinstance(epochs, int) or epochs < 1:
+            raise UserError(
+                f"sampler 'progressive' has epochs: {epochs}; give it the number of all epochs: "
+                "{class_path: progressive, init_args: {epochs: 90}}."
+            )
+        self.epochs = epochs
+
+    @override
+    def shares(self, counts: Tensor) -> Tensor:
+        done = min(self.epoch / max(self.epochs - 1, 1), 1.0)
+        return (1 - done) * counts / counts.sum() + done / len(counts)
+
+
+class ClassAwareSampler(TrainingSampler):
+    """All classes in turn, some images of each in a row, each image once before any comes again.
+
+    Classes come in a fresh order in every round over all of them, and the images of a class in a
+    fresh order whenever all of them have come. An epoch may end within a round.
+
+    Source: the released code of Kang et al., arXiv 1910.09217, whose epochs are longer: as many
+    rounds as the largest class has images.
+
+    Args:
+        labels: See :class:`TrainingSampler`.
+        seed: See there.
+        length: See there.
+        in_a_row: Images of a class in a row.
+
+    Raises:
+        UserError: ``in_a_row`` is not a whole number above 0.
+    """
+
+    def __init__(
+        self, labels: Labels, seed: int, length: int | None = None, in_a_row: int = 4
+    ) -> None:
+        super().__init__(labels, seed, length)
+        if not isinstance(in_a_row, int) or in_a_row < 1:
+            raise UserError(f"in_a_row is {in_a_row}; it must be a whole number above 0.")
+        self.in_a_row = in_a_row
+        classes, ranks = np.unique(labels, return_inverse=True)
+        self.by_class = ImagesByClass(torch.from_numpy(ranks), len(classes))
+
+    @override
+    def order(self, generator: torch.Generator) -> Tensor:
+        counts, starts = self.by_class.counts, self.by_class.starts
+        classes = len(counts)
+        rounds = -(-self.length // (self.in_a_row * classes))
+        turns = [torch.randperm(classes, generator=generator) for _ in range(rounds)]
+        each = rounds * self.in_a_row  # images that a class gives
+        rows = torch.empty(classes, each, dtype=torch.long)
+        for c, (count, start) in enumerate(zip(counts.tolist(), starts.tolist(), strict=True)):
+            cycles = [torch.randperm(count, generator=generator) for _ in range(-(-each // count))]
+            rows[c] = self.by_class.rows[start + torch.cat(cycles)[:each]]
+        rows = rows.view(classes, rounds, self.in_a_row)
+        order = torch.cat([rows[turn, k] for k, turn in enumerate(turns)])
+        return order.flatten()[: self.length]
 
 
 class SideBySide(TrainingSampler):
@@ -212,8 +322,12 @@ class EvaluationBatches(EvaluationSampler):
 
 SAMPLERS: dict[str, type[TrainingSampler] | str] = {
     "shuffled": ShuffledSampler,
+    "class_aware": ClassAwareSampler,
     "class_balanced": ClassBalancedSampler,
+    "progressive": ProgressiveSampler,
     "repeated": RepeatedSampler,
+    "reversed": ReversedSampler,
+    "square_root": SquareRootSampler,
     "uniform": UniformSampler,
 }
 """Samplers of training images, by their names in a config."""

@@ -13,11 +13,11 @@ from ltbench import seeding
 from ltbench.data import profiles
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.data.protocols import Protocol, ReleasedProtocol
-from ltbench.data.samplers import SideBySide, UniformSampler
+from ltbench.data.samplers import SAMPLERS, SideBySide, TrainingSampler, UniformSampler
 from ltbench.data.streams import MAIN, Stream, Streams
 from ltbench.data.transforms.basic import BatchTransform
 from ltbench.errors import UserError
-from ltbench.naming import Name
+from ltbench.naming import Name, resolve
 
 
 class SemiSupervisedDataModule(LongTailDataModule):
@@ -39,6 +39,8 @@ class SemiSupervisedDataModule(LongTailDataModule):
         mu: Unlabelled images per labelled one in a batch; 0 leaves them out.
         steps_per_epoch: Steps per epoch.
         strong_augment: Transforms of the strong view, before the weak ones (``augment``).
+        sampler: How labelled images are drawn, as in
+            :class:`~ltbench.data.datamodule.LongTailDataModule`; default: uniformly.
         oracle: Give access to the true labels of the unlabelled images, for ablations.
         **kwargs: ``batch_size`` (labelled images per step, over all ranks), ``augment``, and
             further arguments of :class:`~ltbench.data.base.DataModule`.
@@ -55,6 +57,7 @@ class SemiSupervisedDataModule(LongTailDataModule):
         mu: int = 4,
         steps_per_epoch: int = 1024,
         strong_augment: Sequence[BatchTransform] = (),
+        sampler: Name | None = None,
         oracle: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -67,6 +70,7 @@ class SemiSupervisedDataModule(LongTailDataModule):
         self.mu = mu
         self.steps_per_epoch = steps_per_epoch
         self.strong_augment = list(strong_augment)
+        self.sampler = resolve("sampler", sampler or "uniform", SAMPLERS, TrainingSampler)
         self.oracle = oracle
 
     @property
@@ -84,8 +88,10 @@ class SemiSupervisedDataModule(LongTailDataModule):
             streams["unlabelled"] = Stream("unlabelled", views, self.mu)
         seed, sizes = seeding.run_seed(), [s.images * self.batch_size for s in streams.values()]
         samplers = [
-            UniformSampler(self.splits[stream.split].labels, seed, self.steps_per_epoch * size)
-            for stream, size in zip(streams.values(), sizes, strict=True)
+            (self.sampler if name == MAIN else UniformSampler)(
+                self.splits[stream.split].labels, seed, self.steps_per_epoch * size
+            )
+            for (name, stream), size in zip(streams.items(), sizes, strict=True)
         ]
         return Streams(SideBySide(samplers, sizes, seed), streams)
 

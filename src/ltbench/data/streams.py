@@ -52,6 +52,11 @@ class Streams:
     sampler: TrainingSampler
     streams: Mapping[str, Stream]
 
+    @property
+    def plain(self) -> bool:
+        """Whether a batch holds images of one split as they are."""
+        return [*self.streams] == [MAIN] and dict(self.views_of(MAIN)) == {"image": []}
+
     def views_of(self, name: str) -> Views:
         """Return the transforms of each view of a stream."""
         views = self.streams[name].views

@@ -2,10 +2,11 @@
 
 from ltbench.methods.cbgan.method import CBGAN
 from ltbench.methods.csst import CSST
-from ltbench.methods.decoupled import LWS, TauNormalisation
+from ltbench.methods.decoupled import LWS, ClassMeans, LogitAdjustment, TauNormalisation
 from ltbench.methods.deit_lt.method import DeiTLT
 from ltbench.methods.erm import ERM
 from ltbench.methods.fixmatch import FixMatch
+from ltbench.methods.mislas import MiSLAS
 from ltbench.methods.paco import PaCo
 from ltbench.methods.ride import RIDE
 from ltbench.methods.selmix.method import SelMix
@@ -16,8 +17,11 @@ __all__ = [
     "ERM",
     "LWS",
     "RIDE",
+    "ClassMeans",
     "DeiTLT",
     "FixMatch",
+    "LogitAdjustment",
+    "MiSLAS",
     "PaCo",
     "SelMix",
     "TauNormalisation",

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from ltbench import seeding
 from ltbench.data.base import DataModule
-from ltbench.data.datasets import Batch
+from ltbench.data.datasets import Batch, Images
 from ltbench.data.streams import Streams
 from ltbench.errors import UserError
 from ltbench.methods.parts.stages import Trained
@@ -117,6 +117,10 @@ class Method(L.LightningModule):
     def streams(self, data: DataModule) -> Streams:
         """Return what a training batch holds: what the data's config says."""
         return data.streams()
+
+    def images(self, data: DataModule, split: str) -> Images:
+        """Return what batches of a split are made of, unless they are augmented: its images."""
+        return data.dataset(split)
 
     def to_predict(self, data: DataModule) -> Dataset[Batch]:
         """Return what ``predict_step`` is called on: the images of the data's config."""

@@ -12,6 +12,7 @@ from typing_extensions import override
 from ltbench import records
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
+from ltbench.escaping import cells
 from ltbench.methods.base import Method
 from ltbench.methods.parts.trainable import evaluation_mode
 from ltbench.metrics.collector import LongTailMetrics
@@ -73,6 +74,10 @@ class ClassificationModule(Method):
         """Return the logits (B, C) of each of :attr:`heads` for images (B, in_chans, H, W)."""
         return {self.heads[0]: self(images)}
 
+    def outputs_of(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the logits (B, C) of each of :attr:`heads` for what :meth:`images` gives."""
+        return self.outputs(batch["image"])
+
     @override
     def on_validation_epoch_start(self) -> None:
         # The average of the weights, where there is one, is in place now. DDP does not send buffers
@@ -120,7 +125,7 @@ class ClassificationModule(Method):
         scores = torch.cat([scores for scores in batches if isinstance(scores, Tensor)])
         file = Path(output or "predictions.csv")
         paths = self.data.images_to_predict().paths
-        table = prediction_table(paths, scores, self.data.source.class_names)
+        table = cells(prediction_table(paths, scores, self.data.source.class_names))
         # Bytes of a path that are not UTF-8 are written as they are.
         records.write_whole(
             file, lambda stream: table.to_csv(stream, index=False, errors="surrogateescape")
@@ -153,7 +158,7 @@ class ClassificationModule(Method):
 
     def _count(self, split: str, batch: Batch) -> dict[str, Tensor]:
         if len(batch["label"]):
-            logits = self.outputs(batch["image"])
+            logits = self.outputs_of(batch)
         else:  # other ranks have one batch more
             none = torch.zeros(0, self.num_classes, device=self.device)
             logits = dict.fromkeys(self.heads, none)

@@ -99,6 +99,7 @@ class ERM(OptimisedModule):
             if alpha
         ]
         self.mix = v2.RandomChoice(mixers) if mixers else None
+        self.reads_features = self.mix is None  # which mixes images
 
     @override
     def setup(self, stage: str) -> None:
@@ -130,5 +131,5 @@ class ERM(OptimisedModule):
 
     @override
     def loss_of(self, batch: Batch) -> Tensor:
-        logits = self(batch["image"])
+        logits = self.outputs_of(batch)[""]
         return self.loss(logits, batch["label"], self.class_counts, weight=self.weight)

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,14 +18,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from ltbench import seeding
-from ltbench.data.datasets import Batch
+from ltbench.data.base import DataModule
+from ltbench.data.datasets import Batch, FeatureRows, Images
 from ltbench.errors import UserError
 from ltbench.losses import check_counts
 from ltbench.methods.classification import ClassificationModule
 from ltbench.methods.parts import stages
+from ltbench.methods.parts.features import FrozenFeatures
 from ltbench.methods.parts.stages import Trained
 from ltbench.methods.parts.start import HeadInit, require_same_network, set_class_means, take_over
-from ltbench.methods.parts.trainable import check_selections, evaluation_mode, let_learn, rest
+from ltbench.methods.parts.trainable import (
+    check_selections,
+    evaluation_mode,
+    head_alone,
+    let_learn,
+    rest,
+)
 from ltbench.models import InputStatistics, build_backbone, penultimate, trained_on
 from ltbench.optim.averaging import WeightAverage
 from ltbench.optim.sam import PGD, GradientRule, Plain
@@ -52,7 +61,9 @@ class OptimisedModule(ClassificationModule):
             images. The last two also fit data with other classes.
         trainable: Which parameters of the network learn: one or several of ``all``, ``head``,
             ``norms`` (scale and shift of normalisation layers) and ``biases``. Layers without any
-            stay in evaluation mode, batch norm's statistics included.
+            stay in evaluation mode, batch norm's statistics included. With the head alone that is
+            all of the network, and features are computed once: see
+            :class:`~ltbench.methods.parts.features.FrozenFeatures`.
         optimizer: Any torch or timm optimizer.
         decay_norms: Whether weight decay acts on biases and normalisation layers too, as in the
             CIFAR recipes; if not, only on weights of two dimensions and more.
@@ -65,6 +76,7 @@ class OptimisedModule(ClassificationModule):
     """
 
     average_buffers: ClassVar[bool] = True  # whether the average takes in batch norm's statistics
+    reads_features: bool = False  # whether a loss takes features where nothing else changes
 
     def __init__(
         self,
@@ -127,6 +139,7 @@ class OptimisedModule(ClassificationModule):
         self.clip_norm = clip_norm
         self.ema_decay = ema_decay
         self.average: WeightAverage | None = None
+        self.frozen: FrozenFeatures | None = None  # of the network that the run starts from
 
     def build(self, network: dict[str, Any]) -> None:
         """Build ``self.net`` with these arguments of :func:`~ltbench.models.build_backbone`."""
@@ -176,6 +189,18 @@ class OptimisedModule(ClassificationModule):
         return penultimate.outputs(self.net, images)
 
     @override
+    def outputs_of(self, batch: Batch) -> dict[str, Tensor]:
+        if "features" in batch:
+            return penultimate.read_out(self.net, batch["features"])
+        return super().outputs_of(batch)
+
+    @override
+    def images(self, data: DataModule, split: str) -> Images:
+        if self.frozen and self.reads_features and head_alone(self.trainable):
+            return FeatureRows(self.frozen.of(split), data.splits[split], data.device)
+        return super().images(data, split)
+
+    @override
     def forward(self, images: Tensor) -> Tensor:
         return self.outputs(images)[""]
 
@@ -216,10 +241,19 @@ class OptimisedModule(ClassificationModule):
         require_same_network(start, self.network, new_head)
         take_over(self.net, start, head=not new_head)
         self.lineage = [start.lineage]
+        path = start.lineage["path"] if "job_id" in start.lineage else None
+        self.frozen = FrozenFeatures(
+            self.net,
+            self.data,
+            Path(path) if path else None,
+            self.data.device,
+            self.trainer.precision,
+            self.trainer.precision_plugin.forward_context,
+            self.summed,
+        )
         if self.head_init == "class_means":
-            device = self.data.device
-            batches = self.data.evaluation_batches("train", device)
-            set_class_means(self.net.to(device), batches, device, self.summed)
+            labels = torch.from_numpy(self.data.splits["train"].labels)
+            set_class_means(self.net, self.frozen.of("train"), labels)
 
     @torch.no_grad()
     def _check_images(self) -> None:
@@ -245,7 +279,10 @@ class OptimisedModule(ClassificationModule):
         return epochs
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the trained parameters, in groups with their own options for the optimizer."""
+        """Return the trained parameters, in groups with their own options for the optimizer.
+
+        A group may have a factor on the learning rate, ``lr_scale``.
+        """
         trained = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         if self.decay_norms:
             return [{"params": [p for _, p in trained]}]
@@ -278,6 +315,8 @@ class OptimisedModule(ClassificationModule):
                 f"optimizer: {type(optimizer).__name__} needs sparse gradients, or several per "
                 "step: use torch.optim.SGD or torch.optim.AdamW."
             )
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1)
         schedule = LambdaLR(optimizer, lambda now: self.lr_schedule.factor(now, length))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -297,7 +336,7 @@ class OptimisedModule(ClassificationModule):
     @override
     def on_train_epoch_start(self) -> None:
         if self.trainable != ["all"]:
-            rest(self.net)
+            rest(self.net, self.trainable)
         self.log("train/lr", self._optimizer.param_groups[0]["lr"])
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import timm
 from torch import nn
 
+from ltbench import trust
 from ltbench.errors import UserError
 from ltbench.models import (  # noqa: F401  (importing registers them)
     distilled_vit,
@@ -22,7 +23,7 @@ from ltbench.models.heads import NormedLinear
 __all__ = ["InputStatistics", "NormedLinear", "build_backbone", "trained_on"]
 
 
-_OTHER_FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+_OTHER_FILES = {"cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 def build_backbone(
@@ -46,8 +47,8 @@ def build_backbone(
 
     Raises:
         UserError: The name is unknown, it has no pretrained weights or they cannot be fetched,
-            the model does not take one of ``kwargs``, or its classifiers are not linear layers that
-            could be replaced.
+            the model does not take one of ``kwargs``, one of them is not a plain value, or its
+            classifiers are not linear layers that could be replaced.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
@@ -58,8 +59,9 @@ def build_backbone(
         )
     if unsafe := _OTHER_FILES & kwargs.keys():
         raise UserError(
-            f"backbone '{name}': {min(unsafe)} is not taken, as it may load a file that runs code."
+            f"backbone '{name}': {min(unsafe)} is not taken, as it names files beside timm's own."
         )
+    trust.require_plain(kwargs, "backbone_args")
     if pretrained and not timm.is_model_pretrained(name):
         raise UserError(f"backbone '{name}' has no pretrained weights: set pretrained to false.")
     try:

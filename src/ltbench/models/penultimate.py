@@ -40,8 +40,12 @@ def outputs(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the logits (B, C) by head, first the prediction, as :func:`head_names` names them."""
     if len(head_names(net)) == 1:
         return {"": net(images)}
-    logits = head_logits(net, head_features(net, images))
-    return {"": torch.stack([*logits.values()]).mean(0), **logits}
+    return _with_prediction(head_logits(net, head_features(net, images)))
+
+
+def _with_prediction(logits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the prediction, the mean of the logits of several heads, before them."""
+    return logits if "" in logits else {"": torch.stack([*logits.values()]).mean(0), **logits}
 
 
 def classifiers(net: nn.Module) -> dict[str, nn.Linear]:
@@ -108,13 +112,21 @@ def features(net: nn.Module, images: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def classify(net: nn.Module, features: Tensor) -> Tensor:
-    """Map all features (B, d) to the prediction's logits (B, C)."""
+def by_head(net: nn.Module, features: Tensor) -> dict[str, Tensor]:
+    """Cut all features (B, d) into those that the classifier of each head sees."""
     heads = classifiers(net)
     widths = [head.in_features for head in heads.values()]
-    parts = dict(zip(heads, torch.split(features, widths, 1), strict=True))
-    logits = [*head_logits(net, parts).values()]
-    return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
+    return dict(zip(heads, torch.split(features, widths, 1), strict=True))
+
+
+def read_out(net: nn.Module, features: Tensor) -> dict[str, Tensor]:
+    """Map all features (B, d) to logits (B, C) by head, as :func:`outputs` maps images."""
+    return _with_prediction(head_logits(net, by_head(net, features)))
+
+
+def classify(net: nn.Module, features: Tensor) -> Tensor:
+    """Map all features (B, d) to the prediction's logits (B, C)."""
+    return read_out(net, features)[""]
 
 
 def linear_map(net: nn.Module) -> tuple[Tensor, Tensor]:

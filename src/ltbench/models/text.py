@@ -1,5 +1,6 @@
 """DistilBERT (arXiv 1910.01108) as a backbone: token ids in, logits out."""
 
+import inspect
 from typing import Any
 
 from timm.models import register_model
@@ -66,6 +67,9 @@ def distilbert(
         raise UserError("backbone 'distilbert' needs: pip install ltbench[text].") from error
     options = {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "cache_dir")}
     options.pop("pretrained_cfg_overlay", None)
+    # from_pretrained takes others, too, which unpickle a file or fetch code.
+    if others := options.keys() - inspect.signature(DistilBertConfig).parameters.keys():
+        raise UserError(f"backbone_args: distilbert has no '{min(others)}'.")
     if weights is None:
         settings: dict[str, Any] = {**options, "num_labels": num_classes}
         config = DistilBertConfig(**settings)

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ltbench import untrusted
 from ltbench.errors import UserError
 from ltbench.models import penultimate
 from ltbench.models.heads import NormedLinear
@@ -23,10 +23,10 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, damaged, unsafe, or holds something else.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no checkpoint {path}.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = untrusted.load_checkpoint(path)
     except Exception as error:  # torch raises errors of many types on other files
         raise UserError(
             f"{path} cannot be loaded safely as a checkpoint: {_reason(error)}"
@@ -40,6 +40,8 @@ def _reason(error: Exception) -> str:
     # torch's own first line advises to load without its safeguard.
     if isinstance(error, PermissionError):
         return "you may not read it."
+    if isinstance(error, OSError | untrusted.Overgrown):
+        return f"{getattr(error, 'strerror', None) or error}."
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it names {named[1]}, which loading it would run."
     return "it is cut off, or torch.save did not write it."

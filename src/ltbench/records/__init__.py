@@ -10,7 +10,7 @@ from ltbench.records.files import (
     write_text,
     write_whole,
 )
-from ltbench.records.folder import Predictions, RunFolder
+from ltbench.records.folder import Predictions, RunFolder, plain_name
 from ltbench.records.identity import (
     canonical,
     job_id,
@@ -18,6 +18,7 @@ from ltbench.records.identity import (
     recorded_revisions,
     revisions,
 )
+from ltbench.records.locks import locked
 from ltbench.records.provenance import git_state, versions
 from ltbench.records.schema import SCHEMA, Record, read_record, write_record
 
@@ -30,7 +31,9 @@ __all__ = [
     "clear_parts",
     "git_state",
     "job_id",
+    "locked",
     "parse_yaml",
+    "plain_name",
     "read_npz",
     "read_record",
     "recipe",

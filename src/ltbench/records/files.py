@@ -16,15 +16,21 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from ltbench import untrusted
 from ltbench.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 _NPZ_DAMAGE = (  # what reading a damaged or a malicious file raises
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),
 )
+MOST_ARRAYS = 2**30  # bytes that the arrays of a file may take in memory
+
+Form = tuple[tuple[int, ...], "np.dtype[Any]"]
+"""Shape and type of an array."""
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -35,7 +41,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # never what a link of that name leads to
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -73,8 +80,8 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - JSON is recursive
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file; an empty one where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = untrusted.read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -91,15 +98,47 @@ def read_npz(path: Path, *leave_out: str) -> dict[str, NDArray[Any]]:
     """Read arrays by their names, but for those to leave out; nothing in the file is executed.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or its arrays take more than 1 GiB.
     """
     import numpy as np
 
+    npz_forms(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with untrusted.open_file(path) as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored if name not in leave_out}
     except _NPZ_DAMAGE as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def npz_forms(path: Path) -> dict[str, Form]:
+    """Return the shape and type of each array by its name, without decompressing any.
+
+    Raises:
+        UserError: The file is damaged, or its arrays take more than 1 GiB.
+    """
+    try:
+        with untrusted.open_file(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MOST_ARRAYS:
+                raise ValueError(f"its arrays take more than {MOST_ARRAYS:,} bytes")
+            return {m.filename.removesuffix(".npy"): _form(archive, m) for m in members}
+    except _NPZ_DAMAGE as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _form(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Form:
+    from numpy.lib import format as npy
+
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is compressed in an unusual way")
+    with archive.open(member) as array:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        shape, _, kind = read[npy.read_magic(array)](array)
+        if kind.kind not in "biufcSU":
+            raise ValueError(f"{member.filename} holds neither numbers nor texts")
+        if array.tell() + math.prod(shape) * kind.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} is not as long as its shape says")
+    return shape, kind
 
 
 def clear_parts(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ltbench.errors import UserError
-from ltbench.records.files import read_npz, write_npz
-from ltbench.records.schema import Record, read_record
+from ltbench.records.files import Form, npz_forms, read_npz, write_npz
+from ltbench.records.schema import Record, read_record, text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,35 @@ if TYPE_CHECKING:
 RECORD = "record.json"
 _CHECKPOINTS = "checkpoints"
 COLUMNS, _HEAD = ("index", "label", "prediction", "confidence", "logits"), "prediction_"
+
+
+MAX_NAME = 200  # bytes; file systems allow 255
+
+
+def plain_name(name: object, what: str) -> str:
+    """Return a name that stands for one file or folder below another, and nowhere else.
+
+    Whatever is read from a record, a plan or a config passes here before it becomes part of a path.
+
+    Args:
+        name: As it was read.
+        what: Whose name it is, for the message.
+
+    Raises:
+        UserError: It is not a text, is empty or too long, leads elsewhere, or cannot be printed.
+    """
+    if (
+        not text(name)
+        or name in ("", ".", "..")
+        or "/" in name
+        or len(name.encode(errors="replace")) > MAX_NAME
+        or any("\ud800" <= letter <= "\udfff" for letter in name)
+    ):
+        raise UserError(
+            f"{what} is {name!r:.60}, which cannot name a folder: use at most {MAX_NAME} letters, "
+            "no slash."
+        )
+    return name
 
 
 class RunFolder:
@@ -30,8 +60,10 @@ class RunFolder:
         self.config = path / "config.yaml"  # what builds the run again
         self.curves = path / "metrics.csv"  # a row per epoch
         self.traces = path / "traces.npz"  # arrays of the method by epoch; traces.png draws them
+        self.lock = path / "lock"  # held by the process that trains the run
         self.checkpoints = path / _CHECKPOINTS
         self.analyses = path / "analysis"  # the results of ltbench analyze
+        self.features = path / "features"  # of its network, for later heads; may be deleted
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> RunFolder:
@@ -52,6 +84,15 @@ class RunFolder:
         """Return the file of corrections of those predictions that need no training."""
         return self.path / f"corrected_{selection}.json"
 
+    def clear(self) -> None:
+        """Remove all but the lock; the record first, without which nothing is taken for a run."""
+        self.record.unlink(missing_ok=True)
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self.lock:
+                path.unlink()
+
     def read(self) -> Record:
         """Read the record.
 
@@ -69,8 +110,10 @@ class RunFolder:
             UserError: They are damaged, or do not fit the record.
         """
         path = self.predictions(selection, split)
-        if not path.is_file():
+        if not path.exists():
             return None
+        if problem := _unfit_form(npz_forms(path), record, split):  # not decompressed yet
+            raise UserError(f"{path} {problem}")
         predictions = Predictions.read(path, logits)
         if problem := predictions.misfit(record, selection, split):
             raise UserError(f"{path} {problem}")
@@ -110,32 +153,22 @@ class Predictions:
             UserError: The file is damaged.
         """
         stored = read_npz(path, *(() if logits else ("logits",)))
-        if missing := {"index", "label", "prediction"} - stored.keys():
-            raise UserError(f"{path} is damaged: it has no column '{min(missing)}'.")
         heads = {k.removeprefix(_HEAD): v for k, v in stored.items() if k.startswith(_HEAD)}
         return cls(heads=heads, **{name: stored[name] for name in COLUMNS if name in stored})
 
     def misfit(self, record: Record, selection: str, split: str) -> str | None:
-        """Say how they contradict the record of their run; None if they do not."""
-        images, classes = record["data"]["images"].get(split), len(record["data"]["class_counts"])
-        columns = (self.index, self.label, self.prediction, *self.heads.values())
-        if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in columns):
-            return "is damaged: a column does not consist of whole numbers."
-        if self.logits is not None and self.logits.shape != (images, classes):
-            return f"is damaged: its logits are not an array of {images} x {classes}."
-        if any(len(column) != images for column in columns):
-            return f"does not fit its record, which counts {images} images."
-        if images and not all(
-            column.min() >= 0 and column.max() < classes for column in columns[1:]
-        ):
+        """Say how their values contradict the record of their run; None if they do not."""
+        import numpy as np
+
+        classes = len(record["data"]["class_counts"])
+        labels = (self.label, self.prediction, *self.heads.values())
+        if any(((column < 0) | (column >= classes)).any() for column in labels):
             return f"does not fit its record: it has labels beyond the {classes} classes."
         shares = self.confidence
-        if shares is not None and not (
-            shares.shape == (images,)
-            and shares.dtype.kind == "f"
-            and bool(((shares >= 0) & (shares <= 1)).all())
-        ):
+        if shares is not None and not ((shares >= 0) & (shares <= 1)).all():
             return "is damaged: a confidence lies outside [0, 1]."
+        if self.logits is not None and not np.isfinite(self.logits).all():
+            return "is damaged: its logits are not all finite."
         accuracy = (record["metrics"].get(selection, {}).get(split) or {}).get("accuracy")
         if isinstance(accuracy, int | float) and abs(self.correct.mean() - accuracy) > 1e-6:
             return (
@@ -143,3 +176,22 @@ class Predictions:
                 "belong to different runs."
             )
         return None
+
+
+def _unfit_form(forms: Mapping[str, Form], record: Record, split: str) -> str | None:
+    """Say which column is missing, or of another shape or type than the record lets expect."""
+    images, classes = record["data"]["images"].get(split), len(record["data"]["class_counts"])
+    if missing := {"index", "label", "prediction"} - forms.keys():
+        return f"is damaged: it has no column '{min(missing)}'."
+    for name, (shape, kind) in forms.items():
+        if name not in COLUMNS and not name.startswith(_HEAD):
+            return f"is damaged: nothing is known of a column '{name:.40}'."
+        if name == "logits":
+            if shape != (images, classes) or kind.kind != "f" or kind.itemsize > 4:
+                return f"is damaged: its logits are not {images} x {classes} numbers of 32 bits."
+        elif kind.kind not in ("f" if name == "confidence" else "iu") or len(shape) != 1:
+            numbers = "fractions" if name == "confidence" else "whole numbers"
+            return f"is damaged: the column '{name:.40}' does not consist of {numbers}."
+        elif shape != (images,):
+            return f"does not fit its record, which counts {images} images."
+    return None

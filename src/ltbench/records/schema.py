@@ -5,13 +5,12 @@ values, where a name that ends in ``?`` may be missing or null and ``*`` stands 
 list of one shape, that of each item. Metrics are fractions in [0, 1]; an undefined one is null.
 """
 
-import json
-import math
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from ltbench import untrusted
 from ltbench.errors import UserError
 from ltbench.records.files import plain, write_json
 from ltbench.records.identity import canonical
@@ -20,21 +19,32 @@ Record = dict[str, Any]
 """Parts of :data:`RECORD` by name."""
 
 SCHEMA = 1
+MOST = 1e100
 
 
-def text(value: Any) -> bool:  # noqa: ANN401 - whatever JSON can hold
+def text(value: Any) -> TypeGuard[str]:  # noqa: ANN401 - whatever JSON can hold
     """Say whether a value is a string without control characters."""
     return isinstance(value, str) and not any(unicodedata.category(c) == "Cc" for c in value)
 
 
 def number(value: Any) -> bool:  # noqa: ANN401
-    """Say whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Say whether a value is a number that can be reckoned with: up to 1e100, so never infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
+
+
+def seconds(value: Any) -> bool:  # noqa: ANN401
+    """Say whether a value is a duration that can be written as days and hours."""
+    return number(value) and 0 <= value < 1e12
 
 
 def count(value: Any) -> bool:  # noqa: ANN401
-    """Say whether a value is a whole number, 0 or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Say whether a value is a whole number, 0 or more, that 52 bits hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**52
+
+
+def counts(value: Any) -> bool:  # noqa: ANN401
+    """Say whether a value is a count, or a list of counts or of such lists."""
+    return all(map(counts, value)) if isinstance(value, list) else count(value)
 
 
 def metric(value: Any) -> bool:  # noqa: ANN401
@@ -60,6 +70,7 @@ RECORD: dict[str, Any] = {
     "data": {
         **{"source": text, "index_hash": text, "class_names": [text], "class_counts": [count]},
         "images": {"*": count},  # by split
+        "unlabelled_counts?": counts,
         "head_mid_tail?": [count],  # numbers of classes; null: 30/40/30 %
     },
     "metrics": {"*": {"test?": {"*": metric}, "val?": {"*": metric}}},  # last, best
@@ -75,7 +86,7 @@ RECORD: dict[str, Any] = {
     "steps?": count,
     "batches_per_epoch?": count,
     "images_seen": count,
-    "wall_seconds": number,
+    "wall_seconds": seconds,
     "images_per_second?": number,
     "peak_memory_bytes?": number,
     "status": text,  # running, done, interrupted or failed
@@ -121,9 +132,9 @@ def read_record(path: Path) -> Record:
         UserError: It is missing, cut off, not a record, or from a newer ltbench.
     """
     try:
-        record = json.loads(path.read_text())
+        record = untrusted.read_json(path)
         schema = int(record["schema"])
-    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a readable run record: {error}") from error
     if schema > SCHEMA:
         raise UserError(f"{path} has schema {schema}: upgrade ltbench, which reads {SCHEMA}.")

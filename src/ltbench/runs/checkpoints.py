@@ -33,8 +33,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
-            return str(Path(self.dirpath or "", Path(path).name)) if path else ""
+        def here(path: str) -> str:  # whatever the file says: an old one is removed
+            return str(Path(self.dirpath or "", f"{self.filename}.ckpt")) if path else ""
 
         if not Path(here(state_dict["best_model_path"])).is_file():  # it is another run's
             return
@@ -69,6 +69,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save({**checkpoint, **origin}, buffer)
         records.write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
+
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint; a path may come from another one, so it is a file of that kind."""
+        file = Path(path)
+        if file.suffix == ".ckpt" and ".." not in file.parts and not file.is_dir():
+            file.unlink(missing_ok=True)
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
@@ -185,10 +192,8 @@ def require_same_data(checkpoint: dict[str, Any], data: DataModule, same_images:
             "the checkpoint was trained on other classes "
             f"({', '.join(stored['class_names'][:3])}, ...) than this data has."
         )
-    if (
-        same_images
-        and stored.get("training_set", present["training_set"]) != present["training_set"]
-    ):
+    images = {"training_set", "fingerprint"} & stored.keys()
+    if same_images and any(stored[key] != present[key] for key in images):
         raise UserError(
             "the checkpoint was trained on other images, which may be in this validation set: use "
             "the data settings of the config.yaml in its run folder."

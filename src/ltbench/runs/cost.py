@@ -92,8 +92,7 @@ class Meter(Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs, batches = trainer.max_epochs or -1, int(trainer.num_training_batches)
-        limits = [n for n in (batches * epochs, trainer.max_steps) if n > 0]
-        self.steps = min(limits, default=0)
+        self.steps = max(0, batches * epochs)
         Console(quiet=not trainer.is_global_zero).print(
             f"{_trained(pl_module):,} parameters; {self.steps:,} steps, {batches:,} per epoch. "
             "Timing a few of them.",

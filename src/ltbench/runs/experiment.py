@@ -13,17 +13,20 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 import ltbench.data.text
 import ltbench.data.transforms
 import ltbench.methods  # noqa: F401  (a config may name any class of these without its module)
-from ltbench import records
+from ltbench import records, trust
 from ltbench.data.base import DataModule
 from ltbench.data.datamodule import LongTailDataModule
 from ltbench.errors import UserError
 from ltbench.methods.base import Method
 from ltbench.methods.parts import stages
 from ltbench.runs import gpus
+from ltbench.runs.callbacks.refused import require_harmless
 from ltbench.runs.context import RunContext
 from ltbench.runs.parsing import (
     Parser,
@@ -39,8 +42,6 @@ from ltbench.runs.parsing import (
 )
 from ltbench.shipped import existing_config
 
-MAX_NAME = 200  # letters; file systems allow 255
-
 # What the model takes from the data: an attribute of the data module -> an argument of the model.
 LINKS = {"num_classes": "num_classes", "channels": "in_chans"}
 
@@ -53,6 +54,7 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
 }
 
+FREE = ("backbone_args", "dict_kwargs", "loss_args")  # dictionaries of any names
 CONFIG_OPTIONS = ("-c", "--config")
 
 T = TypeVar("T")
@@ -103,7 +105,8 @@ class Experiment:
 
     def _context(self, starts: dict[str, dict[str, Any]]) -> RunContext:
         name, model = self.config["name"], self.config["model"]
-        job_id = records.job_id(self.config, self.data.source.fingerprint, starts)
+        placed = {**self.config, "trainer": _placed(self.config["trainer"])}
+        job_id = records.job_id(placed, self.data.source.fingerprint, starts)
         linked = {argument: getattr(self.data, name) for name, argument in LINKS.items()}
         made_from = {"class_path": model["class_path"], **model.get("init_args", {}), **linked}
         root = Path(self.config["trainer"]["default_root_dir"])
@@ -144,6 +147,9 @@ def build(
     seed = parsed.seed_everything
     if isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed_everything is {seed}; it must be a whole number, 0 to 2^32 - 1.")
+    if command.startswith("fit"):
+        callbacks = parsed.trainer.callbacks or []
+        require_harmless(callbacks if isinstance(callbacks, list) else [callbacks])
     resolved = _resolved(parser, parsed)
     if parsed.output and command in ("fit", "validate", "test"):
         raise UserError(f"--output is for predict and data; {command} does not write such a file.")
@@ -197,12 +203,46 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def _placed(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a trainer with the devices that ``auto`` stands for on this machine.
+
+    One device and four are different runs. Strategy ``auto`` follows from devices and nodes.
+    """
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if accelerator == "auto":
+        accelerator = _AcceleratorConnector._choose_auto_accelerator()
+    if devices in ("auto", -1, "-1"):
+        kinds = {"gpu": CUDAAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator}
+        devices = kinds.get(accelerator, CPUAccelerator).auto_device_count()
+    if isinstance(devices, str) and devices.isdecimal():  # as the command line has it
+        devices = int(devices)
+    return {**trainer, "accelerator": accelerator, "devices": devices}
+
+
 def _instantiated(parser: Parser, parsed: Namespace) -> Namespace:
+    _require_plain_options(parsed.as_dict())
     try:
         built: Namespace = parser.instantiate(parsed)
     except ValueError as error:  # a constructor's, wrapped in errors of jsonargparse
         raise cause(error) or UserError(explain(str(error))) from error
     return built
+
+
+def _require_plain_options(settings: object, where: str = "") -> None:
+    """Refuse a class in a free dictionary, where it would pass for a value.
+
+    Raises:
+        UserError: Naming the place.
+    """
+    items = settings.items() if isinstance(settings, dict) else []
+    for key, value in items:
+        place = f"{where}.{key}".removeprefix(".")
+        if key in FREE:
+            trust.require_plain(value, place)
+        else:
+            _require_plain_options(value, place)
+    for item in settings if isinstance(settings, list) else []:
+        _require_plain_options(item, where)
 
 
 def _parser(command: str) -> Parser:
@@ -239,7 +279,7 @@ def _checked(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         in these words or the configs, of arguments that the model takes from the data.
 
     Raises:
-        UserError: A config cannot be read, or names a class of a package that is not trusted.
+        UserError: A config cannot be read, or is not one.
     """
     checked, linked = list(words), dict[str, Any]()
     for at, (word, following) in enumerate(pairwise([*words, ""])):
@@ -267,14 +307,16 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     Raises:
         UserError: A setting that no run can have.
     """
-    text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    try:
+        text = parser.dump(parsed, skip_link_targets=False, skip_unset=False, format="yaml")
+    except ValueError as error:
+        reason = explain(str(error)).partition(";")[0]
+        raise UserError(f"a default value cannot be written to config.yaml: {reason}.") from error
     whole = yaml.safe_load(text)
     check_trainer(whole["trainer"])
-    name = whole["name"]
-    if name is not None and (Path(name).name != name or len(name) > MAX_NAME):
-        raise UserError(
-            f"--name '{name:.40}' cannot name a folder: use at most {MAX_NAME} letters, no slash."
-        )
+    files = [file for file in parsed.config or [] if file]
+    name = Path(str(files[0])).stem if files else "run"
+    name = records.plain_name(name if whole["name"] is None else whole["name"], "--name")
     for part in ("model", "data"):
         class_ = pkgutil.resolve_name(whole[part]["class_path"])
         if null := null_of(class_, whole[part].get("init_args", {})):
@@ -285,5 +327,4 @@ def _resolved(parser: Parser, parsed: Namespace) -> dict[str, Any]:
     }
     for argument in LINKS.values():
         resolved["model"].get("init_args", {}).pop(argument, None)
-    files = [file for file in parsed.config or [] if file]
-    return {**resolved, "name": name or (Path(str(files[0])).stem if files else "run")}
+    return {**resolved, "name": name}

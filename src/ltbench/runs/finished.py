@@ -58,6 +58,7 @@ class FinishedRun:
         config: Its resolved config.
         model: The method in evaluation mode, with its weights.
         checkpoint: The checkpoint of the weights.
+        selection: Which weights: ``last`` or ``best``.
         device: Where the model is.
     """
 
@@ -66,12 +67,39 @@ class FinishedRun:
     config: dict[str, Any]
     model: Method
     checkpoint: dict[str, Any]
+    selection: str
     device: torch.device
 
     @property
     def class_names(self) -> list[str]:
         """Name of each class, in label order."""
         return list(self._identity["class_names"])
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the network sees, in pixels."""
+        return int(self._identity["image_size"])
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images: 3, or 1 for grey."""
+        return int(self.checkpoint["ltbench_model"][LINKS["channels"]])
+
+    @property
+    def input_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, of values in [0, 1]."""
+        return list(self._identity["mean"]), list(self._identity["std"])
+
+    @property
+    def decoding(self) -> Decoding:
+        """How image files become squares."""
+        return Decoding(**(arguments_of(self.config, "data").get("decoding") or {}))
+
+    def require_images(self) -> None:
+        """Refuse a run that does not classify images."""
+        known = isinstance(self.model, ClassificationModule) and "image_size" in self._identity
+        if not known:
+            raise UserError(f"the run {self.folder} does not classify images.")
 
     @cached_property
     def data(self) -> DataModule:
@@ -97,23 +125,19 @@ class FinishedRun:
         Raises:
             UserError: The run does not classify images, or an image cannot be used.
         """
-        model = self.model
-        if not isinstance(model, ClassificationModule) or "image_size" not in self._identity:
-            raise UserError(f"the run {self.folder} does not classify images.")
+        self.require_images()
         items = _listed(images)
         if not len(items):
             raise UserError("no images to classify.")
         kind = _AUTOCAST.get(self.config["trainer"]["precision"])
         context = torch.autocast(self.device.type, kind) if kind else nullcontext()
-        arguments = arguments_of(self.config, "data")
-        how = Decoding(**(arguments.get("decoding") or {}))
-        size = int(arguments.get("eval_batch_size", 500))
-        mean, std = self._identity["mean"], self._identity["std"]
+        size = int(arguments_of(self.config, "data").get("eval_batch_size", 500))
+        mean, std = self.input_statistics
         scores = []
         with quiet(), torch.inference_mode(), context:
             for start in range(0, len(items), size):
-                batch = self._squares(items[start : start + size], how).to(self.device)
-                scores.append(model.predict_step({"image": standardised(batch, mean, std)}, 0))
+                batch = self.squares(items[start : start + size]).to(self.device)
+                scores.append(self.model.predict_step({"image": standardised(batch, mean, std)}, 0))
         probabilities = torch.cat(scores)
         labels = probabilities.argmax(1)
         return Classification(
@@ -123,10 +147,13 @@ class FinishedRun:
             [item for item in items if isinstance(item, Path)],
         )
 
-    def _squares(self, items: "list[Path | Image] | Tensor", how: Decoding) -> Tensor:
-        """Return images (B, C, size, size) uint8."""
-        channels = self.checkpoint["ltbench_model"][LINKS["channels"]]
-        size = self._identity["image_size"]
+    def squares(self, items: "Sequence[Path | Image] | Tensor") -> Tensor:
+        """Return images as the network sees them but for normalisation: (N, C, S, S) uint8.
+
+        Raises:
+            UserError: A file cannot be read, or pixels have another shape or type.
+        """
+        channels, size, how = self.channels, self.image_size, self.decoding
         if isinstance(items, Tensor):
             if items.ndim != 4 or items.shape[1] != channels or items.dtype != torch.uint8:
                 raise UserError(
@@ -183,7 +210,7 @@ def open_run(
     with quiet(), isolate_rng():
         built = build_part("model", Method, settings)
         load_weights(built, checkpoint)
-    return FinishedRun(run.path, record, config, built.to(where), checkpoint, where)
+    return FinishedRun(run.path, record, config, built.to(where), checkpoint, selection, where)
 
 
 def _listed(images: "ToPredict | Sequence[ToPredict]") -> "list[Path | Image] | Tensor":

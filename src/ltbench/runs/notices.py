@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_DEATHS = "lightning.fabric.strategies.launchers.subprocess_script"  # of processes that it started
 _NOTICES = (
     "Be aware that when using `ckpt_path`",  # an evaluation needs only the weights
     "You're using the WeightAveraging callback, but loading",  # those are the averaged ones
@@ -29,6 +30,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", notice, UserWarning)
         for logger in loggers:
             logger.setLevel(logging.WARNING)
+        logging.getLogger(_DEATHS).setLevel(logging.INFO)
         try:
             yield
         finally:

@@ -11,13 +11,14 @@ from typing import Any, NoReturn, get_args
 
 import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ltbench import trust
 from ltbench.data.base import DataModule
 from ltbench.data.protocols import Protocol
 from ltbench.data.transforms.basic import BatchTransform
@@ -26,7 +27,6 @@ from ltbench.methods.base import Method
 from ltbench.optim.sam import GradientRule
 from ltbench.optim.schedules import LRSchedule
 from ltbench.records import canonical, parse_yaml
-from ltbench.runs.trust import require_trusted
 
 _log = logging.getLogger(__name__)
 _listener = logging.getLogger(f"{__name__}.listener")  # by name, since parsers are copied
@@ -48,6 +48,7 @@ _DROPPED = re.compile(
     r"class_path change from '(?P<old>[^']+)' to '(?P<new>[^']+)', "
     r"discarding init_args: \{(?P<arguments>.*)\}"
 )
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _PLACE = re.compile(r'Parser key "([^"]+)":')
 _NOISE = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
@@ -98,21 +99,76 @@ def _default_optimizers() -> Iterator[Optimizer]:
 
 
 MODE = "ltbench"  # of a parser: YAML, with our classes by their bare names
-set_loader(MODE, lambda text: canonical(get_loader("yaml")(text)), (yaml.YAMLError,))
+MAX_VALUES = 100_000  # of a config
+
+
+def _load(text: str) -> Any:  # noqa: ANN401 - YAML is recursive
+    value = get_loader("yaml")(text)
+    if not _is_bounded(value):
+        raise yaml.YAMLError(f"it is nested endlessly or has over {MAX_VALUES} values")
+    return canonical(value)
+
+
+def _is_bounded(settings: object) -> bool:
+    """Say whether settings hold few values: aliases of aliases stand for more than memory holds."""
+    seen, left = 0, [settings]
+    while left and seen <= MAX_VALUES:
+        value = left.pop()
+        seen += 1
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return seen <= MAX_VALUES
+
+
+set_loader(MODE, _load, (yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, whose errors are :class:`~ltbench.errors.UserError`."""
+    """Lightning's parser, whose errors are :class:`~ltbench.errors.UserError`.
+
+    It imports only what :mod:`ltbench.trust` lets a config name, wherever the name stands, builds
+    nothing in a free dictionary, and opens no file but those of ``--config``.
+    """
 
     # The logger hears what jsonargparse does not report; parsers of classes come with one.
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as jsonargparse's
         if "logger" not in kwargs:
             _listener.handlers = [_Dropped()]
+            _let_name()
         super().__init__(*args, **{"logger": _listener, "parser_mode": MODE, **kwargs})
+
+    @override
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        return super().add_class_arguments(*args, **{**kwargs, "sub_configs": False})
+
+    @override
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> None:
+        super().add_subclass_arguments(*args, **kwargs)
+        action: Any = self._actions[-1]
+        action._enable_path = False  # else a text may name a file
+        action.sub_add_kwargs["sub_configs"] = False
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise cause(ex) or UserError(explain(message)) from ex
+
+
+_named = set[str]()  # what a config could name when the last parser was made
+
+
+def _let_name() -> None:
+    """Tell jsonargparse what a config may name; it checks where it imports."""
+    allowed = {*trust.MODULES, *trust.vouched()}
+    denied = {"*", *trust.EXCEPT, *_named} - allowed
+    set_parsing_settings(
+        import_path_denylist=[*denied],
+        import_path_allowlist=[*allowed],
+        instantiate_subclass_spec_in_any=False,
+    )
+    _named.clear()
+    _named.update(allowed)
 
 
 def cause(error: BaseException | None) -> UserError | None:
@@ -129,6 +185,8 @@ def explain(message: str) -> str:
     "unknown option '--trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"
     """
     place = ".".join(_PLACE.findall(message))
+    if denied := _DENIED.search(message):
+        return f"{place + ': ' if place else ''}{trust.refusal(denied[1])}"
     if missing := _MISSING.search(message):
         what = f"{place}: {missing[1]} is missing" if place else f"{missing[1]} is missing"
         return f"{what}. Start from a config: --config FILE (`ltbench list configs`)."
@@ -174,30 +232,35 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
         where: Its name in messages.
 
     Raises:
-        UserError: A part of it is not a mapping, or names a class of a package that is not trusted.
+        UserError: It has too many values, a part of it is not a mapping, or it says what a command
+            reads, writes or removes.
     """
+    if not _is_bounded(settings):
+        raise UserError(f"{where} is nested endlessly or has over {MAX_VALUES} values.")
     for key, value in settings.items():
+        if key in _OF_A_COMMAND:
+            raise UserError(f"{where}: '{key}' belongs to a command: write --{key} there.")
         if key not in ("trainer", "model", "data"):
             continue
         if not isinstance(value, dict) and not (isinstance(value, str) and key != "trainer"):
             raise UserError(
                 f"{where}: '{key}' must hold settings, not {value!r:.40}; indent the lines below."
             )
-        require_trusted(value, where)
 
 
 def check_argument(option: str, value: str) -> dict[str, Any]:
     """Read an argument as a config would hold it, nested by the dots in its option.
 
     Raises:
-        UserError: It names a class of a package that is not trusted.
+        UserError: It names a file in the place of the trainer's settings.
     """
     *above, last = option.removeprefix("--").split(".")
     try:
         settings = {last: yaml.safe_load(value)}
     except (yaml.YAMLError, RecursionError):  # the parser will report it
         return {}
-    require_trusted(settings, option)
+    if option == "--trainer" and isinstance(settings[last], str):
+        raise UserError(f"--trainer takes settings, not {value:.80}; --config takes a file.")
     for key in reversed(above):
         settings = {key: settings}
     return settings
@@ -233,8 +296,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     """
     epochs, every = settings["max_epochs"], settings["check_val_every_n_epoch"]
     limits = [settings["limit_val_batches"], settings["limit_test_batches"]]
-    callbacks = settings["callbacks"] or []
-    classes = [str(c.get("class_path")) for c in (callbacks if isinstance(callbacks, list) else [])]
     for wrong, message in (
         (
             settings["fast_dev_run"] or settings["limit_train_batches"] == 0,
@@ -256,6 +317,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "`timeout 2h ltbench fit ...`: the same command resumes from its last checkpoint",
         ),
         (
+            settings["max_steps"] != -1 or settings["min_steps"],
+            "max_steps and min_steps would end the training before its schedules or after them, "
+            "which are by epochs; use max_epochs and limit_train_batches",
+        ),
+        (
             settings["overfit_batches"],
             "overfit_batches replaces the order of the images; use limit_train_batches",
         ),
@@ -268,8 +334,11 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
             "default_root_dir must be a folder on this machine, such as runs",
         ),
         (
-            any(name.endswith("StochasticWeightAveraging") for name in classes),
-            "StochasticWeightAveraging replaces the schedule of the method; use model.ema_decay",
+            any(
+                "class_path" in str(settings[key]) and isinstance(settings[key], str)
+                for key in _WORDS
+            ),
+            f"{', '.join(_WORDS)} take one of Lightning's names or classes",
         ),
     ):
         if wrong:
@@ -302,6 +371,8 @@ def _nearest(name: str, is_class: bool) -> str | None:
     return None if nearest == name else nearest
 
 
+_OF_A_COMMAND = ("config", "ckpt_path", "output", "fresh")
+_WORDS = ("accelerator", "strategy", "profiler")  # where a class that is refused passes for a name
 _GROUPS = ("trainer", "model", "data", "seed_everything", "name", "fresh", "output", "ckpt_path")
 
 

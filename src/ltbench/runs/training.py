@@ -1,14 +1,14 @@
 """``ltbench fit``, ``validate``, ``test``, ``predict``: a trainer runs an experiment."""
 
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 
@@ -67,7 +67,8 @@ def make_trainer(
         gpus.require_named(torch.cuda.device_count())
     own = settings["callbacks"] or []
     own = own if isinstance(own, list) else [own]
-    bar = [Progress()] if settings["enable_progress_bar"] is not False else []
+    barred = any(isinstance(callback, ProgressBar) for callback in own)
+    bar = [Progress()] if settings["enable_progress_bar"] is not False and not barred else []
     try:
         trainer = L.Trainer(**{**settings, "callbacks": [*own, *bar, *callbacks]})
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
@@ -123,34 +124,39 @@ class Training:
 
     def run(self) -> None:
         """Train, test the last and the best-on-validation weights, and print the table."""
-        folder, options = self.context.folder, self.experiment.options
-        console = Console(quiet=not self.trainer.is_global_zero)
-        if options.fresh and self.trainer.is_global_zero:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        # All ranks decide alike, even one that looks before the first has cleared the folder.
-        exists = not options.fresh and folder.record.exists()
-        if exists and folder.read()["status"] == "done":
+        folder, console = self.context.folder, Console(quiet=not self.trainer.is_global_zero)
+        if self._done():
             console.print(f"{folder.path} is done already; --fresh true starts over.")
         else:
-            last = folder.checkpoint("last")
-            start = Path(options.ckpt_path) if options.ckpt_path is not None else None
-            if start is None and last.exists() and not options.fresh:
-                console.print(f"Going on from {last}.")
-                start = last
-            if start is not None:
-                self.data.first_epoch = require_resumable(start, self.experiment)
             records.require_place(folder.record)
-            if self.trainer.is_global_zero:
-                records.clear_parts(folder.path)
-            self._train(start)
-            if not self.record.begun and start not in (None, last):
-                raise UserError(
-                    f"the training of {start} is complete: evaluate it, `ltbench test`."
-                )
-            self._evaluate_selections()
+            with records.locked(folder.lock) if self.trainer.is_global_zero else nullcontext():
+                if not self._done():  # by a process that had the lock until now
+                    self._run(console)
         if self.trainer.is_global_zero:
             console.print(result_table(folder.read()))
             console.print(f"Record: {folder.record}")
+
+    def _done(self) -> bool:
+        # All ranks decide alike, even one that looks before the first has cleared the folder.
+        folder = self.context.folder
+        exists = not self.experiment.options.fresh and folder.record.exists()
+        return exists and folder.read()["status"] == "done"
+
+    def _run(self, console: Console) -> None:
+        folder, options = self.context.folder, self.experiment.options
+        if self.trainer.is_global_zero:
+            folder.clear() if options.fresh else records.clear_parts(folder.path)
+        last = folder.checkpoint("last")
+        start = Path(options.ckpt_path) if options.ckpt_path is not None else None
+        if start is None and last.exists() and not options.fresh:
+            console.print(f"Going on from {last}.")
+            start = last
+        if start is not None:
+            self.data.first_epoch = require_resumable(start, self.experiment)
+        self._train(start)
+        if not self.record.begun and start not in (None, last):
+            raise UserError(f"the training of {start} is complete: evaluate it, `ltbench test`.")
+        self._evaluate_selections()
 
     def _train(self, start: Path | None) -> None:
         # Fail before training, not after it, if an image cannot be read.

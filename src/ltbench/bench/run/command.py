@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ltbench.bench.run import estimate
+from ltbench.bench.run import estimate, heads
 from ltbench.bench.run import suite as suites
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.launchers import Launcher, Local
@@ -42,6 +42,12 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--rows", type=lambda text: text.split(","), help="for example ce,vs; default: all"
     )
+    parser.add_argument(
+        "--heads",
+        type=heads.named,
+        help="add these heads to every row that has a finished run, for example crt,ncm, or all: "
+        + ", ".join(heads.HEADS),
+    )
     parser.add_argument("--only-failed", action="store_true", help="run only failed jobs again")
     together = parser.add_mutually_exclusive_group()
     together.add_argument(
@@ -60,13 +66,29 @@ def run(args: Sequence[str]) -> None:
     store, console = Store(options.folder), Console()
     launcher = _launcher(options, cluster)
     if options.dry_run:
-        dry_run(suite, plan, store, launcher, options.only_failed)
+        whole = _with_heads(plan, store, options.heads, settings, console)
+        dry_run(suite, plan, store, launcher, options.only_failed, whole)
         return
-    store.save(plan)
-    with Board(plan, console, launcher.slots) as board:
-        states = Runner(plan, store, launcher, options.only_failed, board.update).run()
+    rounds: list[list[str]] = [[], options.heads] if options.heads else [[]]
+    for names in rounds:  # heads once the suite has run
+        plan = _with_heads(plan, store, names, settings, console)
+        store.save(plan)
+        with Board(plan, console, launcher.slots) as board:
+            states = Runner(plan, store, launcher, options.only_failed, board.update).run()
     if any(state.status != "done" for state in states.values()):
         raise SystemExit(1)
+
+
+def _with_heads(
+    plan: Plan, store: Store, names: Sequence[str], last: Mapping[str, Any], console: Console
+) -> Plan:
+    """Add heads to the rows that have finished runs, and say which were left out."""
+    if not names:
+        return plan
+    plan, left_out = heads.with_heads(plan, store.states(plan), names, last)
+    for line in left_out:
+        console.print(line, markup=False, highlight=False)
+    return plan
 
 
 def _launcher(options: argparse.Namespace, cluster: Mapping[str, Any]) -> Launcher:
@@ -83,23 +105,30 @@ def _launcher(options: argparse.Namespace, cluster: Mapping[str, Any]) -> Launch
 
 
 def dry_run(
-    suite: Suite, plan: Plan, store: Store, launcher: Launcher, only_failed: bool = False
+    suite: Suite,
+    plan: Plan,
+    store: Store,
+    launcher: Launcher,
+    only_failed: bool = False,
+    whole_plan: Plan | None = None,
 ) -> None:
     """Print which jobs are left and how long they take; run none of them.
 
-    Recipes that were never run are timed for a few steps.
+    Recipes of the suite that were never run are timed for a few steps; ``whole_plan`` may add heads
+    to its rows, which are not timed.
     """
-    console = Console()
+    console, own = Console(), plan
+    plan = whole_plan or plan
     before = store.states(plan)
     todo = unfinished(before, only_failed)
     states = before | {key: replace(before[key], status="waiting") for key in todo}
-    unknown = set(todo) - estimate.totals(plan, states).keys()
+    unknown = (set(todo) & own.jobs.keys()) - estimate.totals(plan, states).keys()
     probed: estimate.Seconds = {}
     if unknown:
         message = f"timing {estimate.BATCHES} steps of jobs that were never run ..."
         console.print(message)
         with console.status(message):
-            probed, failed = estimate.probe(suite, plan, unknown, store, launcher)
+            probed, failed = estimate.probe(suite, own, unknown, store, launcher)
         for name, cause in failed.items():
             console.print(f"{name} cannot be timed: {cause}", markup=False, highlight=False)
     whole = estimate.totals(plan, states, probed)

@@ -137,7 +137,5 @@ def _extrapolated(job: Job, record: Mapping[str, Any]) -> float | None:
     if isinstance(limit, int):
         batches = min(batches, limit)
     total = settings.get("trainer.max_epochs", -1) * batches
-    if settings.get("trainer.max_steps", -1) > 0:
-        total = settings["trainer.max_steps"]
     done = min(BATCHES, batches)
     return record["wall_seconds"] / done * total if total > 0 else None

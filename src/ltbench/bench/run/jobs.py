@@ -17,11 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ltbench import records
+from ltbench import records, untrusted
 from ltbench.bench.run.suite import Job, Plan, substitute
 from ltbench.errors import UserError
+from ltbench.records import schema
 from ltbench.records.files import read_json
 from ltbench.records.folder import RECORD
+
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that ask a job to end; it is not a failure if it does."""
 
 STATES = ("done", "running", "queued", "waiting", "stopped", "failed", "blocked")
 """``stopped``: interrupted, and can go on; ``blocked``: a stage that it needs has failed."""
@@ -65,20 +69,27 @@ class Store:
             UserError: It was never run here, or the file is damaged.
         """
         path = self.folder / f"{suite}.json"
-        if not path.is_file():
+        if not path.exists():
             raise UserError(
                 f"suite {suite} was never run in {self.folder}: try ltbench bench run {suite}."
             )
         try:
-            content = json.loads(path.read_text())
+            content = untrusted.read_json(path)
             jobs = {key: Job(**job) for key, job in content["jobs"].items()}
+            for name in (
+                content["suite"],
+                *(part for j in jobs.values() for part in (j.name, j.key)),
+            ):
+                records.plain_name(name, f"a name in {path}")
             rows = {
                 name: {int(seed): keys for seed, keys in seeds.items()}
                 for name, seeds in content["rows"].items()
             }
-            baselines = content.get("baselines", {})
-            return Plan(content["suite"], jobs, rows, content["families"], baselines)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            baselines, starts = content.get("baselines", {}), content.get("starts", {})
+            plan = Plan(suite, jobs, rows, content["families"], baselines, starts)
+            _check(plan)
+            return plan
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged: ltbench bench run {suite} rewrites it and keeps finished jobs."
             ) from error
@@ -95,9 +106,34 @@ class Store:
         return states
 
 
+def _check(plan: Plan) -> None:
+    """Refuse a plan whose jobs lead out of its folder, or are not there.
+
+    Raises:
+        ValueError: It was not written by :meth:`Store.save`.
+        KeyError: A job is missing.
+    """
+    known: set[str] = set()
+    for key, job in plan.jobs.items():
+        named = f"{job.name}-seed{job.seed}-{job.key}"
+        if key != job.key or Path(named).name != named or not known.issuperset(job.needs):
+            raise ValueError(named)
+        known.add(key)
+    for keys in (keys for seeds in plan.rows.values() for keys in seeds.values()):
+        if not keys or not known.issuperset(keys):
+            raise KeyError(*keys)
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Return the notes of a job, but for those that are not what :func:`note` writes."""
+    notes = read_json(folder / "job.json")
+    fits = {"seconds": schema.seconds, "began": schema.seconds, "returncode": schema.number}
+    return {name: value for name, value in notes.items() if fits.get(name, bool)(value)}
+
+
 def read_state(folder: Path) -> State:
     """Return the state of the job in a folder; nothing is written."""
-    notes = read_json(folder / "job.json")
+    notes = read_notes(folder)
     run, record, damage = _run_of(folder)
     if record and record["status"] == "done":
         return State("done", run, record, notes=notes)
@@ -137,7 +173,8 @@ def _cause(folder: Path, record: dict[str, Any] | None, notes: Mapping[str, Any]
         return str(notes["cause"])
     code = int(notes["returncode"])
     if code < 0:
-        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        names = {number.value: f" ({number.name})" for number in signal.Signals}
+        return f"killed by signal {-code}{names.get(-code, '')}"
     output = _tail(folder / "log.txt").rpartition("\n$ ")[2].partition("\n")[2]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     error = next((line for line in reversed(lines) if line.startswith("error: ")), None)
@@ -146,8 +183,8 @@ def _cause(folder: Path, record: dict[str, Any] | None, notes: Mapping[str, Any]
 
 def _tail(path: Path, size: int = 4000) -> str:
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - size))
+        with untrusted.open_file(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read().decode(errors="replace")
     except OSError:
         return ""
@@ -202,7 +239,7 @@ def start(
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if (record := _run_of(folder)[1]) and record["status"] == "done":
             return None
-        seconds = read_json(folder / "job.json").get("seconds", 0.0)
+        seconds = read_notes(folder).get("seconds", 0.0)
         with (folder / "log.txt").open("ab") as log:
             log.write(f"\n$ {' '.join(words)}\n".encode())
             log.flush()
@@ -242,8 +279,11 @@ _LIBC = ctypes.CDLL(None)  # opened before the fork: nothing may wait for a lock
 
 def ended(folder: Path, returncode: int | None) -> None:
     """Note the exit code of a job's process (None: it was asked to end) and its seconds."""
-    notes = read_json(folder / "job.json")
-    seconds = float(notes.get("seconds") or 0) + time.time() - float(notes.get("began") or 0)
+    notes = read_notes(folder)
+    if returncode in {code for number in ASKED for code in (128 + number, -number)}:
+        returncode = None
+    began = float(notes.get("began") or 0)
+    seconds = float(notes.get("seconds") or 0) + max(0, time.time() - began)  # clocks are set back
     note(folder, returncode=returncode, seconds=round(seconds, 2))
 
 

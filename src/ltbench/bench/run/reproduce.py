@@ -1,7 +1,7 @@
 """``ltbench bench reproduce``: run a job again from its record alone, and compare the metrics."""
 
+import itertools
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,8 @@ from ltbench.records import RunFolder
 from ltbench.records.folder import RECORD
 
 PLACES = (Path("runs"), Path("benchmarks/results"))
+PARTS = ("seed_everything", "model", "data", "name")  # of a config, beside the trainer
+OUTSIDE = ("logger", "profiler", "default_root_dir")  # they write, and change no result
 ENVIRONMENT = ("versions", "git", "device", "threads", "precision", "world_size")
 
 
@@ -55,8 +57,10 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
 
     Overrides are further arguments of ``ltbench fit``, such as where the data lies here.
 
+    Each reproduction has a fresh folder; one that was interrupted goes on in its own.
+
     Raises:
-        UserError: The job is not finished, or starts from a run that is not here.
+        UserError: The job is not finished, starts from a run that is not here, or writes elsewhere.
     """
     path = find(job, folder)
     record = records.read_record(path)
@@ -73,23 +77,69 @@ def reproduce(job: str, folder: Path, overrides: Sequence[str] = (), tolerance: 
             f"{f'commit {commit}' if commit else 'the ltbench of then'} to reproduce it."
         )
     for start in record.get("lineage") or ():
-        if start.get("path") and not Path(start["path"]).exists():
+        if start.get("path") and not os.path.exists(start["path"]):  # noqa: PTH110 - any text
             raise UserError(
                 f"{path} starts from {start['path']} (job {start.get('job_id')}), which is not "
                 "here: reproduce that job, then point to it with --model.<argument>.path."
             )
-    place = folder / record["job_id"]
-    if any(records.read_record(old)["status"] == "done" for old in place.glob(f"*/{RECORD}")):
-        shutil.rmtree(place)  # a result of earlier code says nothing about today's
-    config = RunFolder(place).config
-    records.write_text(config, yaml.safe_dump(record["config"], sort_keys=False))
-    command = [sys.executable, "-m", "ltbench", "fit", "--config", str(config)]
+    job_id = records.plain_name(record["job_id"], f"the job id in {path}")
+    text = yaml.safe_dump(_alone(record["config"], path), sort_keys=False)
+    place = _place(folder, job_id, text)
+    command = [sys.executable, "-m", "ltbench", "fit", "--config", str(RunFolder(place).config)]
     command += [f"--trainer.default_root_dir={place}", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(record.get("threads") or 1)}
     if subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"the run failed; its files are in {place}.")
     newest = max(place.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     return compare(record, records.read_record(newest), tolerance, Console())
+
+
+def _place(folder: Path, job_id: str, config: str) -> Path:
+    """Return the folder of a reproduction: that of one which was interrupted, else a fresh one.
+
+    Nothing is removed: what stands in the way was not made here, or is a result of earlier code,
+    which says nothing about today's. The config is written whole and first, so it marks a folder
+    that was made here, for this very config.
+    """
+    for attempt in itertools.count(1):
+        place = folder / f"{job_id}-{attempt}"
+        run = RunFolder(place)
+        if not os.path.lexists(place):
+            records.require_place(run.config)
+            records.write_text(run.config, config)
+            return place
+        ours = not place.is_symlink() and run.config.is_file() and run.config.read_text() == config
+        if ours and not any(map(_is_done, place.glob(f"*/{RECORD}"))):
+            return place
+    raise AssertionError
+
+
+def _is_done(record: Path) -> bool:
+    return bool(records.read_record(record)["status"] == "done")
+
+
+def _alone(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a config that writes below the reproduction's folder alone.
+
+    Raises:
+        UserError: A callback of it names a folder of its own.
+    """
+    trainer = {k: v for k, v in (config.get("trainer") or {}).items() if k not in OUTSIDE}
+    for text in _texts(trainer.get("callbacks")):
+        if "/" in text or ".." in text:
+            raise UserError(
+                f"{path}: a callback of this run would write to {text:.80}; train it with a config "
+                "of your own instead."
+            )
+    return {key: value for key, value in config.items() if key in PARTS} | {"trainer": trainer}
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - a config is recursive
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def compare(

@@ -4,10 +4,8 @@ The runner has no state of its own: records say what is done, and locks what is 
 be killed and started again, and two of them can share a folder.
 """
 
-import signal
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType
 
 from ltbench.bench.run import jobs
 from ltbench.bench.run.jobs import State, Store
@@ -45,7 +43,6 @@ class Runner:
         Raises:
             KeyboardInterrupt: After the running processes were asked to end, and did.
         """
-        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             for key in self.pending:  # each gets another chance, so none is blocked yet
                 if self.states[key].status in ("failed", "blocked"):
@@ -59,7 +56,6 @@ class Runner:
                 time.sleep(POLL)
         finally:
             self._stop()
-            signal.signal(signal.SIGTERM, before)
             self.watch(self.states)
         return self.states
 
@@ -94,8 +90,8 @@ class Runner:
                 del self.running[key]
                 folder = self.store.job_folder(self.plan.jobs[key])
                 state = jobs.read_state(folder)
-                if state.status == "running":  # another runner's process was faster
-                    self.pending.append(key)
+                if state.status == "running" or (state.status == "stopped" and code):
+                    self.pending.append(key)  # another runner was faster, or it was asked to end
                 elif state.status != "done" and code == 0:
                     state = State("failed", state.run, state.record, "it left no finished record")
                 self.states[key] = state
@@ -130,7 +126,3 @@ def unfinished(states: Mapping[str, State], only_failed: bool) -> list[str]:
     """Return the jobs that a runner has to run: all that are not done, or those that failed."""
     statuses = {"failed", "blocked"} if only_failed else set(jobs.STATES) - {"done"}
     return [key for key, state in states.items() if state.status in statuses]
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

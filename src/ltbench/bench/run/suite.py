@@ -94,6 +94,7 @@ class Plan:
     rows: Mapping[str, Mapping[int, Sequence[str]]]  # row -> seed -> keys of its stages
     families: Mapping[str, str] = field(default_factory=dict)  # by row
     baselines: Mapping[str, str] = field(default_factory=dict)  # by row, where it has one
+    starts: Mapping[str, str] = field(default_factory=dict)  # head's row -> row of its start
 
     def after(self, earlier: "Plan") -> "Plan":
         """Return an earlier plan, extended and overwritten by the rows and seeds of this one."""
@@ -108,7 +109,12 @@ class Plan:
             row: baseline for row, baseline in earlier.baselines.items() if row not in self.families
         }
         return Plan(
-            self.suite, with_needs(used, jobs), rows, families, {**baselines, **self.baselines}
+            self.suite,
+            with_needs(used, jobs),
+            rows,
+            families,
+            {**baselines, **self.baselines},
+            {**earlier.starts, **self.starts},
         )
 
 

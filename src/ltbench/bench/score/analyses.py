@@ -1,11 +1,11 @@
 """The results of ``ltbench analyze`` in a run folder, for the report."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ltbench import untrusted
 from ltbench.records import RunFolder
 
 
@@ -27,14 +27,14 @@ def of_run(folder: Path) -> list[Analysis]:
 def _read(folder: Path) -> Iterator[Analysis]:
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = untrusted.read_json(path)
             yield Analysis(
                 str(content["title"]),
                 [(str(label), str(value)) for label, value in content["summary"]],
                 [folder / name for name in _names(content["figures"])],
                 _names(content["tables"]),
             )
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             yield Analysis(f"{path} is not a readable result of an analysis: {error}", [], [], [])
 
 

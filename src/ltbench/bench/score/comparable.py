@@ -47,17 +47,24 @@ def backbone(record: Record, earlier: Sequence[Run]) -> tuple[str, dict[str, Any
     """Return the network of a run and its arguments: from its config, or that of an earlier run."""
     model = _arguments(record, "model")
     if model.get("backbone"):
-        arguments = dict(model.get("backbone_args") or {})
-        arguments.pop("pretrained", None)
-        return str(model["backbone"]), arguments
+        return str(model["backbone"]), _without_weights(model.get("backbone_args"))
     for start in record.get("lineage") or ():
         if start.get("role") == "init_from":
             if start.get("backbone"):
-                return str(start["backbone"]), dict(start.get("backbone_args") or {})
+                return str(start["backbone"]), _without_weights(start.get("backbone_args"))
             for run in earlier:
                 if run.record.get("job_id") == start.get("job_id"):
                     return backbone(run.record, [other for other in earlier if other is not run])
     return "own", {}
+
+
+def _without_weights(arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - of a record
+    return {k: v for k, v in _mapping(arguments).items() if k != "pretrained"}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 - of a record
+    """Return a part of a config, or nothing where it is something else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _arguments(record: Record, part: str) -> Mapping[str, Any]:
@@ -65,12 +72,13 @@ def _arguments(record: Record, part: str) -> Mapping[str, Any]:
 
 
 def _total(counts: Any) -> int:  # noqa: ANN401 - a list, or a list a part
-    return sum(map(_total, counts)) if isinstance(counts, list) else int(counts or 0)
+    return sum(map(_total, counts)) if isinstance(counts, list) else counts
 
 
 def _pretraining(record: Record, model: Mapping[str, Any], earlier: Sequence[Run]) -> str:
     names = {run.record.get("job_id"): run.record["name"] for run in earlier}
-    starts = ["timm's weights"] if (model.get("backbone_args") or {}).get("pretrained") else []
+    pretrained = _mapping(model.get("backbone_args")).get("pretrained")
+    starts = ["timm's weights"] if pretrained else []
     for start in record.get("lineage") or ():
         other = "a run that is not here" if start.get("job_id") else start.get("backbone")
         source = names.get(start.get("job_id"), other or "a file")
@@ -81,21 +89,21 @@ def _pretraining(record: Record, model: Mapping[str, Any], earlier: Sequence[Run
 def _augmentation(model: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     names = ("augment", "strong_augment", "views")
     parts = [_transforms(data[name]) for name in names if data.get(name)]
-    parts += [f"{name} {model[name]:g}" for name in ("mixup", "cutmix") if model.get(name)]
+    parts += [f"{name} {model[name]}" for name in ("mixup", "cutmix") if model.get(name)]
     return "; ".join(parts) or "none"
 
 
 def _transforms(setting: Any) -> str:  # noqa: ANN401 - a transform, a list or a dict of them
     if isinstance(setting, Mapping) and "class_path" in setting:
-        return _call(setting["class_path"].rpartition(".")[2], setting.get("init_args"))
+        return _call(str(setting["class_path"]).rpartition(".")[2], setting.get("init_args"))
     if isinstance(setting, Mapping):
         return "; ".join(f"{name}: {_transforms(item)}" for name, item in setting.items())
     return ", ".join(map(_transforms, setting)) if isinstance(setting, list) else str(setting)
 
 
-def _call(name: str, arguments: Mapping[str, Any] | None) -> str:
+def _call(name: str, arguments: Any) -> str:  # noqa: ANN401 - of a record
     listed = ", ".join(
-        f"{k}={json.dumps(v)}" for k, v in (arguments or {}).items() if v is not None
+        f"{k}={json.dumps(v)}" for k, v in _mapping(arguments).items() if v is not None
     )
     return f"{name}({listed})" if listed else name
 

@@ -51,7 +51,7 @@ class Table:
     title: str  # what they were measured on
     by: str  # the metric that ranks them
     metrics: list[str]  # names of all metrics that some row has, in order
-    lines: list[Line]  # best first
+    lines: list[Line]  # best first, but heads below the row of their start
     shared: Facts  # what most rows were trained with
     notes: list[str]  # remarks on all rows
     p: NDArray[np.float64]  # (rows, rows) after Holm's correction; NaN if unknown
@@ -118,9 +118,10 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
         draws = {}
         if resampler and row.name in correct:
             draws = _draws(resampler, correct[row.name], row.runs[0].classes)
-        lines.append(_line(row, names, draws))
+        lines.append(_line(row, names, draws, problems))
     replicates = [line.draws.get(chosen) for line in lines]
-    usual = comparable.shared([line.facts for line in lines])
+    own = [line.facts for line in lines if not line.row.start]  # heads have few epochs of few
+    usual = comparable.shared(own or [line.facts for line in lines])
     values = [
         line.estimates[chosen].values if chosen in line.estimates else [np.nan] for line in lines
     ]
@@ -128,7 +129,7 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
     for line, rank in zip(lines, compared.ranks, strict=True):
         line.rank = int(rank)
         line.differs = comparable.differences(line.facts, usual)
-    order = compared.order
+    order = _below_starts(lines, compared.order)
     title = f"{data['source']}, generated images"
     if _is_classified(first):
         unit = {"test": "test images", "val": "validation images"}[first.split]
@@ -142,6 +143,20 @@ def _table(rows: Sequence[Row], by: str | None, problems: list[str]) -> Table:
         notes=_notes(lines, resampler, chosen, replicates),
         p=compared.p[np.ix_(order, order)],
     )
+
+
+def _below_starts(lines: Sequence[Line], order: NDArray[np.intp]) -> list[int]:
+    """Return an order in which the heads of a row stand below it, best first."""
+    present = {line.name for line in lines}
+    below: dict[str, list[int]] = {}
+    for i in order:
+        start = lines[i].row.start
+        below.setdefault(start if start in present else "", []).append(int(i))
+
+    def from_here(name: str) -> list[int]:
+        return [each for i in below.get(name, ()) for each in (i, *from_here(lines[i].name))]
+
+    return from_here("")
 
 
 def _paired(
@@ -202,7 +217,12 @@ def _draws(
     return {name: values.mean(0) for name, values in metrics.items()}
 
 
-def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floating]]) -> Line:
+def _line(
+    row: Row,
+    names: Sequence[str],
+    draws: Mapping[str, NDArray[np.floating]],
+    problems: list[str],
+) -> Line:
     estimates = {}
     for name in names:
         values = [float(run.metrics[name]) for run in row.runs if run.metrics.get(name) is not None]
@@ -221,7 +241,7 @@ def _line(row: Row, names: Sequence[str], draws: Mapping[str, NDArray[np.floatin
         comparable.facts(row),
         cost=_cost(row),
         notes=notes,
-        posthoc=posthoc.baselines(row.runs),
+        posthoc=posthoc.baselines(row.runs, problems),
         priors=posthoc.under_priors(row.runs),
         draws=draws,
     )

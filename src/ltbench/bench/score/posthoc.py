@@ -1,12 +1,13 @@
 """Baselines without training: what a run's stored scores give after a correction.
 
-* Logit adjustment: ``z_c - tau log pi_c``, arXiv 2007.07314, eq. 9.
-* tau-normalisation: ``(z_c - b_c) / |w_c|^tau``, arXiv 1910.09217, section 4.1; it needs the
-  classifier's weights, so the run's checkpoint.
+* Logit adjustment and tau-normalisation (:mod:`ltbench.corrections`); the latter needs the norms
+  of the classifier's weights, so the run's checkpoint.
 * Temperature: ``z / T``, arXiv 1706.04599, section 4.2; it changes the calibration alone.
 
 Each has one constant, chosen on validation images for the metric that it is meant to improve;
 without them there is no baseline. A method that does not beat these was not worth its training.
+``ltbench bench run --heads posthocla,taunorm`` makes rows of the first two, with all metrics of the
+one constant that is best for mean recall.
 """
 
 import contextlib
@@ -17,15 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
+from ltbench import untrusted
 from ltbench.bench.score.results import Run
+from ltbench.corrections import TAUS, logit_adjusted, tau_normalised, tune
 from ltbench.errors import UserError
 from ltbench.metrics.catalogue import metrics_from_counts
 from ltbench.metrics.counts import by_frequency, calibration_error, reliability
 from ltbench.records import Predictions, RunFolder, write_json
 from ltbench.records.files import read_json
+from ltbench.records.schema import number
 
 Floats = NDArray[np.floating]
-TAUS = {"logit adjustment": np.linspace(0, 3, 31), "tau-normalisation": np.linspace(0, 2, 21)}
 TEMPERATURES = np.geomspace(0.25, 8, 41)
 CORRECTIONS = {  # metric -> the corrections that are meant to improve it
     "accuracy": ("logit adjustment", "tau-normalisation"),
@@ -43,17 +46,6 @@ Corrected = dict[str, dict[str, dict[str, float]]]
 Rule = Callable[[Floats, float], Floats]
 
 
-def logit_adjusted(logits: Floats, class_counts: NDArray[np.int64], tau: float) -> Floats:
-    """Return logits (N, C) minus ``tau`` times the log of the training prior."""
-    adjusted: Floats = logits - tau * np.log(class_counts / class_counts.sum())
-    return adjusted
-
-
-def tau_normalised(logits: Floats, norms: Floats, bias: Floats, tau: float) -> Floats:
-    """Return logits (N, C) of a classifier whose row norms (C,) are taken to the power 1 - tau."""
-    return (logits - bias) / norms**tau
-
-
 def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: int = 15) -> float:
     """Return the ECE as :class:`ltbench.metrics.collector.LongTailMetrics` defines it."""
     probabilities = softmax(logits.astype(np.float64), axis=1)
@@ -61,18 +53,13 @@ def expected_calibration_error(logits: Floats, labels: NDArray[np.int64], bins: 
     return calibration_error(*reliability(probabilities.max(1), hits, bins))
 
 
-def tune(scores: Sequence[float], candidates: NDArray[np.floating]) -> float:
-    """Return the candidate with the best score; the first of equals."""
-    return float(candidates[int(np.argmax(scores))])
-
-
-def baselines(runs: Sequence[Run]) -> Corrected:
+def baselines(runs: Sequence[Run], problems: list[str]) -> Corrected:
     """Return what each correction gives on the test images: means over the runs of a row.
 
     A correction that one of the runs cannot have is left out. The results are kept in the run
-    folder, as ``corrected_<selection>.json``.
+    folder, as ``corrected_<selection>.json``. Files that cannot be used are added to ``problems``.
     """
-    first, *others = [_kept(run) for run in runs]
+    first, *others = [_kept(run, problems) for run in runs]
     means: Corrected = {}
     for name, rules in first.items():
         for rule, entry in rules.items():
@@ -104,33 +91,59 @@ def under_priors(runs: Sequence[Run]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in accuracies.items()}
 
 
-def _kept(run: Run) -> Corrected:
+def _kept(run: Run, problems: list[str]) -> Corrected:
     path = RunFolder(run.folder).corrected(run.selection)
-    stored: Corrected = read_json(path)
-    if stored.keys() == CORRECTIONS.keys() or not (computed := _compute(run)):
+    stored = _valid(read_json(path))
+    if stored.keys() == CORRECTIONS.keys():
+        return stored
+    unusable: list[str] = []
+    computed = _compute(run, unusable)
+    problems += [problem for problem in unusable if problem not in problems]
+    if not computed:
         return stored
     # An earlier ltbench had fewer metrics, and perhaps a checkpoint that is gone by now.
     computed = {name: stored.get(name, {}) | rules for name, rules in computed.items()}
-    with contextlib.suppress(OSError):  # of another user: computed again next time
-        write_json(path, computed)
+    if not unusable:
+        with contextlib.suppress(OSError):  # of another user: computed again next time
+            write_json(path, computed)
     return computed
 
 
-def _compute(run: Run) -> Corrected:
+def _valid(stored: Mapping[str, Any]) -> Corrected:
+    """Return what was kept, or nothing where something in it is no correction: it is made again."""
+    for name, rules in stored.items():
+        if name not in CORRECTIONS or not isinstance(rules, dict):
+            return {}
+        for rule, entry in rules.items():
+            if rule not in CORRECTIONS[name] or not isinstance(entry, dict):
+                return {}
+            if entry.keys() != {"value", "constant"} or not all(map(number, entry.values())):
+                return {}
+    return dict(stored)
+
+
+def _compute(run: Run, problems: list[str]) -> Corrected:
     try:
         val = run.predictions("val", logits=True)
         test = run.predictions("test", logits=True) if val else None
-    except UserError:  # reported when the run's own predictions are read
+    except UserError as reason:
+        problems.append(str(reason))
         return {}
     if not (val and test and val.logits is not None and test.logits is not None):
         return {}
     counts = run.classes.counts
     rules: dict[str, Rule] = {}
     if counts.min() > 0:
-        rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, counts, tau)
-    if classifier := classifier_of(run, test.logits.shape[1]):
+        log_prior = np.log(counts / counts.sum())
+        rules["logit adjustment"] = lambda logits, tau: logit_adjusted(logits, log_prior, tau)
+    try:
+        classifier = classifier_of(run, test.logits.shape[1])
+    except UserError as reason:
+        problems.append(str(reason))
+        classifier = None
+    if classifier:
         norms, bias = classifier
-        rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits, norms, bias, tau)
+        rules["tau-normalisation"] = lambda logits, tau: tau_normalised(logits - bias, norms, tau)
     scale = tune([-_loss(val, t) for t in TEMPERATURES], TEMPERATURES)
     error = expected_calibration_error(test.logits / scale, test.label)
     best: Corrected = {name: {} for name in CORRECTIONS}
@@ -164,21 +177,31 @@ def _metrics(
 
 
 def classifier_of(run: Run, classes: int) -> tuple[Floats, Floats] | None:
-    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one."""
+    """Return the norms (C,) and bias (C,) of a run's linear classifier, if it has exactly one.
+
+    Raises:
+        UserError: The checkpoint is damaged, or the classifier has a row of zeros or no numbers.
+    """
     path = RunFolder(run.folder).checkpoint(run.selection)
-    if not path.is_file():
+    if not path.exists():
         return None
     import torch
 
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        state = untrusted.load_checkpoint(path, mmap=True)["state_dict"]
+    except Exception as error:  # torch raises errors of many types on other files
+        raise UserError(f"{path} cannot be read, so nothing was corrected: {error}") from error
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     weights = {
         name: value
-        for name, value in state["state_dict"].items()
-        if name.startswith("net.") and value.ndim == 2 and len(value) == classes
+        for name, value in tensors.items()
+        if str(name).startswith("net.") and value.ndim == 2 and len(value) == classes
     }
     if len(weights) != 1:
         return None
     ((name, weight),) = weights.items()
-    bias = state["state_dict"].get(name.removesuffix("weight") + "bias")
-    norms = weight.float().norm(dim=1).numpy()
-    return norms, np.zeros(classes) if bias is None else bias.float().numpy()
+    bias = tensors.get(name.removesuffix("weight") + "bias", torch.zeros(classes)).float()
+    norms = weight.float().norm(dim=1)
+    if bias.shape != norms.shape or not (norms > 0).all() or not (norms + bias).isfinite().all():
+        raise UserError(f"{path} has no usable classifier {name}, so nothing was corrected.")
+    return norms.numpy(), bias.numpy()

@@ -64,6 +64,7 @@ class Row:
     # the runs that those started from, directly or not, as far as they are available
     earlier: list[Run] = field(default_factory=list)
     baseline: str = ""  # the row that shows what the method adds, if a suite names one
+    start: str = ""  # of a head on another row's runs: that row, below which it is shown
 
 
 @dataclass
@@ -87,7 +88,12 @@ def of_plan(plan: Plan, store: Store, selection: str = "last") -> Results:
         and (run := _read(state.run, selection, results.problems))
     }
     for name, of_row in plan.rows.items():
-        row = Row(name, plan.families.get(name, ""), baseline=plan.baselines.get(name, ""))
+        row = Row(
+            name,
+            plan.families.get(name, ""),
+            baseline=plan.baselines.get(name, ""),
+            start=plan.starts.get(name, ""),
+        )
         for seed, keys in of_row.items():
             last = states[keys[-1]]
             if keys[-1] in runs:

@@ -1,14 +1,19 @@
 """Copy what a leaderboard needs of a suite's finished jobs, to publish it, without weights."""
 
+import errno
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from ltbench import untrusted
 from ltbench.bench.run.jobs import Store
 from ltbench.bench.run.suite import Plan
-from ltbench.records import RunFolder, write_text
+from ltbench.records import RunFolder, clear_parts, write_text, write_whole
+from ltbench.records.folder import RECORD
 
 FILES = (  # of a run folder beside its record; not checkpoints, nor TensorBoard's files
     *("config.yaml", "metrics.csv", "corrected_*.json", "*.npz", "*.png"),
@@ -36,11 +41,20 @@ def export(plan: Plan, store: Store, folder: Path) -> int:
     for key, state in done.items():
         run = state.run or Path()
         target = copies.job_folder(plan.jobs[key]) / run.name
+        clear_parts(target.parent)
+        # The record comes last: until then, what a killed export leaves is no run.
+        (target / RECORD).unlink(missing_ok=True)
         for path in (
-            RunFolder(run).record,
             *(p for pattern in FILES for p in sorted(run.glob(pattern))),
+            RunFolder(run).record,
         ):
-            _copy(path, target / path.relative_to(run), private)
+            try:
+                _copy(path, target / path.relative_to(run), run, private)
+            except (OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                reason = error.strerror if isinstance(error, OSError) else error
+                warnings.warn(f"left out {path}: {reason}", stacklevel=2)
         _write(target.parent / "job.json", {"seconds": (state.notes or {}).get("seconds")}, ())
     if (folder / f"{plan.suite}.json").is_file():
         plan = plan.after(copies.load(plan.suite))
@@ -63,12 +77,13 @@ def _private(plan: Plan, store: Store) -> list[str]:
     return sorted((f"{folder}/" for folder in folders), key=len, reverse=True)
 
 
-def _copy(source: Path, target: Path, private: Sequence[str]) -> None:
+def _copy(source: Path, target: Path, run: Path, private: Sequence[str]) -> None:
+    """Copy a file of a run, never one that a link in its folder leads to."""
     if source.suffix in TEXT:
-        write_text(target, _without(source.read_text(), private))
+        write_text(target, _without(untrusted.read_text(source, below=run), private))
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with untrusted.open_file(source, below=run) as file:
+            write_whole(target, partial(shutil.copyfileobj, file))
 
 
 def _write(path: Path, content: object, private: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """The report: one self-contained HTML file, readable on a phone and without a network."""
 
 import base64
-import contextlib
 import csv
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from ltbench import __version__
+from ltbench import __version__, untrusted
 from ltbench.bench.score import analyses
 from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import Effect, effects
@@ -26,8 +27,10 @@ from ltbench.bench.show.figures import Point, Series
 from ltbench.metrics.catalogue import METRICS, metric, shown_in
 from ltbench.metrics.counts import by_frequency
 from ltbench.records import RunFolder
+from ltbench.records.schema import MOST
 
 BINS = 20  # groups of classes of similar frequency, if there are too many classes to draw each
+PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES, PICTURE_BYTES = 4, 2_000_000  # of a row at most, and how large one may be
 SAMPLES, OTHERS = "samples/last.png", "*.png"  # generated images, and pictures of traces
 CURVES = {  # columns of a run's curves, of which the first that exists is drawn
@@ -48,16 +51,19 @@ def html(board: Leaderboard, judged: Sequence[Judged]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
+    problems = list(board.problems)
     return environment.get_template("report.html.j2").render(
         board=board,
-        sections=[_section(table, judged) for table in board.tables],
+        sections=[_section(table, judged, problems) for table in board.tables],
+        problems=problems,
         sources=_by_source(judged),
         runs=sum(len(line.row.runs) for table in board.tables for line in table.lines),
         version=__version__,
     )
 
 
-def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
+def _section(table: Table, judged: Sequence[Judged], problems: list[str]) -> dict[str, Any]:
+    """Lay out a table; files that cannot be shown are added to ``problems``."""
     gains = effects(table, judged)
     names = tables.columns(table)
     rated = [name for name in table.metrics if metric(name).percent]
@@ -72,7 +78,7 @@ def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
         "costs": tables.costs,
         "remarks": tables.remarks(table),
         "tiles": _tiles(table),
-        "figures": list(_figures(table)),
+        "figures": list(_figures(table, problems)),
         "legend": [line.name for line in table.lines[: figures.COLOURS]],
         "grey": max(0, len(table.lines) - figures.COLOURS),
         "differing": tables.differing(table),
@@ -80,9 +86,13 @@ def _section(table: Table, judged: Sequence[Judged]) -> dict[str, Any]:
         "effect_remarks": tables.effect_remarks(table, gains),
         "posthoc": _posthoc(table),
         "priors": list(zip(priors, _prior_shades(priors), strict=True)),
-        "samples": [(line.name, s) for line in table.lines if (s := _pictures(line, SAMPLES))],
-        "analyses": list(_analyses(table)),
-        "pictures": partial(_pictures, pattern=OTHERS),
+        "samples": [
+            (line.name, shown)
+            for line in table.lines
+            if (shown := _pictures(line, SAMPLES, problems))
+        ],
+        "analyses": list(_analyses(table, problems)),
+        "pictures": {line.name: _pictures(line, OTHERS, problems) for line in table.lines},
         "details": _details,
         "best": _best(table),
     }
@@ -166,7 +176,7 @@ def _best(table: Table) -> dict[str, float]:
     return best
 
 
-def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
+def _figures(table: Table, problems: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yield title, figure and explanation of each figure that the data allows."""
     rows, (x, y) = list(enumerate(table.lines)), AXES
     points = [
@@ -208,11 +218,12 @@ def _figures(table: Table) -> Iterator[tuple[str, str, str]]:
                 figures.bars(bars, titles, "recall by groups of classes"),
                 explained,
             )
+    curves = {line.name: _curves(line, problems) for line in table.lines}
     for column, what in CURVES.items():
         name = column.rpartition("/")[2]
         shown = METRICS.get(name)
         factor = 100 if shown and shown.percent else 1
-        lines = _series(table, partial(_curve, column=column, factor=factor))
+        lines = _series(table, partial(_curve, curves, column=column, factor=factor))
         if lines:
             title = _axis(name, f" {what}") if shown else what
             yield (
@@ -265,18 +276,31 @@ def _groups(line: Line, names: Sequence[str]) -> tuple[list[Point], list[Interva
     return points, bounds
 
 
-def _curve(line: Line, column: str, factor: int) -> list[Point]:
-    """Return (part of the training in %, value) from the first run's curves."""
+def _curves(line: Line, problems: list[str]) -> list[dict[str, str]]:
+    """Return the rows of the first run's curves, one per epoch."""
     path = RunFolder(line.row.runs[0].folder).curves
-    points, epochs = [], 0.0
-    with contextlib.suppress(OSError, csv.Error), path.open(newline="", errors="replace") as file:
-        for row in csv.DictReader(file):
-            try:
-                epochs = float(row["epoch"]) + 1
-                points.append((epochs, factor * float(row[column])))
-            except (KeyError, TypeError, ValueError):  # not measured in this epoch
-                continue
-    return [(100 * done / epochs, y) for done, y in points if np.isfinite((done, y)).all()]
+    try:
+        return list(csv.DictReader(io.StringIO(untrusted.read_text(path), newline="")))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        problems.append(f"{path} cannot be read as curves: {error}")
+        return []
+
+
+def _curve(
+    curves: Mapping[str, Sequence[Mapping[str, str]]], line: Line, column: str, factor: int
+) -> list[Point]:
+    """Return (part of the training in %, value) from the first run's curves."""
+    points = []
+    for row in curves[line.name]:
+        try:
+            epoch, value = float(row["epoch"]), factor * float(row[column])
+        except (KeyError, TypeError, ValueError):  # not measured in this epoch
+            continue
+        if 0 <= epoch < MOST and abs(value) <= MOST:  # neither is then NaN
+            points.append((epoch + 1, value))
+    return [(100 * done / points[-1][0], value) for done, value in points]
 
 
 def _effects(gains: Sequence[Effect]) -> dict[str, Any] | None:
@@ -323,29 +347,41 @@ def _corrected(line: Line, name: str, rule: str) -> dict[str, Any]:
     return cell | {"change": f"{change:+.1f} [{entry['constant']:.2g}]", "kind": kind}
 
 
-def _pictures(line: Line, pattern: str) -> list[tuple[str, str]]:
+def _pictures(line: Line, pattern: str, problems: list[str]) -> list[tuple[str, str]]:
     """Return (name, data URI) of the pictures in the run folder of the first seed."""
     folder = line.row.runs[0].folder
-    return _embedded(folder, sorted(folder.glob(pattern))[:PICTURES])
+    return _embedded(folder, sorted(folder.glob(pattern))[:PICTURES], problems)
 
 
-def _embedded(folder: Path, paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Return (name below the folder, data URI) of the pictures that are not too large."""
+def _embedded(folder: Path, paths: Iterable[Path], problems: list[str]) -> list[tuple[str, str]]:
+    """Return (name below the folder, data URI) of the pictures, none of which lies elsewhere."""
     pictures = []
     for path in paths:
-        if path.is_file() and path.stat().st_size <= PICTURE_BYTES:
-            data = base64.b64encode(path.read_bytes()).decode()
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            pictures.append((name, f"data:image/png;base64,{data}"))
+        try:
+            with untrusted.open_file(path, PICTURE_BYTES, below=folder) as file:
+                content = file.read()
+        except OSError as error:
+            problems.append(f"{path} is not shown: {error.strerror}")
+            continue
+        if not content.startswith(PNG):
+            problems.append(f"{path} is not shown: it is no PNG file")
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        pictures.append((name, f"data:image/png;base64,{base64.b64encode(content).decode()}"))
     return pictures
 
 
-def _analyses(table: Table) -> Iterator[tuple[str, list[tuple[Any, list[tuple[str, str]]]]]]:
+def _analyses(
+    table: Table, problems: list[str]
+) -> Iterator[tuple[str, list[tuple[Any, list[tuple[str, str]]]]]]:
     """Yield each run that was analysed, with its analyses and their pictures."""
     for run in (run for line in table.lines for run in line.row.runs):
         if results := analyses.of_run(run.folder):
             name = f"{run.record['name']}, seed {run.record['seed']}"
-            yield name, [(each, _embedded(run.folder, each.pictures)) for each in results]
+            yield (
+                name,
+                [(each, _embedded(run.folder, each.pictures, problems)) for each in results],
+            )
 
 
 def _details(line: Line) -> list[dict[str, Any]]:
@@ -370,7 +406,9 @@ def _details(line: Line) -> list[dict[str, Any]]:
                 for start in record.get("lineage") or ()
             ),
             "differs from the paper": " ".join(record.get("deviations") or []),
-            "run it again": f"ltbench bench reproduce {record.get('job_id')}",
+            "run it again": shlex.join(
+                ["ltbench", "bench", "reproduce", str(record.get("job_id"))]
+            ),
         }
         runs.append(
             {

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ltbench import escaping
 from ltbench.bench.run.status import duration
 from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import Effect, Gain, effects, missing
@@ -187,7 +188,7 @@ def _plain(text: str) -> str:
     """Escape what users named, so that it becomes neither markup nor another cell."""
     for character in "\\`*_[]<>|":
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return escaping.printable(" ".join(text.split()))
 
 
 def as_csv(board: Leaderboard) -> str:
@@ -201,7 +202,8 @@ def as_csv(board: Leaderboard) -> str:
             for name, estimate in line.estimates.items():
                 bounds = [*(estimate.seeds or ("", "")), *(estimate.images or ("", ""))]
                 place = [table.title, line.name, line.rank, len(estimate.values)]
-                writer.writerow([*place, name, estimate.mean, *bounds, "; ".join(line.differs)])
+                row = [*place, name, estimate.mean, *bounds, "; ".join(line.differs)]
+                writer.writerow(map(escaping.cell, row))
     return out.getvalue()
 
 

@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
+from rich import markup
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as RichTable
 
@@ -12,7 +12,13 @@ from ltbench.bench.score.claims import Judged
 from ltbench.bench.score.effects import effects
 from ltbench.bench.score.leaderboard import Leaderboard, Table
 from ltbench.bench.show import tables
+from ltbench.escaping import printable
 from ltbench.metrics.catalogue import metric
+
+
+def escape(text: str) -> str:
+    """Return a text that is shown as it stands, whoever chose it."""
+    return markup.escape(printable(text))
 
 
 def render(board: Leaderboard, judged: Sequence[Judged], width: int = 120) -> RenderableType:
@@ -40,7 +46,7 @@ def _ranks(table: Table, title: str, width: int) -> RichTable:
     names = tables.columns(table)[: max(3, (width - longest - 16) // 14)]
     shown = RichTable("rank", Column("row", no_wrap=True), "seeds", title=escape(title), box=None)
     for name in names:
-        shown.add_column(metric(name).title, justify="right")
+        shown.add_column(escape(metric(name).title), justify="right")
     for line in table.lines:
         values = [tables.cell(name, line.estimates.get(name)) for name in names]
         shown.add_row(str(line.rank), escape(line.name), str(len(line.row.runs)), *values)
@@ -72,7 +78,7 @@ def _effects(table: Table, judged: Sequence[Judged], width: int) -> Iterator[Ren
         fit = max(3, sum(total <= width for total in itertools.accumulate(widths)))
         shown = RichTable(title=tables.EFFECTS.lower(), box=None)
         for n, title in enumerate(titles[:fit]):
-            shown.add_column(title, justify="left" if n < 2 else "right", no_wrap=n < 2)
+            shown.add_column(escape(title), justify="left" if n < 2 else "right", no_wrap=n < 2)
         for row in rows[:-1]:
             shown.add_row(*map(escape, row[:fit]))
         yield from (shown, "")

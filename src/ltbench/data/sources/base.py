@@ -109,12 +109,17 @@ class Source(ABC):
         return split in self.splits
 
     @cached_property
+    def listing(self) -> str:
+        """What tells this data from other data that the same name could mean, at a glance."""
+        return self.name
+
+    @cached_property
     def fingerprint(self) -> str:
-        """What tells this data from other data that the same name could mean.
+        """The same, with the content of every file.
 
         Computed once: the checkpoint and the record of every epoch hold it.
         """
-        return self.name
+        return self.listing
 
     def _check(self, split: str) -> None:
         if not self.has(split):

@@ -17,7 +17,9 @@ from torchvision.transforms.v2 import functional as F
 
 from ltbench.data.loading import note
 from ltbench.errors import UserError
+from ltbench.untrusted import open_file
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")  # no others are even tried
 ATTEMPTS = 10  # boxes drawn for an image before the centre is used
 
 
@@ -86,7 +88,7 @@ def reading(path: Path) -> Iterator[Image.Image]:
     """
     note(path)
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")):  # convert("RGB") would cut these off at 255
                 raise ValueError(f"its pixels are of type {image.mode}, not 8 bits per channel")
             yield image

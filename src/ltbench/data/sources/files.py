@@ -16,8 +16,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ltbench.data.sources.base import Labels, OnBadImage, Source
+from ltbench.data.sources.contents import digests
 from ltbench.data.sources.decoding import decode, decode_crops, is_readable
 from ltbench.errors import UserError
+from ltbench.untrusted import open_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -65,12 +67,20 @@ class FileSource(Source):
 
     @cached_property
     @override
-    def fingerprint(self) -> str:
+    def listing(self) -> str:
         digest = hashlib.sha256()
         for split in sorted(self._files):
             names, labels = self._files[split]
             digest.update(b"\n".join([split.encode(), *names.tolist()]))
             digest.update(labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    @override
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.listing.encode())
+        names = sorted({name for files in self._files.values() for name in files.names.tolist()})
+        digest.update(b"".join(digests(self.root, names)))
         return digest.hexdigest()
 
     def paths(self, split: str) -> list[Path]:
@@ -205,7 +215,7 @@ def _damaged(root: Path, names: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]
 
 def _is_damaged(path: Path) -> bool:
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_file(path) as file:
             start = file.read(4)
             file.seek(-8, os.SEEK_END)
             end = file.read()

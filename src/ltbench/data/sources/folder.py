@@ -53,7 +53,7 @@ class Folder(FileSource):
         self.display_name = root.resolve().name
         folders = {s: root / s for s in ("train", "val", "test") if (root / s).is_dir()}
         train = folders.get("train", root / "train") if folders else root
-        self._class_names = _class_folders(train) if train.is_dir() else []
+        self._class_names = class_folders(train) if train.is_dir() else []
         if not self._class_names:
             raise UserError(
                 f"no class folders found in {train}. Is --data.root right?\n"
@@ -89,7 +89,7 @@ class Folder(FileSource):
 
     @cached_property
     @override
-    def fingerprint(self) -> str:
+    def listing(self) -> str:
         names = (name for files in self._files.values() for name in files.names.tolist())
         lines = sorted(b"%s %d" % (name, self._path(name).stat().st_size) for name in names)
         return hashlib.sha256(b"\n".join(lines)).hexdigest()
@@ -101,7 +101,7 @@ class Folder(FileSource):
 
     def _list(self, folder: Path) -> Files:
         """Return the images of a split by class and file name."""
-        unknown = set(_class_folders(folder)) - set(self._class_names)
+        unknown = set(class_folders(folder)) - set(self._class_names)
         if unknown:
             raise UserError(
                 f"{folder} has a class '{min(unknown)}' that the training split does not have. Add "
@@ -165,7 +165,8 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(visible, key=attrgetter("name"))
 
 
-def _class_folders(folder: Path) -> list[str]:
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the visible subfolders of a folder, sorted."""
     return [path.name for path in _visible(folder) if path.is_dir()]
 
 

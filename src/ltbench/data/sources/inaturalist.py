@@ -11,6 +11,7 @@ from typing_extensions import override
 from ltbench.data.sources.files import Files
 from ltbench.data.sources.lists import Lists, distinct, listed, read_list
 from ltbench.errors import UserError
+from ltbench.untrusted import open_file
 
 # The constants of the long-tail literature for iNaturalist.
 INATURALIST_MEAN, INATURALIST_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
@@ -87,7 +88,8 @@ def read_annotations(path: Path) -> tuple[Files, list[str]]:
         UserError: The file is not JSON, lacks something, or its categories are not 0, 1, 2, ...
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        with open_file(path) as file:
+            content: dict[str, Any] = json.load(file)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}.") from error
     try:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ltbench.data.sources.files import IMAGENET_MEAN, IMAGENET_STD, Files, FileSource, usable
 from ltbench.errors import UserError
+from ltbench.untrusted import open_file
 
 DEFAULT_SIZE = 224  # pixels
 
@@ -119,7 +120,9 @@ def read_list(path: Path) -> Files:
         UserError: A line does not end with a whole number, or the list is empty.
     """
     names, labels = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    with open_file(path) as file:
+        lines = file.read().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             name, label = line.rsplit(maxsplit=1)
             labels.append(int(label))

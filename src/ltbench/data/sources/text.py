@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,15 @@ from typing_extensions import override
 
 from ltbench.data.sources.base import Labels, Source
 from ltbench.errors import UserError
+from ltbench.untrusted import open_file
 
 Tokens = npt.NDArray[np.int32]
 Encoder = Callable[[Sequence[str], int], Tokens]
 """Maps n texts and a length L to token ids (n, L), truncated or padded with 0."""
 
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: pd.read_csv(path, keep_default_na=False),
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
+READERS: dict[str, Callable[[BinaryIO], pd.DataFrame]] = {
+    ".csv": lambda file: pd.read_csv(file, keep_default_na=False),
+    ".jsonl": lambda file: pd.read_json(file, lines=True),
     ".parquet": pd.read_parquet,
 }
 LENGTH = 128  # tokens, unless a config says otherwise
@@ -91,7 +92,7 @@ class Text(Source):
 
     @cached_property
     @override
-    def fingerprint(self) -> str:
+    def listing(self) -> str:
         digest = hashlib.sha256()
         for split in sorted(self.splits):
             digest.update(pd.util.hash_pandas_object(self._tables[split]).to_numpy().tobytes())
@@ -266,9 +267,10 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _table(reader: Callable[[Path], pd.DataFrame], path: Path, labelled: bool) -> pd.DataFrame:
+def _table(reader: Callable[[BinaryIO], pd.DataFrame], path: Path, labelled: bool) -> pd.DataFrame:
     try:
-        table = reader(path)
+        with open_file(path) as file:
+            table = reader(file)
     except (ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read as a table ({reason}).") from error

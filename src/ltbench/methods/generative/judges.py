@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
+from ltbench import untrusted
 from ltbench.errors import UserError
 from ltbench.methods.generative.samples import to_uint8
 from ltbench.methods.parts import stages
@@ -185,7 +186,7 @@ class Inception(nn.Module):
 
 def _check_inception(path: Path) -> None:
     weights.read(path)  # refuses other files before anything in them is executed
-    with path.open("rb") as file:
+    with untrusted.open_file(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not sha256.startswith(INCEPTION_SHA256):
         raise UserError(

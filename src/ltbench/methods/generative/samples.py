@@ -16,6 +16,7 @@ from torchvision.utils import make_grid
 
 from ltbench import seeding
 from ltbench.errors import UserError
+from ltbench.escaping import cells, drawn
 
 Labels = npt.NDArray[np.int64]
 
@@ -101,7 +102,7 @@ class Grid:
         figure = Figure(figsize=(6, 0.5 * rows + 0.2), layout="constrained")
         axes = figure.subplots()
         axes.imshow(picture, interpolation="nearest")
-        labels = [f"{name}  {shares[c]:.1%}" for c, name in self.names.items()]
+        labels = [drawn(f"{name}  {shares[c]:.1%}") for c, name in self.names.items()]
         axes.set_yticks((np.arange(rows) + 0.5) * len(picture) / rows, labels)
         axes.set_xticks([])
         axes.tick_params(left=False)
@@ -148,4 +149,4 @@ def write_image_folder(
     for file, image in zip(files, images, strict=True):
         (root / file).write_bytes(image)
     table = pd.DataFrame({"image": files, "class": names, "confidence": confidences})
-    table.to_csv(root / "labels.csv", index=False)
+    cells(table).to_csv(root / "labels.csv", index=False)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ltbench import records
+from ltbench import records, untrusted
 from ltbench.errors import UserError
 from ltbench.models import InputStatistics, build_backbone, trained_on, weights
 
@@ -75,9 +75,9 @@ class Start:
         wrong = [key for key, value in self.data.items() if data.get(key, value) != value]
         if other:
             sources = [str(d.get("training_set")).partition(":")[0] for d in (self.data, data)]
-            free = {"class_names", "image_size", "" if len({*sources}) == 1 else "training_set"}
+            free = {"class_names", "image_size"} | (_IMAGES if len({*sources}) == 2 else set())
             wrong = [key for key in wrong if key not in free]
-        if wrong == ["training_set"]:
+        if wrong and _IMAGES.issuperset(wrong):
             raise UserError(
                 f"{role} was trained on other images, which may be in this validation set: use the "
                 "data settings of the config.yaml in its run folder."
@@ -87,6 +87,9 @@ class Start:
             raise UserError(
                 f"{role} was trained on data with another {key}: {self.data[key]}, not {data[key]}."
             )
+
+
+_IMAGES = {"training_set", "fingerprint"}  # of a checkpoint's data: which images, and their content
 
 
 def checkpoint_of(trained: Trained) -> Path | None:
@@ -134,7 +137,7 @@ def identity(trained: Trained) -> dict[str, Any]:
             "selection": file.stem,
             **({"revisions": revised} if revised else {}),
         }
-    return {"sha256": _sha256(file), "backbone": trained.backbone, "head": trained.head}
+    return {"sha256": sha256(file), "backbone": trained.backbone, "head": trained.head}
 
 
 def load(
@@ -263,6 +266,7 @@ def _record(folder: Path) -> dict[str, Any]:
     return records.read_record(path) if path.is_file() else {}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256(path: Path) -> str:
+    """Return the hash of what a file holds."""
+    with untrusted.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """How a run starts from a trained network: with its head, a random one, or class means."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from ltbench.errors import UserError
 from ltbench.methods.parts.stages import Start
-from ltbench.methods.parts.trainable import evaluation_mode
 from ltbench.models import penultimate
 
 HeadInit = Literal["own", "random", "class_means"]
@@ -45,30 +44,28 @@ def take_over(net: nn.Module, start: Start, head: bool) -> None:
     net.load_state_dict(weights)
 
 
+def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the mean (classes, d) float64 of the features (n, d) of each class; 0 without any."""
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.double)
+    for rows, of in zip(torch.split(features, 4096), torch.split(labels, 4096), strict=True):
+        sums.index_add_(0, of, rows.double())
+    return sums / labels.bincount(minlength=classes).clamp_min(1)[:, None]
+
+
 @torch.no_grad()
-def set_class_means(
-    net: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    device: torch.device,
-    summed: Callable[[Tensor], Tensor],
-) -> None:
+def set_class_means(net: nn.Module, features: Tensor, labels: Tensor) -> None:
     """Set the class vectors of each head to the class means of its features, of length 1, no bias.
 
     The head then predicts the class whose mean has the largest cosine with the feature.
 
     Args:
-        net: On ``device``.
-        batches: This rank's share of the training images, normalised, not augmented.
-        device: Where images are.
-        summed: Adds up a tensor over ranks.
+        net: The network.
+        features: Of all training images, (n, d), not augmented, of several heads side by side.
+        labels: Their labels, (n,).
     """
-    heads = penultimate.classifiers(net).values()
-    classes = next(iter(heads)).out_features
-    with evaluation_mode(net):
-        _, sums = penultimate.class_statistics(net, batches, classes, device)
-    sums = summed(sums)  # a mean has the same direction
-    widths = [head.in_features for head in heads]
-    for head, part in zip(heads, torch.split(sums, widths, 1), strict=True):
-        head.weight.copy_(F.normalize(part))
-        if head.bias is not None:
-            head.bias.zero_()
+    heads = penultimate.classifiers(net)
+    means = class_means(features, labels, next(iter(heads.values())).out_features)
+    for name, part in penultimate.by_head(net, means).items():
+        heads[name].weight.copy_(F.normalize(part))
+        if heads[name].bias is not None:
+            heads[name].bias.zero_()

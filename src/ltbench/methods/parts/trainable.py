@@ -51,12 +51,25 @@ def let_learn(net: nn.Module, names: Sequence[str]) -> None:
             parameter.requires_grad_()
 
 
-def rest(net: nn.Module) -> None:
+def head_alone(names: Sequence[str]) -> bool:
+    """Say whether no more than the classifier learns: then features never change."""
+    return {*names} <= {"head"}
+
+
+def rest(net: nn.Module, names: Sequence[str]) -> None:
     """Put what has nothing to learn into evaluation mode, batch norm's statistics included.
 
-    Frozen features are then the same whatever the batch, as in the classifier re-training of Kang
-    et al., arXiv 1910.09217.
+    Where the classifier alone learns, that is the whole network, dropout included: frozen features
+    are the same whatever the batch, as in the classifier re-training of Kang et al., arXiv
+    1910.09217.
+
+    Args:
+        net: The network.
+        names: What of it learns.
     """
+    if head_alone(names):
+        net.eval()
+        return
     for module in net.modules():
         own = [*module.parameters()]
         if own and not any(parameter.requires_grad for parameter in own):

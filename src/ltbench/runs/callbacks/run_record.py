@@ -25,6 +25,7 @@ from ltbench.data import loading as workers
 from ltbench.data.datasets import Batch
 from ltbench.errors import UserError
 from ltbench.methods.base import Method, method_name
+from ltbench.runs import peers
 from ltbench.runs.callbacks.trace_figure import trace_figure
 from ltbench.runs.context import RunContext
 
@@ -53,6 +54,7 @@ class RunRecord(Callback):
         self.seconds = 0.0
         self.metrics: dict[str, dict[str, Any]] = {}
         self._since = 0.0
+        self._batches = 0  # of this epoch
         self.begun = False
         self._validated: tuple[str, ...] = ()
         self.traces: dict[str, list[tuple[int, Tensor]]] = {}
@@ -86,6 +88,12 @@ class RunRecord(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        wanted = self.context.config["data"].get("init_args", {}).get("batch_size")
+        if wanted is not None and _method(pl_module).data.batch_size != wanted:
+            raise UserError(
+                f"a callback has changed data.batch_size from {wanted} to "
+                f"{_method(pl_module).data.batch_size}: remove it, and set the batch size itself."
+            )
         trainer.loggers = self.loggers  # only now: nothing can refuse the run any more
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
@@ -98,6 +106,7 @@ class RunRecord(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: int
     ) -> None:
         self.images_seen += count_images(batch) * trainer.world_size
+        self._batches += 1
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -108,6 +117,9 @@ class RunRecord(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        done, self._batches = self._batches, 0
+        if done < trainer.num_training_batches:
+            raise _ended(f"batch {done} of {trainer.num_training_batches} of an epoch")
         fresh = ("train/", *(f"{name}/" for name in self._validated))
         row = {
             name: float(value)
@@ -143,6 +155,9 @@ class RunRecord(Callback):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds, self._since = self._clock(), 0.0
+        epochs = trainer.max_epochs or 0
+        if len(self.history) < epochs:
+            raise _ended(f"epoch {len(self.history)} of {epochs}")
 
     @override
     def on_exception(
@@ -151,7 +166,8 @@ class RunRecord(Callback):
         if not self.begun:
             return
         status = "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed"
-        cause = workers.death(exception) or f"{type(exception).__name__}: {exception}"
+        cause = workers.death(exception) or peers.lost(exception)
+        cause = cause or f"{type(exception).__name__}: {exception}"
         self._write(trainer, pl_module, status, cause)
 
     def select(self, selection: str) -> None:
@@ -249,6 +265,13 @@ class RunRecord(Callback):
             "status": status,
             "cause": cause,
         }
+
+
+def _ended(where: str) -> UserError:
+    return UserError(
+        f"a callback or the method ended the training after {where}, before its schedule: it has "
+        "no result. Remove what stops it, or set a shorter trainer.max_epochs."
+    )
 
 
 def _method(module: L.LightningModule) -> Method:

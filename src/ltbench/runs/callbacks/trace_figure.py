@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from ltbench import escaping
+
 _NAMED = 12  # classes that an axis has room for
 
 Array = NDArray[Any]
@@ -28,6 +30,7 @@ def trace_figure(traces: Mapping[str, Array], class_names: Sequence[str]) -> Fig
         class_names: In label order; they label the rows of a trace with one value per class.
     """
     names = [name for name in traces if not name.endswith(".epoch")]
+    class_names = [escaping.drawn(name) for name in class_names]
     matrices = [name for name in names if traces[name].ndim == 3]
     single = [
         _panel(name, traces[name], traces[f"{name}.epoch"], class_names)
@@ -46,7 +49,7 @@ def trace_figure(traces: Mapping[str, Array], class_names: Sequence[str]) -> Fig
                 axes.set_axis_off()
                 continue
             title, draw = panel
-            axes.set_title(title)
+            axes.set_title(escaping.drawn(title))
             draw(axes)
     return figure
 

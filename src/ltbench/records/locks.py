@@ -1,0 +1,70 @@
+"""A folder that one process at a time may write."""
+
+import errno
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ltbench.errors import UserError
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs; the system frees it, however the process ends.
+
+    The file and the folders made for it are removed afterwards, as far as nothing else is in them.
+    The lock is the process's own: workers that it forked do not hold it on after its death.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    folder = path.parent
+    made = [above for above in (folder, *folder.parents) if not above.exists()]
+    file = _held(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        if file is not None:
+            os.close(file)
+        with suppress(OSError):  # not empty
+            for above in made:
+                above.rmdir()
+
+
+def _held(path: Path) -> int | None:
+    """Return the open file of a lock; None, with a warning, where there are no locks."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process has just removed the folder
+            continue
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file).st_ino == path.stat().st_ino:
+                os.truncate(file, 0)
+                os.write(file, f"process {os.getpid()} on {os.uname().nodename}".encode())
+                return file
+            os.close(file)  # another process has removed it since: take the new one
+        except FileNotFoundError:
+            os.close(file)
+        except OSError as error:
+            holder = os.read(file, 300).decode(errors="replace")
+            os.close(file)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"{path.parent} is being trained by {holder or 'another process'}: wait until "
+                    "that has ended, or stop it."
+                ) from error
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            warnings.warn(
+                f"{path.parent} cannot be locked ({error.strerror}): start one process for it.",
+                stacklevel=4,
+            )
+            return None
