@@ -50,7 +50,7 @@ def test_each_head_is_a_row_below_its_start_and_free_corrections_agree(suite, tm
         (f"ce+{name}" for name in names), "ce"
     )
     by_name = {row.name: row.runs[0] for row in scored.rows}
-    free = posthoc.baselines([by_name["ce"]])["accuracy"]
+    free = posthoc.baselines([by_name["ce"]], [])["accuracy"]
     for name, rule in (("posthocla", "logit adjustment"), ("taunorm", "tau-normalisation")):
         accuracy = by_name[f"ce+{name}"].metrics["accuracy"]
         assert accuracy == pytest.approx(free[rule]["value"])

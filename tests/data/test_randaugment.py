@@ -209,7 +209,10 @@ def test_timms_spaces_are_timms_operations(space: str, level: float) -> None:
             for sign in ((1, -1) if operation.signed else (1,))
         ]
         values = arguments(level, {}) if arguments else ()
-        expected = tensor(timm.NAME_TO_OP[short[name]](pil(image[0]), *values, **PILLOW)).int()
+        if values == (0,):  # no bit is left, which newer Pillow refuses
+            expected = torch.zeros_like(image[0]).int()
+        else:
+            expected = tensor(timm.NAME_TO_OP[short[name]](pil(image[0]), *values, **PILLOW)).int()
         error = torch.stack([(result - expected).abs() for result in results]).flatten(1)
         best = error[error.float().mean(1).argmin()]
         # A pixel on the edge of the image may fall to either side of it.

@@ -129,7 +129,8 @@ def of_run(folder, job_id):
 def test_what_is_remembered_over_a_resume(tmp_path, monkeypatch):
     clock = iter([100.0, 107.0, 200.0, 205.0])
     monkeypatch.setattr(run_record.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(RunRecord, "_write", lambda *args: None)
+    for name in ("_write", "_require_own_batch_size"):
+        monkeypatch.setattr(RunRecord, name, lambda *args: None)
     trainer = SimpleNamespace(is_global_zero=False, world_size=2)
     batch = {"index": torch.zeros(8), "unlabelled": {"index": torch.zeros(3), "weak": None}}
     first = RunRecord(of_run(tmp_path, "1"), None)

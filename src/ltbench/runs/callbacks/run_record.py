@@ -88,18 +88,22 @@ class RunRecord(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        wanted = self.context.config["data"].get("init_args", {}).get("batch_size")
-        if wanted is not None and _method(pl_module).data.batch_size != wanted:
-            raise UserError(
-                f"a callback has changed data.batch_size from {wanted} to "
-                f"{_method(pl_module).data.batch_size}: remove it, and set the batch size itself."
-            )
+        self._require_own_batch_size(pl_module)
         trainer.loggers = self.loggers  # only now: nothing can refuse the run any more
         self.begun, self._since = True, time.monotonic()
         self._write(trainer, pl_module, "running")
         config = yaml.safe_dump(self.context.config, sort_keys=False)
         if trainer.is_global_zero:
             records.write_text(self.context.folder.config, config)
+
+    def _require_own_batch_size(self, module: L.LightningModule) -> None:
+        actual = _method(module).data.batch_size
+        size = self.context.config["data"].get("init_args", {}).get("batch_size", actual)
+        if actual != size:
+            raise UserError(
+                f"a callback has changed data.batch_size from {size} to {actual}: remove it, and "
+                "set the batch size itself."
+            )
 
     @override
     def on_train_batch_end(
