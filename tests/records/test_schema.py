@@ -17,7 +17,7 @@ PARTS["data"]["head_mid_tail"] = [1, 1, 1]
 VALUES = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-(10**20), 10**20)
     | st.floats(allow_nan=False, allow_infinity=False)
     # a lone surrogate is no text and has no UTF-8
     | st.text(st.characters(exclude_categories=["Cs"])),

@@ -121,6 +121,11 @@ METHODS = {
         {"init_from": {"path": "START"}, "metric": "euclidean"},
         SEMI | {"mu": 0, "batch_size": 32},
     ),
+    "posthocla": (
+        "LogitAdjustment",
+        {"init_from": {"path": "START"}},
+        SEMI | {"mu": 0, "batch_size": 32},
+    ),
     "crt": (  # on features
         "ERM",
         {"init_from": {"path": "START"}, "head_init": "random", "trainable": "head"},
@@ -158,7 +163,7 @@ def config(method, home, epochs=8, **data):
         net = {}
     elif method == "selmix":
         net = {"optimizer": SGD}
-    elif method in ("taunorm", "ncm"):
+    elif method in ("taunorm", "ncm", "posthocla"):
         net = {"backbone": "tiny_net"}
     data_class = "LongTailDataModule"
     if "protocol" in settings:

@@ -86,11 +86,11 @@ class FrozenFeatures:
     def _computed(self, split: str, rows: list[int]) -> Tensor:
         net, device = self.net.to(self.device), self.device
         features = torch.zeros(len(self.data.splits[split].labels), self._width, device=device)
-        done = 0
+        order, done = torch.tensor(rows, dtype=torch.long, device=device), 0
         with evaluation_mode(net), self.forward():
             for batch in self.data.evaluation_batches(split, device):
                 part = penultimate.features(net, batch["image"])
-                features[rows[done : done + len(part)]] = part.float()
+                features.index_copy_(0, order[done : done + len(part)], part.float())
                 done += len(part)
         return self.summed(features).cpu()  # each row is of one rank, so that sums are exact
 
