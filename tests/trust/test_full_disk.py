@@ -17,10 +17,10 @@ from ltbench.bench.run.suite import Job, Plan
 COMMANDS = {  # and a file that each of them writes
     "report": ("leaderboard store --output report.html", "report.html"),
     "leaderboard": ("leaderboard store --output table.csv", "table.csv"),
-    "export": ("bench export mine --folder store --to out", "record.json"),
-    "predictions": ("bench export mine --folder store --to out", "predictions_last.npz"),
-    "analysis": ("analyze confusion --run {run} --output out --device cpu", "confusion.json"),
-    "picture": ("analyze confusion --run {run} --output out --device cpu", "confusion.png"),
+    "export": ("bench export mine --folder store --to made", "record.json"),
+    "predictions": ("bench export mine --folder store --to made", "predictions_last.npz"),
+    "analysis": ("analyze confusion --run {run} --output made --device cpu", "confusion.json"),
+    "picture": ("analyze confusion --run {run} --output made --device cpu", "confusion.png"),
 }
 
 
