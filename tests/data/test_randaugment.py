@@ -172,7 +172,7 @@ def test_cutout_is_the_rectangle_that_pillow_draws(channels: int, fill: list[int
 
 
 @pytest.mark.paper
-def test_cutout_erases_the_published_share_and_leaves_no_image_whole() -> None:
+def test_cutout_erases_a_twelfth_on_average_and_leaves_no_image_whole() -> None:
     images = torch.zeros(40_000, 1, 32, 32, dtype=torch.uint8)
     erased = (RandAugment(0, cutout=0.5)(images, generator()) > 0).flatten(1).float()
     assert erased.mean() == pytest.approx(0.0835, abs=0.002)

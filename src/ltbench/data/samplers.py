@@ -206,7 +206,7 @@ class ProgressiveSampler(BySharesSampler):
         super().__init__(labels, seed, length)
         if not isinstance(epochs, int) or epochs < 1:
             raise UserError(
-                f"sampler 'progressive' has epochs: {epochs}; give it the number of all epochs: "
+                f"sampler 'progressive' has epochs: {epochs}; give it the length of the training: "
                 "{class_path: progressive, init_args: {epochs: 90}}."
             )
         self.epochs = epochs
@@ -223,13 +223,12 @@ class ClassAwareSampler(TrainingSampler):
     Classes come in a fresh order in every round over all of them, and the images of a class in a
     fresh order whenever all of them have come. An epoch may end within a round.
 
-    Source: the released code of Kang et al., arXiv 1910.09217, whose epochs are longer: as many
-    rounds as the largest class has images.
+    Source: the released code of Kang et al., arXiv 1910.09217.
 
     Args:
         labels: See :class:`TrainingSampler`.
         seed: See there.
-        length: See there.
+        length: See there; default: the images of the largest class, for each class.
         in_a_row: Images of a class in a row.
 
     Raises:
@@ -239,11 +238,11 @@ class ClassAwareSampler(TrainingSampler):
     def __init__(
         self, labels: Labels, seed: int, length: int | None = None, in_a_row: int = 4
     ) -> None:
-        super().__init__(labels, seed, length)
+        classes, ranks, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        super().__init__(labels, seed, length or len(classes) * int(counts.max()))
         if not isinstance(in_a_row, int) or in_a_row < 1:
             raise UserError(f"in_a_row is {in_a_row}; it must be a whole number above 0.")
         self.in_a_row = in_a_row
-        classes, ranks = np.unique(labels, return_inverse=True)
         self.by_class = ImagesByClass(torch.from_numpy(ranks), len(classes))
 
     @override

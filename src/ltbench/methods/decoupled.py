@@ -340,7 +340,7 @@ class Tuned(SetHead):
             num_classes, in_chans, init_from, backbone, backbone_args=backbone_args, head=head
         )
         if tau is not None and not 0 <= tau < float("inf"):
-            raise UserError(f"tau is {tau}; it must be at least 0.")
+            raise UserError(f"tau is {tau}; it must be a number, at least 0.")
         self.tau = tau
 
     @abstractmethod

@@ -40,7 +40,7 @@ _PLAIN: Overrides = {  # options of the data that say what training adds to the 
 
 
 def named(text: str) -> list[str]:
-    """Read names of heads, divided by commas, or ``all``.
+    """Read names of heads, separated by commas, or ``all``.
 
     Raises:
         UserError: There is no such head.
@@ -79,8 +79,10 @@ def with_heads(
                 why = lacking
                 if kind == "cosine" and HEADS[name]:
                     why = "its classifier is cosine, not linear"
+                if name in _TUNED and "val" not in record["data"]["images"]:
+                    why = "there are no validation images to choose its tau on"
                 if f"{row}+{name}" in plan.rows:
-                    why = "the suite has rows of these names"
+                    why = "the suite already has such a row"
                 if why:
                     unfit.setdefault((row, why), {})[name] = None
                     continue
@@ -147,7 +149,7 @@ def _overrides(config: Path, head: str, record: Record, last: Overrides) -> dict
     names = ("accelerator", "devices", "precision")
     shared = {f"trainer.{k}": trainer[k] for k in names if trainer.get(k) not in (None, "auto")}
     if head in _TUNED:
-        shared["model.tau"] = None if "val" in record["data"]["images"] else 1.0
+        shared["model.tau"] = None
     return {
         "data.class_path": data["class_path"],
         **{f"data.{name}": value for name, value in options.items()},

@@ -66,8 +66,9 @@ class FrozenFeatures:
             stored = _read(file, shape) if file else None
             mine = self._mine(split)
             missing = torch.tensor(int(stored is None), device=self.device)
-            # Computing is collective, and ranks may have looked at different moments.
-            if stored is None or self.summed(missing):
+            # Computing is collective, and ranks may have looked at different moments or disks.
+            lacking = self.summed(missing)
+            if stored is None or lacking:
                 stored = self._computed(split, [*mine])
                 if file and mine.rank == 0:
                     _keep(file, stored)
