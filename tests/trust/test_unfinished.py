@@ -17,6 +17,7 @@ from lightning.pytorch import callbacks as lightnings
 from lightning.pytorch.accelerators import CPUAccelerator
 
 from ltbench import cli, records
+from ltbench.errors import UserError
 from ltbench.methods.erm import ERM
 from ltbench.runs import training
 from ltbench.runs.callbacks.refused import REFUSED
@@ -239,6 +240,24 @@ def test_a_run_is_trained_by_one_process_at_a_time(ltbench, refused, tiny, tmp_p
     done = ltbench("fit", "--config", tiny)
     assert done.code == 0, done.err
     assert not list(tmp_path.rglob("lock"))
+
+
+@pytest.mark.parametrize("kind", ["symlink", "link", "pipe", "folder"])
+def test_a_lock_that_someone_else_made_is_not_written_through(kind, tmp_path):
+    victim, lock = tmp_path / "victim", tmp_path / "run/lock"
+    victim.write_text("mine")
+    lock.parent.mkdir()
+    if kind == "symlink":
+        lock.symlink_to(victim)
+    elif kind == "link":
+        lock.hardlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    with pytest.raises(UserError, match="lock"), records.locked(lock):
+        pass
+    assert victim.read_text() == "mine"
 
 
 def test_a_finished_run_needs_no_lock(ltbench, tiny, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,12 +42,21 @@ def _held(path: Path) -> int | None:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A stranger's folder may hold a link or a pipe of this name.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except FileNotFoundError:  # another process has just removed the folder
             continue
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise _no_lock(path) from error
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(file)
+            raise _no_lock(path)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file).st_ino == path.stat().st_ino:
+            if status.st_ino == path.lstat().st_ino:
                 os.truncate(file, 0)
                 os.write(file, f"process {os.getpid()} on {os.uname().nodename}".encode())
                 return file
@@ -68,3 +78,7 @@ def _held(path: Path) -> int | None:
                 stacklevel=4,
             )
             return None
+
+
+def _no_lock(path: Path) -> UserError:
+    return UserError(f"{path} is not a lock file that ltbench made: remove it.")

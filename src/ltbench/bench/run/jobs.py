@@ -195,10 +195,14 @@ def note(folder: Path, **notes: Any) -> None:  # noqa: ANN401 - what JSON can ho
     records.write_json(folder / "job.json", {**read_json(folder / "job.json"), **notes})
 
 
+# A stranger's folder may hold a link or a pipe in a file's place: neither followed nor waited for.
+_OURS_ALONE = os.O_NOFOLLOW | os.O_NONBLOCK
+
+
 def is_locked(folder: Path) -> bool:
     """Say whether a process holds the lock of a job."""
     try:
-        lock = os.open(folder / "lock", os.O_RDWR)
+        lock = os.open(folder / "lock", os.O_RDWR | _OURS_ALONE)
     except OSError:
         return False
     try:
@@ -234,13 +238,14 @@ def start(
         The process; None if another one is running the job, or has run it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | _OURS_ALONE)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if (record := _run_of(folder)[1]) and record["status"] == "done":
             return None
         seconds = read_notes(folder).get("seconds", 0.0)
-        with (folder / "log.txt").open("ab") as log:
+        appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS_ALONE
+        with os.fdopen(os.open(folder / "log.txt", appending, 0o666), "ab") as log:
             log.write(f"\n$ {' '.join(words)}\n".encode())
             log.flush()
             process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,24 +123,29 @@ def _alone(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return a config that writes below the reproduction's folder alone.
 
     Raises:
-        UserError: A callback of it names a folder of its own.
+        UserError: A callback, strategy or plugin of it names a place of its own.
     """
     trainer = {k: v for k, v in (config.get("trainer") or {}).items() if k not in OUTSIDE}
-    for text in _texts(trainer.get("callbacks")):
-        if "/" in text or ".." in text:
+    for name, text in _texts([trainer.get(part) for part in ("callbacks", "strategy", "plugins")]):
+        if "/" in text or ".." in text or re.search("dir|path|file|config", name):
             raise UserError(
-                f"{path}: a callback of this run would write to {text:.80}; train it with a config "
-                "of your own instead."
+                f"{path}: a callback or strategy of this run has {name or 'an argument'} "
+                f"{text:.80}, which may be a place to write to; train it with a config of your "
+                "own instead."
             )
     return {key: value for key, value in config.items() if key in PARTS} | {"trainer": trainer}
 
 
-def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - a config is recursive
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - recursive
+    """Yield the name and value of each argument that is a text, but for the names of classes."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+        yield ("" if name == "class_path" else name), value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, str(key))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, name)
 
 
 def compare(
