@@ -175,8 +175,8 @@ def _backing(config: str, method: str, part: str, status: str) -> str:
     if status == "Ours":
         return ""
     if status == "Changed":
-        told = TOLD.get(method, {}).get(part)
-        entries = [d for d in _card(method)["deviations"] if told and d.startswith(told)]
+        beginning = TOLD.get(method, {}).get(part)
+        entries = [d for d in _card(method)["deviations"] if beginning and d.startswith(beginning)]
         if len(entries) != 1:
             raise ValueError(f"{config}: the card of {method} does not tell how {part} differs.")
         return entries[0]

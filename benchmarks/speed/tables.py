@@ -86,10 +86,10 @@ def section(title: str, how: str, result: dict[str, Any]) -> str:
 
 def on_gpu(folder: Path) -> str:
     """Return the section of what ``gpu_check.py`` left in a folder; empty if it left nothing."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    if not found:
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not results:
         return ""
-    parts = [section(name, result["question"], result) for name, result in found.items()]
+    parts = [section(name, result["question"], result) for name, result in results.items()]
     return "\n\n".join(["## On a GPU\n\nMeasured by `make gpu-check`.", *parts])
 
 

@@ -1,4 +1,5 @@
 import math
+import os
 import shutil
 
 import lightning as L
@@ -295,6 +296,15 @@ def test_features_are_computed_once_and_again_where_they_are_not_what_is_needed(
     assert len([*(own_run / "features").iterdir()]) == 4
     for file in (own_run / "features").iterdir():
         file.write_bytes(file.read_bytes()[:-8])
+    assert computes()[1] == ["train", "val"]
+    shutil.rmtree(own_run / "features")
+    assert computes()[1] == ["train", "val"]
+    for file in (own_run / "features").iterdir():
+        np.save(file, np.full_like(np.load(file), np.nan))
+    assert computes()[1] == ["train", "val"]
+    for file in (own_run / "features").iterdir():
+        file.unlink()
+        os.mkfifo(file)
     assert computes()[1] == ["train", "val"]
     checkpoint = own_run / "checkpoints/last.ckpt"
     content = read(checkpoint)

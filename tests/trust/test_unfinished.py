@@ -98,6 +98,10 @@ def leaves_an_epoch(self, batch, batch_idx):
     return -1 if batch_idx == 2 else None
 
 
+def shortens_the_training(self, *_):
+    self.trainer.fit_loop.max_epochs = 1
+
+
 def changes_the_batch_size(self):
     self.trainer.datamodule.batch_size = 16
 
@@ -108,6 +112,7 @@ def changes_the_batch_size(self):
         ("on_train_epoch_end", stops_after_an_epoch),
         ("on_train_batch_start", stops_in_an_epoch),
         ("on_train_batch_start", leaves_an_epoch),
+        ("on_train_batch_start", shortens_the_training),
         ("on_fit_start", changes_the_batch_size),
     ],
 )

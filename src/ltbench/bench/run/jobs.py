@@ -195,7 +195,7 @@ def note(folder: Path, **notes: Any) -> None:  # noqa: ANN401 - what JSON can ho
     records.write_json(folder / "job.json", {**read_json(folder / "job.json"), **notes})
 
 
-# A stranger's folder may hold a link or a pipe in a file's place: neither followed nor waited for.
+# A stranger's folder may hold a link or a pipe in a file's place: not followed, nor waited for.
 _OURS_ALONE = os.O_NOFOLLOW | os.O_NONBLOCK
 
 

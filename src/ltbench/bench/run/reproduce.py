@@ -109,8 +109,8 @@ def _place(folder: Path, job_id: str, config: str) -> Path:
             records.require_place(run.config)
             records.write_text(run.config, config)
             return place
-        ours = not place.is_symlink() and run.config.is_file() and run.config.read_text() == config
-        if ours and not any(map(_is_done, place.glob(f"*/{RECORD}"))):
+        begun = not place.is_symlink() and run.config.is_file() and run.config.read_text() == config
+        if begun and not any(map(_is_done, place.glob(f"*/{RECORD}"))):
             return place
     raise AssertionError
 

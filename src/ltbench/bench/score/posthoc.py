@@ -110,7 +110,7 @@ def _kept(run: Run, problems: list[str]) -> Corrected:
 
 
 def _valid(stored: Mapping[str, Any]) -> Corrected:
-    """Return what was kept, or nothing where something in it is no correction: it is made again."""
+    """Return stored corrections; none where a file holds anything else, so they are made again."""
     for name, rules in stored.items():
         if name not in CORRECTIONS or not isinstance(rules, dict):
             return {}

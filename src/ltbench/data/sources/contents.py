@@ -55,11 +55,11 @@ def digests(root: Path, names: Sequence[bytes]) -> list[bytes]:
         parts = [new[at : at + 256] for at in range(0, len(new), 256)]
         hashed = pool.map(lambda part: [_digest(paths[row]) for row in part], parts)
         fresh = dict(zip(new, (digest for part in hashed for digest in part), strict=True))
-    found = [fresh[row] if row in fresh else known[name][1] for row, name in enumerate(names)]
+    digests = [fresh[row] if row in fresh else known[name][1] for row, name in enumerate(names)]
     settled = [row for row in fresh if max(states[row][1:3]) < (now - SETTLED) * 1e9]
     if settled:
-        _remember(store, known | {names[row]: (states[row], found[row]) for row in settled})
-    return found
+        _remember(store, known | {names[row]: (states[row], digests[row]) for row in settled})
+    return digests
 
 
 def _state(path: bytes) -> State:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -111,10 +112,13 @@ class FrozenFeatures:
 
 
 def _read(file: Path, shape: tuple[int, int]) -> Tensor | None:
-    """Return stored features; None if there are none, or the file is damaged."""
+    """Return stored features; None if there are none, or the file is damaged or not a plain one."""
     with contextlib.suppress(OSError, ValueError, EOFError):
+        if not stat.S_ISREG(file.lstat().st_mode):  # a pipe would wait, a link lead elsewhere
+            return None
         stored = np.load(file, mmap_mode="c", allow_pickle=False)
-        if stored.shape == shape and stored.dtype == np.float32:
+        fits = stored.shape == shape and stored.dtype == np.float32
+        if fits and np.isfinite(stored).all():
             return torch.from_numpy(stored)
     return None
 

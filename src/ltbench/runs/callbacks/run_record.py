@@ -159,7 +159,8 @@ class RunRecord(Callback):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds, self._since = self._clock(), 0.0
-        epochs = trainer.max_epochs or 0
+        # Of the config: a callback may have lowered the trainer's own.
+        epochs = self.context.config["trainer"]["max_epochs"]
         if len(self.history) < epochs:
             raise _ended(f"epoch {len(self.history)} of {epochs}")
 
